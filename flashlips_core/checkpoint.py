@@ -1,0 +1,141 @@
+"""Checkpoints: safetensors weights, with role, config and training notes as JSON in the file's metadata. Never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from .types import FlashLipsError
+
+FORMAT_VERSION = 1
+BUNDLED_DIR = Path(__file__).parent / "weights"
+
+Builder = Callable[[dict[str, Any]], nn.Module]
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointInfo:
+    """What a checkpoint says of itself."""
+
+    role: str  # "editor", "lip-encoder", "pose-model", "audio-encoder", "codec"
+    config: dict[str, Any]  # {"class": network name, **the network's config fields}
+    notes: dict[str, Any]  # version, licence, training data, steps, seed
+    path: str
+
+
+def config_to_dict(network: nn.Module) -> dict[str, Any]:
+    """The network's class name and the fields of its frozen ``config`` dataclass, ready for JSON."""
+    return {"class": type(network).__name__, **dataclasses.asdict(network.config)}
+
+
+def config_from_dict(config_class: type, fields: dict[str, Any]) -> Any:
+    """Rebuild a config dataclass; JSON lists become tuples; unknown fields are an error."""
+    known = {f.name for f in dataclasses.fields(config_class)}
+    unknown = sorted(set(fields) - known - {"class"})
+    if unknown:
+        raise FlashLipsError(f"{config_class.__name__} does not know {', '.join(unknown)}; the file comes from a newer version: update FlashLips.")
+    hints = typing.get_type_hints(config_class)
+    values = {}
+    for name, value in fields.items():
+        if name != "class":
+            values[name] = tuple(value) if typing.get_origin(hints[name]) is tuple else value
+    return config_class(**values)
+
+
+def save(network: nn.Module, path: str | Path, role: str, notes: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
+    """Write weights and config to ``path`` (through ``.part``, so that a stop leaves no half file)."""
+    tensors = {name: _stored(value, dtype) for name, value in network.state_dict().items()}
+    header = {"format": "flashlips", "version": FORMAT_VERSION, "role": role, "config": config_to_dict(network), "notes": notes}
+    write_tensors(path, tensors, header)
+
+
+def write_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write named tensors and a JSON header; the file appears whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata={"flashlips": json.dumps(header)})
+    part.replace(path)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`write_tensors` wrote. Raises FlashLipsError for anything else, pickles included."""
+    header = read_header(path)
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, header
+
+
+def read_header(path: str | Path) -> dict[str, Any]:
+    """The JSON header of a FlashLips file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FlashLipsError(f"No checkpoint at {path}; check the path, or leave it out to use the bundled model.")
+    if path.suffix in {".pt", ".pth", ".ckpt", ".bin", ".pkl"}:
+        raise FlashLipsError(f"{path.name} may be a pickle, which can run code when opened; convert it to .safetensors.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise FlashLipsError(f"{path.name} is not a readable safetensors file ({error}); download or train it again.") from error
+    if "flashlips" not in metadata:
+        raise FlashLipsError(f"{path.name} holds no FlashLips model (its metadata lacks 'flashlips'); choose a file made by this software.")
+    header = json.loads(metadata["flashlips"])
+    if header["version"] > FORMAT_VERSION:
+        raise FlashLipsError(f"{path.name} has format version {header['version']}, this software reads up to {FORMAT_VERSION}: update FlashLips.")
+    return header
+
+
+def info(path: str | Path) -> CheckpointInfo:
+    """Role, config and notes of a checkpoint, without loading its weights."""
+    header = read_header(path)
+    return CheckpointInfo(header["role"], header["config"], header["notes"], str(path))
+
+
+def load(path: str | Path, role: str, builders: dict[str, Builder], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+    """Build the network that a checkpoint names and fill it, strictly.
+
+    ``builders`` maps a network's class name to a function from its config fields to the module.
+    """
+    tensors, header = read_tensors(path)
+    if header["role"] != role:
+        raise FlashLipsError(f"{Path(path).name} is a checkpoint for '{header['role']}', but '{role}' is needed here; choose another file.")
+    name = header["config"]["class"]
+    if name not in builders:
+        raise FlashLipsError(f"{Path(path).name} needs the network '{name}', which this version does not know: update FlashLips.")
+    with torch.device("meta"):
+        network = builders[name](header["config"])
+    missing, unexpected = _key_difference(network, tensors)
+    if missing or unexpected:
+        raise FlashLipsError(f"{Path(path).name} does not fit {name}: missing {missing[:3]}, unknown {unexpected[:3]}; it is damaged or from another version.")
+    try:
+        network.load_state_dict(tensors, strict=True, assign=True)
+    except RuntimeError as error:
+        raise FlashLipsError(f"{Path(path).name} does not fit {name}: {str(error).splitlines()[-1].strip()}") from error
+    return network.requires_grad_(False).eval().to(device=device, dtype=dtype)
+
+
+def bundled(role: str) -> Path:
+    """The path of the bundled checkpoint for a role."""
+    path = BUNDLED_DIR / f"{role}.safetensors"
+    if not path.is_file():
+        raise FlashLipsError(f"The bundled {role} is missing ({path.name}); reinstall the pack, or name a checkpoint of your own.")
+    return path
+
+
+def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:
+    value = value.detach().cpu()
+    return (value.to(dtype) if value.is_floating_point() else value).contiguous()
+
+
+def _key_difference(network: nn.Module, tensors: dict[str, Tensor]) -> tuple[list[str], list[str]]:
+    expected, got = set(network.state_dict()), set(tensors)
+    return sorted(expected - got), sorted(got - expected)

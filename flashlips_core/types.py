@@ -1,0 +1,166 @@
+"""What the stages hand to each other: small, frozen, checked once.
+
+T frames, D feature size, P pose numbers (12). Boxes are ``xyxy`` in pixels of the upright frame; time is a frame index or an
+exact ``Fraction`` of seconds, never float seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+POSE_DIM = 12  # 8 expression + 4 mouth-crop numbers (paper, lip encoder)
+SAMPLE_RATE = 16_000  # every audio encoder listens at 16 kHz
+
+Progress = Callable[[int, int], None]
+"""``progress(done, total)``, called after each frame or step; it may raise to stop the work."""
+
+
+class FlashLipsError(ValueError):
+    """Something the user can mend: says what was got, what was expected, and what to do."""
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """What a media file holds, as seen upright."""
+
+    path: str
+    width: int  # pixels, after rotation
+    height: int
+    fps: Fraction  # average frames per second
+    num_frames: int  # the container's count, or duration * fps where it keeps none
+    duration: Fraction  # seconds
+    time_base: Fraction  # seconds per pts tick
+    rotation: int  # degrees clockwise applied to make frames upright: 0, 90, 180, 270
+    pix_fmt: str
+    color_range: int  # FFmpeg's AVColorRange
+    colorspace: int  # FFmpeg's AVColorSpace
+    color_primaries: int
+    color_trc: int
+    is_variable_rate: bool
+    audio_rate: int | None  # Hz, None without audio
+    audio_channels: int | None
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One upright picture kept as it was coded: planar YUV, small until it is on the device.
+
+    ``planes`` are Y, U, V as (rows, columns) arrays, uint8 for 8-bit formats and uint16 above. Frames are shared between
+    threads: nobody writes into ``planes``; an edit makes a new Frame.
+    """
+
+    planes: tuple[np.ndarray, np.ndarray, np.ndarray]
+    pix_fmt: str  # planar YUV, e.g. "yuv420p", "yuv422p10le"
+    pts: int  # in time_base ticks
+    color_range: int = 0
+    colorspace: int = 0
+
+    @property
+    def height(self) -> int:
+        return self.planes[0].shape[0]
+
+    @property
+    def width(self) -> int:
+        return self.planes[0].shape[1]
+
+    @property
+    def chroma_shift(self) -> tuple[int, int]:
+        """log2 of the chroma subsampling, (horizontal, vertical)."""
+        rows, columns = self.planes[1].shape
+        return int(self.width > columns), int(self.height > rows)
+
+    @property
+    def bit_depth(self) -> int:
+        """Bits per sample: the digits behind ``p`` in the format's name, 8 without any."""
+        digits = self.pix_fmt.rpartition("p")[2].removesuffix("le").removesuffix("be")
+        return int(digits) if digits.isdigit() else 8
+
+
+@dataclass(frozen=True)
+class FaceTrack:
+    """Where one face is in every frame of one clip.
+
+    ``boxes`` are the square crops that the editor sees, not detector boxes; rows of absent frames repeat the nearest
+    present one, so that interpolation never jumps.
+    """
+
+    boxes: np.ndarray  # (T, 4) float32, xyxy
+    points: np.ndarray  # (T, 5, 2) float32: eyes (image left, image right), nose tip, mouth corners (image left, right)
+    present: np.ndarray  # (T,) bool
+    width: int
+    height: int
+    fps: Fraction
+
+    def __post_init__(self) -> None:
+        if not len(self.boxes) == len(self.points) == len(self.present):
+            raise ValueError(f"Track arrays disagree: {len(self.boxes)} boxes, {len(self.points)} points, {len(self.present)} flags.")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Decoded sound at its own rate."""
+
+    samples: Tensor  # (channels, N) float32 in [-1, 1], cpu
+    sample_rate: int  # Hz
+
+    @property
+    def duration(self) -> Fraction:
+        return Fraction(self.samples.shape[-1], self.sample_rate)
+
+
+@dataclass(frozen=True)
+class AudioFeatures:
+    """What an audio encoder hears, one row per feature frame."""
+
+    values: Tensor  # (N, D) float32, cpu
+    rate_hz: Fraction  # rows per second
+    kind: str  # the encoder's name, e.g. "flashlips-mel-conv", "wav2vec2-base:12"; a pose model accepts one kind
+    level_db: Tensor  # (N,) float32: loudness of each row in dB full scale, for the silence gate
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+@dataclass(frozen=True)
+class LipPoses:
+    """The lip pose of each frame, standardised per dimension on the training set (0 mean, unit deviation)."""
+
+    values: Tensor  # (T, 12) float32, cpu
+    fps: Fraction  # poses per second
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2:
+            raise ValueError(f"Poses must be (frames, {POSE_DIM}), got {tuple(self.values.shape)}.")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+
+def device_of(name: str | torch.device | None) -> torch.device:
+    """The device a user means: the named one, else CUDA, else Apple's MPS, else the CPU."""
+    if name is not None and str(name) != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def dtype_for(device: torch.device) -> torch.dtype:
+    """bf16 where a CUDA card computes it natively, fp16 on older cards, fp32 elsewhere.
+
+    CPUs stay in fp32: on a 2-core AVX512-BF16 machine oneDNN ran these convolutions at 150 GFLOP/s in bf16, 260 in fp32.
+    """
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.float32
