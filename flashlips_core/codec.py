@@ -95,7 +95,7 @@ class CallableCodec(Codec):
         decode: scaled latents -> images.
     """
 
-    def __init__(self, encode: Callable[[Tensor], Tensor], decode: Callable[[Tensor], Tensor], name: str, halo: int | None = None) -> None:
+    def __init__(self, encode: Callable, decode: Callable, name: str, halo: int | None = None) -> None:
         super().__init__(nn.Module(), name, halo)
         self._encode, self._decode = encode, decode
 
@@ -116,7 +116,7 @@ def crop_decode(codec: Codec, latents: Tensor, region: tuple[int, int, int, int]
     height, width = latents.shape[-2:]
     x0, y0, x1, y1 = region
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise FlashLipsError(f"Region {region} does not lie in latents of {width}x{height} cells; give x0, y0, x1, y1 in latent cells.")
+        raise FlashLipsError(f"Region {region} does not lie in latents of {width}x{height} cells; give x0, y0, x1, y1 in cells.")
     if codec.halo is None:
         left, top, right, bottom = 0, 0, width, height
     else:
@@ -158,7 +158,7 @@ def load_codec(source: str | Path = "bundled", device: torch.device | str = "cpu
     elif str(source).count("/") == 1 and not path.is_absolute() and path.suffix != ".safetensors":
         codec = _load_folder(_download(str(source)), name=str(source))
     else:
-        raise FlashLipsError(f"No codec at '{source}'; name a folder, a .safetensors file, a hub id, or one of bundled, taesdxl, sdxl.")
+        raise FlashLipsError(f"No codec at '{source}'; name a folder, a .safetensors file, a hub id, bundled, taesdxl or sdxl.")
     return codec.to(device=device, dtype=_safe_dtype(codec, dtype), memory_format=torch.channels_last)
 
 
@@ -180,7 +180,7 @@ def _load_folder(folder: Path, name: str | None = None) -> Codec:
     for place in (folder, folder / "vae"):
         if (place / "config.json").is_file():
             return _from_diffusers(place, name or folder.name)
-    raise FlashLipsError(f"{folder} holds neither taesdxl_encoder/decoder .safetensors nor a diffusers config.json; choose another folder.")
+    raise FlashLipsError(f"{folder} holds neither TAESDXL's two .safetensors nor a diffusers config.json; choose another folder.")
 
 
 def _tiny_from_official(encoder: Path, decoder: Path) -> nn.Module:
@@ -190,12 +190,14 @@ def _tiny_from_official(encoder: Path, decoder: Path) -> nn.Module:
     network = AutoencoderTiny()  # the defaults are TAESD's and TAESDXL's
     for half, path, shift in ((network.encoder.layers, encoder, 0), (network.decoder.layers, decoder, 1)):
         try:
-            tensors = load_file(path)
-            indices = {key: key.partition(".") for key in tensors}
-            half.load_state_dict({f"{int(index) - shift}.{rest}": tensors[key] for key, (index, _, rest) in indices.items()}, strict=True)
+            tensors = {}
+            for key, value in load_file(path).items():
+                index, _, rest = key.partition(".")
+                tensors[f"{int(index) - shift}.{rest}"] = value
+            half.load_state_dict(tensors, strict=True)
         except (SafetensorError, OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[-1].strip()
-            raise FlashLipsError(f"{path.name} does not hold TAESDXL's published weights ({reason}); download it again.") from error
+            raise FlashLipsError(f"{path.name} does not hold TAESDXL's weights ({reason}); download it again.") from error
     return network
 
 
@@ -203,9 +205,12 @@ def _from_diffusers(folder: Path, name: str) -> Codec:
     config = json.loads((folder / "config.json").read_text())
     kind = config.get("_class_name")
     if kind not in {"AutoencoderTiny", "AutoencoderKL"}:
-        raise FlashLipsError(f"{folder} holds a '{kind}'; FlashLips works with AutoencoderKL (SDXL's VAE) and AutoencoderTiny (TAESDXL).")
-    if config.get("latent_channels", 4) != 4 or (kind == "AutoencoderKL" and abs(config.get("scaling_factor", 0) - SDXL_SCALE) > 1e-4):
-        raise FlashLipsError(f"{folder} is not in SDXL's latent space (4 channels, scaling_factor {SDXL_SCALE}); choose SDXL's VAE or TAESDXL.")
+        raise FlashLipsError(f"{folder} holds a '{kind}'; choose an AutoencoderKL (SDXL's VAE) or an AutoencoderTiny (TAESDXL).")
+    is_scaled_otherwise = kind == "AutoencoderKL" and abs(config.get("scaling_factor", 0) - SDXL_SCALE) > 1e-4
+    if config.get("latent_channels", 4) != 4 or is_scaled_otherwise:
+        raise FlashLipsError(
+            f"{folder} is not in SDXL's latent space (its scaling_factor is {SDXL_SCALE}); choose SDXL's VAE or TAESDXL."
+        )
     import diffusers
 
     try:
@@ -216,7 +221,9 @@ def _from_diffusers(folder: Path, name: str) -> Codec:
         raise FlashLipsError(f"{folder} cannot be read as {kind} ({str(error).splitlines()[0]}); download it again.") from error
     wrong = [*report["missing_keys"], *report["unexpected_keys"]]
     if wrong:  # diffusers only warns, and leaves what is missing at random values
-        raise FlashLipsError(f"{folder} does not fit {kind}: {len(wrong)} keys missing or unknown, first '{wrong[0]}'; download it again.")
+        raise FlashLipsError(
+            f"{folder} does not fit {kind}: {len(wrong)} keys missing or unknown, like '{wrong[0]}'; download it again."
+        )
     return TinyCodec(network, name) if kind == "AutoencoderTiny" else KLCodec(network, name)
 
 
@@ -225,12 +232,12 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["config.json", "diffusion_pytorch_model.safetensors", "vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
+    patterns = [place + name for place in ("", "vae/") for name in ("config.json", "diffusion_pytorch_model.safetensors")]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FlashLipsError(f"'{hub_id}' is no folder here and could not be downloaded ({reason}); give a local folder with the codec.") from error
+        raise FlashLipsError(f"'{hub_id}' is no folder and could not be downloaded ({reason}); name a folder.") from error
 
 
 def _safe_dtype(codec: Codec, dtype: torch.dtype) -> torch.dtype:
@@ -243,4 +250,6 @@ def _safe_dtype(codec: Codec, dtype: torch.dtype) -> torch.dtype:
 
 def _check_images(images: Tensor) -> None:
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[-1] % CELL_PX or images.shape[-2] % CELL_PX:
-        raise FlashLipsError(f"Images must be (B, 3, H, W) with H and W multiples of {CELL_PX}, got {tuple(images.shape)}; resize the crop.")
+        raise FlashLipsError(
+            f"Images must be (B, 3, H, W), H and W multiples of {CELL_PX}, got {tuple(images.shape)}; resize the crop."
+        )
