@@ -1,0 +1,167 @@
+"""The measures of a dub: pure functions on curves and pictures, each a number that says what it was computed from.
+
+T frames. Curves are (T,) arrays, one value per video frame, with NaN where no face was found.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .types import Frame
+
+LIP_LEAK_RATIO = 0.25  # KeySync: a mouth whose aspect ratio exceeds this counts as open
+REST_PERCENTILE = 5  # a face's rest: the opening that it stays under in this share of its own frames
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One row of the table."""
+
+    name: str
+    value: float | None  # None: not measured
+    target: str  # "at least 0.60", "" for a number given for comparison only
+    passed: bool | None  # None without a target or a value
+    count: int  # clips or frames behind the value
+    note: str = ""
+
+    def as_dict(self) -> dict:
+        return asdict(self)
+
+
+def at_least(name: str, value: float | None, limit: float, count: int, note: str = "") -> Measure:
+    """A row that passes from ``limit`` upwards."""
+    passed = None if value is None else bool(value >= limit)
+    return Measure(name, value, f"at least {limit:.2f}", passed, count, note)
+
+
+def at_most(name: str, value: float | None, limit: float, count: int, note: str = "") -> Measure:
+    """A row that passes up to ``limit``."""
+    passed = None if value is None else bool(value <= limit)
+    return Measure(name, value, f"at most {limit:.2f}", passed, count, note)
+
+
+def shown(name: str, value: float | None, count: int, note: str = "") -> Measure:
+    """A row without a target."""
+    return Measure(name, value, "", None, count, note)
+
+
+def not_measured(name: str, reason: str) -> Measure:
+    """A row whose network or data is absent; never approximated under the same name."""
+    return Measure(name, None, "", None, 0, f"not measured: {reason}")
+
+
+def correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson correlation over the frames that both curves have; 0 where either does not move at all."""
+    length = min(len(first), len(second))
+    first, second = np.asarray(first[:length], float), np.asarray(second[:length], float)
+    both = np.isfinite(first) & np.isfinite(second)
+    if both.sum() < 2:
+        return 0.0
+    first, second = first[both] - first[both].mean(), second[both] - second[both].mean()
+    scale = math.sqrt(float((first**2).sum() * (second**2).sum()))
+    return float((first * second).sum() / scale) if scale > 1e-12 else 0.0
+
+
+def best_correlation(measured: np.ndarray, wanted: np.ndarray, max_lag: int = 5) -> tuple[float, int]:
+    """The highest correlation within ``max_lag`` frames and its lag; a positive lag: ``measured`` is late."""
+    scores = {0: correlation(measured, wanted)}
+    for lag in range(1, max_lag + 1):
+        scores[lag] = correlation(measured[lag:], wanted)
+        scores[-lag] = correlation(measured, wanted[lag:])
+    lag = max(scores, key=lambda k: (scores[k], -abs(k)))
+    return scores[lag], lag
+
+
+def rest_opening(opening: np.ndarray) -> float:
+    """The mouth opening of a face at rest, from a curve of the same face that includes pauses."""
+    return float(np.nanpercentile(opening, REST_PERCENTILE))
+
+
+def opening_above_rest(opening: np.ndarray, rest: float) -> float:
+    """Mean opening above rest; frames below rest count as 0, so that they cannot hide open ones."""
+    return float(np.nanmean(np.clip(np.asarray(opening, float) - rest, 0, None)))
+
+
+def silence_share(silent: np.ndarray, source: np.ndarray) -> float:
+    """Opening above rest in a clip dubbed with silence, as a share of the talking source's own."""
+    rest = rest_opening(source)
+    return opening_above_rest(silent, rest) / max(opening_above_rest(source, rest), 1e-6)
+
+
+def lip_leak(mouth_aspect: np.ndarray, ratio: float = LIP_LEAK_RATIO) -> float:
+    """Share of frames whose mouth aspect ratio exceeds ``ratio`` (KeySync's LipLeak when the audio is silent)."""
+    found = np.asarray(mouth_aspect, float)
+    found = found[np.isfinite(found)]
+    return float((found > ratio).mean()) if len(found) else math.nan
+
+
+def psnr(first: Tensor, second: Tensor, box: Sequence[float] | None = None) -> float:
+    """PSNR in dB of two (3, H, W) pictures in [-1, 1], inside ``box`` (xyxy, pixels) where one is given."""
+    return psnr_from_error(squared_error(first, second, box))
+
+
+def squared_error(first: Tensor, second: Tensor, box: Sequence[float] | None = None) -> float:
+    """Mean squared error of two (3, H, W) pictures in [-1, 1], on a [0, 1] scale."""
+    difference = (first.float().clamp(-1, 1) - second.float().clamp(-1, 1)) / 2
+    if box is not None:
+        rows, columns = box_slices(box, difference.shape[-2], difference.shape[-1])
+        difference = difference[..., rows, columns]
+    return float(difference.square().mean())
+
+
+def psnr_from_error(mean_squared_error: float) -> float:
+    """PSNR in dB for a peak of 1."""
+    return -10 * math.log10(max(mean_squared_error, 1e-10))
+
+
+def box_slices(box: Sequence[float], height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of a box, kept inside the picture and never empty."""
+    left, top = min(max(int(box[0]), 0), width - 1), min(max(int(box[1]), 0), height - 1)
+    right, bottom = min(max(math.ceil(box[2]), left + 1), width), min(max(math.ceil(box[3]), top + 1), height)
+    return slice(top, bottom), slice(left, right)
+
+
+def to_crop(box_px: np.ndarray, crop_box: np.ndarray, size: int) -> np.ndarray:
+    """A box in frame pixels, in the pixels of the crop that ``crop_box`` cuts and resizes to ``size``."""
+    scale = size / (crop_box[2] - crop_box[0])
+    offset = np.array([crop_box[0], crop_box[1], crop_box[0], crop_box[1]], dtype=float)
+    return (np.asarray(box_px, float) - offset) * scale
+
+
+def outside_is_identical(source: Frame, edited: Frame, alpha_box: Sequence[float] | None) -> bool:
+    """Whether two frames are bit-identical in every plane outside ``alpha_box`` (xyxy luma pixels; None: everywhere)."""
+    shift_x, shift_y = source.chroma_shift
+    for plane, (before, after) in enumerate(zip(source.planes, edited.planes, strict=True)):
+        differs = before != after
+        if alpha_box is not None:
+            step = (1 << shift_x, 1 << shift_y) if plane else (1, 1)
+            rows, columns = box_slices(
+                (alpha_box[0] // step[0], alpha_box[1] // step[1], alpha_box[2] / step[0], alpha_box[3] / step[1]), *differs.shape
+            )
+            differs[rows, columns] = False
+        if differs.any():
+            return False
+    return True
+
+
+def identity_distance(output: Tensor, source: Tensor) -> float:
+    """Median distance between embeddings (N, D) of the same frames before and after."""
+    return float(torch.linalg.vector_norm(output.float() - source.float(), dim=-1).median())
+
+
+def markdown_table(measures: Sequence[Measure], command: str = "") -> str:
+    """The table for a model card, with the command that produced it."""
+    lines = ["| measure | value | target | passed | over | note |", "|---|---|---|---|---|---|"]
+    for m in measures:
+        value = "not measured" if m.value is None else f"{m.value:.3g}" if abs(m.value) < 100 else f"{m.value:.1f}"
+        passed = {True: "yes", False: "**no**", None: ""}[m.passed]
+        lines.append(f"| {m.name} | {value} | {m.target} | {passed} | {m.count} | {m.note} |")
+    if command:
+        lines += ["", f"Command: `{command}`"]
+    return "\n".join(lines) + "\n"
