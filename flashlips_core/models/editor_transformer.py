@@ -1,0 +1,222 @@
+"""The Transformer editor: a ViT on latent patches that edits in one pass (paper, stage 1, "Transformer, 300 M").
+
+B batch, R references, C latent channels (4), P pose dims (12), h w latent height and width, N = hw / patch^2 target tokens,
+M = R N reference tokens, H heads, D head size. Latents are scaled, poses standardised.
+
+Ours, not the paper's: references are tokens instead of channels. They attend only to each other and never see the pose, so
+their keys and values are fixed for a clip; each frame's tokens attend to themselves and to those. References carry no index:
+any number in any order works.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..types import FlashLipsError
+
+ROPE_THETA = 100.0  # vision transformers with axial RoPE use 100: positions run to tens, not thousands
+ROPE_EXTENT = 16.0  # the crop is this many units wide at any latent size: 256 px crops at patch 2 have one token per unit
+
+
+@dataclass(frozen=True)
+class EditorTransformerConfig:
+    width: int = 1024
+    depth: int = 24
+    num_heads: int = 16
+    mlp_ratio: int = 4
+    patch: int = 2  # latent cells per token side
+    pose_dim: int = 12
+    pose_width: int = 64
+    adapter_channels: int = 64
+    adapter_blocks: int = 3
+    latent_channels: int = 4
+    max_references: int = 4  # what a caller should pick; the network takes any number (paper: more than 4 gains little)
+
+
+TRANSFORMER_300M = EditorTransformerConfig()
+TRANSFORMER_TINY = EditorTransformerConfig(width=64, depth=3, num_heads=2, pose_width=16, adapter_channels=16, adapter_blocks=1)
+
+
+@dataclass(frozen=True)
+class EditorContext:
+    """What the references of one clip come to: keys (rotated and normalised) and values for each block."""
+
+    keys: tuple[Tensor, ...]  # depth x (B, H, M, D)
+    values: tuple[Tensor, ...]  # depth x (B, H, M, D)
+
+
+class EditorTransformer(nn.Module):
+    """Give ``z_hat = z_input + residual`` (Eq. 3) from the frame's latents, the clip's references and the lip pose."""
+
+    def __init__(self, config: EditorTransformerConfig = TRANSFORMER_300M) -> None:
+        super().__init__()
+        if config.width % config.num_heads or (config.width // config.num_heads) % 4:
+            raise FlashLipsError(
+                f"Head size {config.width}/{config.num_heads} must be a multiple of 4 (pairs for rows and columns)."
+            )
+        self.config = config
+        width, patch, channels = config.width, config.patch, config.latent_channels
+        self.adapter = ReferenceAdapter(channels, config.adapter_channels, config.adapter_blocks)
+        self.embed_reference = nn.Conv2d(config.adapter_channels, width, patch, stride=patch)
+        self.embed_target = nn.Conv2d(channels + config.pose_dim, width, patch, stride=patch)
+        self.embed_pose = nn.Sequential(
+            nn.Linear(config.pose_dim, config.pose_width), nn.SiLU(), nn.Linear(config.pose_width, config.pose_width), nn.SiLU()
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.modulation = nn.Linear(config.pose_width, 2 * width)
+        self.head = nn.Linear(width, channels * patch * patch)
+        self._initialise()
+
+    def prepare_references(self, z_refs: Tensor) -> EditorContext:
+        """Latents of the reference frames (B, R, C, h, w) -> their keys and values in every block, once per clip."""
+        rope = rope_2d(*self._grid(z_refs), self.config, z_refs.device)
+        rope = tuple(part.repeat(z_refs.shape[1], 1) for part in rope)  # co-located tokens of all references share a position
+        x = self.embed_reference(self.adapter(z_refs.flatten(0, 1)))  # (B R) width h/p w/p
+        x = rearrange(x, "(b r) d y x -> b (r y x) d", r=z_refs.shape[1])
+        keys, values = [], []
+        for block in self.blocks:
+            x, key, value = block(x, rope)
+            keys.append(key)
+            values.append(value)
+        return EditorContext(tuple(keys), tuple(values))
+
+    def forward(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
+        """Edit frames.
+
+        Args:
+            z_input: (B, C, h, w), masked latents in stage 1, the frame's own latents in the mask-free stage.
+            context: from :meth:`prepare_references`, of batch B, or of batch 1 for B frames of one clip.
+            poses: (B, P).
+        """
+        rows, columns = self._grid(z_input)
+        rope = rope_2d(rows, columns, self.config, z_input.device)
+        pose_map = poses[..., None, None].expand(-1, -1, *z_input.shape[-2:])
+        x = self.embed_target(torch.cat([z_input, pose_map], dim=1))  # Eq. 1 without f_ref(z_ref): references come as tokens
+        x = rearrange(x, "b d y x -> b (y x) d")
+        pose = self.embed_pose(poses)  # B pose_width
+        for block, key, value in zip(self.blocks, context.keys, context.values, strict=True):
+            x, _, _ = block(x, rope, pose, (key, value))
+        shift, scale = self.modulation(pose)[:, None].chunk(2, dim=-1)
+        x = self.head(modulate(self.norm(x), shift, scale))
+        residual = rearrange(x, "b (y x) (c p q) -> b c (y p) (x q)", y=rows, x=columns, p=self.config.patch, q=self.config.patch)
+        return z_input + residual
+
+    def _grid(self, latents: Tensor) -> tuple[int, int]:
+        """Token rows and columns of latents (..., h, w)."""
+        height, width = latents.shape[-2:]
+        patch = self.config.patch
+        if height % patch or width % patch:
+            raise FlashLipsError(f"Latents of {width}x{height} cells do not divide into patches of {patch}; resize the crop.")
+        return height // patch, width // patch
+
+    def _initialise(self) -> None:
+        """Residual branches start small, modulation and head at zero: the network starts as ``z_hat = z_input``."""
+        branch_std = 0.02 / (2 * self.config.depth) ** 0.5  # GPT-2
+        for block in self.blocks:
+            branches = (block.qkv, 0.02), (block.attention_out, branch_std), (block.mlp[0], 0.02), (block.mlp[2], branch_std)
+            for linear, std in branches:
+                nn.init.normal_(linear.weight, std=std)
+                nn.init.zeros_(linear.bias)
+        for linear in (self.head, self.modulation, *(block.modulation for block in self.blocks)):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+
+class Block(nn.Module):
+    """Attention and MLP, pre-norm. With a pose, both branches are modulated (adaLN); without one they run as they are."""
+
+    def __init__(self, config: EditorTransformerConfig) -> None:
+        super().__init__()
+        width, hidden, head_size = config.width, config.width * config.mlp_ratio, config.width // config.num_heads
+        self.num_heads = config.num_heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.query_norm = nn.RMSNorm(head_size, eps=1e-6)  # keeps logits bounded in half precision
+        self.key_norm = nn.RMSNorm(head_size, eps=1e-6)
+        self.attention_out = nn.Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.modulation = nn.Linear(config.pose_width, 6 * width)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], pose: Tensor | None = None, extra: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens (B, N, width) -> tokens, and their own keys and values (B, H, N, D).
+
+        Args:
+            pose: (B, pose_width); None leaves the tokens unmodulated.
+            extra: keys and values (B or 1, H, M, D) to attend to besides the tokens' own.
+        """
+        parts = (0.0,) * 6 if pose is None else self.modulation(pose)[:, None].chunk(6, dim=-1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
+        y = modulate(self.attention_norm(x), shift_a, scale_a)
+        query, key, value = rearrange(self.qkv(y), "b n (three h d) -> three b h n d", three=3, h=self.num_heads)
+        query, key = rotate(self.query_norm(query), rope), rotate(self.key_norm(key), rope)
+        seen = (key, value)
+        if extra is not None:
+            seen = tuple(torch.cat([own, more.expand(len(x), -1, -1, -1)], dim=2) for own, more in zip(seen, extra, strict=True))
+        y = rearrange(F.scaled_dot_product_attention(query, *seen), "b h n d -> b n (h d)")
+        x = x + (1 + gate_a) * self.attention_out(y)
+        x = x + (1 + gate_m) * self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m))
+        return x, key, value
+
+
+class ReferenceAdapter(nn.Module):
+    """f_ref of Eq. 1: residual convolutions at latent size, (B, C, h, w) -> (B, channels, h, w)."""
+
+    def __init__(self, latent_channels: int, channels: int, num_blocks: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(latent_channels, channels, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(min(8, channels), channels),
+                nn.SiLU(),
+                nn.Conv2d(channels, channels, 3, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(channels, channels, 3, padding=1),
+            )
+            for _ in range(num_blocks)
+        )
+
+    def forward(self, z_ref: Tensor) -> Tensor:
+        x = self.stem(z_ref)
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def modulate(x: Tensor, shift: Tensor | float, scale: Tensor | float) -> Tensor:
+    """adaLN: scale and shift normalised tokens."""
+    return x * (1 + scale) + shift
+
+
+def rope_2d(rows: int, columns: int, config: EditorTransformerConfig, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (N, D/2), float32: the first half of the pairs turns with the row, the second with the column.
+
+    Positions are places in the crop, not token counts, so the same mouth has the same code at 256 and at 512 px.
+    """
+    num_frequencies = config.width // config.num_heads // 4
+    frequencies = ROPE_THETA ** (-torch.arange(num_frequencies, device=device, dtype=torch.float32) / num_frequencies)
+    step = ROPE_EXTENT / max(rows, columns)
+    y, x = ((torch.arange(n, device=device, dtype=torch.float32) + 0.5) * step for n in (rows, columns))
+    angles = torch.cat(
+        [
+            (y[:, None, None] * frequencies).expand(rows, columns, -1),
+            (x[None, :, None] * frequencies).expand(rows, columns, -1),
+        ],
+        dim=-1,
+    ).flatten(0, 1)  # N D/2
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs (i, i + D/2) of x (B, H, N, D) by the angles of each token, in float32."""
+    cos, sin = rope
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
