@@ -137,8 +137,8 @@ class Block(nn.Module):
         self.num_heads = config.num_heads
         self.attention_norm = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
-        self.query_norm = nn.RMSNorm(head_size, eps=1e-6)  # keeps logits bounded in half precision
-        self.key_norm = nn.RMSNorm(head_size, eps=1e-6)
+        self.query_norm = HeadNorm(head_size, eps=1e-6)  # keeps logits bounded in half precision
+        self.key_norm = HeadNorm(head_size, eps=1e-6)
         self.attention_out = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
@@ -165,6 +165,13 @@ class Block(nn.Module):
         x = x + (1 + gate_a) * self.attention_out(y)
         x = x + (1 + gate_m) * self.mlp(modulate(self.mlp_norm(x), shift_m, scale_m))
         return x, key, value
+
+
+class HeadNorm(nn.RMSNorm):
+    """RMS norm of queries and keys in their own dtype: autocast leaves the weight in float32, which has no fused kernel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 class ReferenceAdapter(nn.Module):
