@@ -95,7 +95,8 @@ def _smooth_scene(squares: np.ndarray, present: np.ndarray, fps: float, mode: St
         mode = "smooth" if spread[2] > SIDE_SPREAD else "fixed" if still else "fixed-size"
     if mode == "fixed":
         if spread[:2].max() > 3 * FIXED_SPREAD:
-            logger.warning("The face moves by %.0f %% of its box while the box is fixed; 'smooth' follows it.", 100 * spread[:2].max())
+            moved = 100 * spread[:2].max()
+            logger.warning("The face moves by %.0f %% of its box while the box is fixed; 'smooth' follows it.", moved)
         return np.broadcast_to(median, squares.shape)
     nearest = nearest_present(present)
     if mode == "none":
