@@ -1,0 +1,253 @@
+"""Write video: timestamps, colour tags, bit depth and odd sizes as the source has them, sound copied or encoded beside it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+
+from .media import check_audio, load_audio, open_media, video_stream
+from .media_planes import Layout, encodable_layout, parse_layout, to_picture
+from .media_sound import CopiedSound, EncodedSound, Sound, can_copy
+from .types import Audio, ClipInfo, FlashLipsError, Frame
+
+logger = logging.getLogger(__name__)
+
+CLOCK_ANYWHERE = 0x200  # FFmpeg's AVFMT_TS_DISCONT: broadcast containers, whose clock starts at any value
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a file suffix stands for."""
+
+    format: str  # FFmpeg's muxer
+    video: str  # default encoders
+    audio: str
+    options: tuple[tuple[str, str], ...] = ()
+
+
+CONTAINERS = {
+    ".mp4": Container("mp4", "libx264", "aac", (("movflags", "+faststart"),)),
+    ".m4v": Container("mp4", "libx264", "aac", (("movflags", "+faststart"),)),
+    ".mov": Container("mov", "libx264", "pcm_s16le", (("movflags", "+faststart"),)),
+    ".mkv": Container("matroska", "libx264", "flac"),
+    ".webm": Container("webm", "libvpx-vp9", "libopus"),
+}
+ODD_SIZES = {"ffv1", "libvpx-vp9", "libsvtav1"}  # encoders that take any size in 4:2:0
+
+
+def write_video(
+    path: str | Path,
+    frames: Iterable[Frame],
+    like: ClipInfo,
+    audio: Audio | None = None,
+    keep_audio_from: str | Path | None = None,
+    crf: int = 16,
+    preset: str = "veryfast",
+    metadata: Mapping[str, str] | None = None,
+    overwrite: bool = True,
+    codec: str | None = None,
+) -> None:
+    """Encode ``frames`` to ``path``, which appears whole or not at all (``.part`` beside it, then renamed).
+
+    Timestamps and time base stay exact in .mp4 and .mov; Matroska and WebM count milliseconds. The sound is either
+    ``audio``, heard from the first frame and cut or padded with silence to the picture's length, or the untouched packets
+    of ``keep_audio_from``, or none.
+
+    Args:
+        like: the clip the frames come from: rate, time base, colour tags, pixel shape.
+        crf: quality, lower = better; 0 is lossless for libx264.
+        metadata: tags for the container, such as ``{"comment": "..."}``; .mp4 keeps the common names only.
+        codec: "libx264", "libx265", "libvpx-vp9", "libsvtav1" or "ffv1"; by default what the suffix stands for.
+    """
+    path = Path(path)
+    container = _container_for(path)
+    _check_target(path, [like.path, keep_audio_from], overwrite)
+    if audio is not None and keep_audio_from is not None:
+        raise FlashLipsError("Got both new audio and a file to keep audio from; give one of them.")
+    if audio is not None:
+        check_audio(audio)
+    stream = iter(frames)
+    first = next(stream, None)
+    if first is None:
+        raise FlashLipsError(f"There is no frame to write into {path.name}; the source is empty or was cut to nothing.")
+    part = path.with_name(path.name + ".part")
+    try:
+        with ExitStack() as files:
+            output = files.enter_context(_open_output(part, container, like))
+            output.metadata.update(metadata or {})
+            video = _add_video(output, codec or container.video, first, like, {"crf": str(crf), "preset": preset})
+            shift = _clock_start(like)
+            start = first.pts * like.time_base - shift
+            sound = _sound_for(output, container, audio, keep_audio_from, like, start, files)
+            _mux(output, video, sound, itertools.chain([first], stream), like, shift)
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _mux(output: av.container.OutputContainer, video: av.VideoStream, sound: Sound | None, frames: Iterable[Frame], like: ClipInfo, shift: Fraction) -> None:
+    """Encode picture and sound side by side, so that the muxer never holds back more than the encoder's delay."""
+    layout = parse_layout(video.pix_fmt)
+    nominal = max(1, round(1 / (like.fps * like.time_base)))
+    offset = round(shift / like.time_base)
+    with _writing(output):
+        output.start_encoding()
+    for frame, following in _with_next(frames):
+        if (frame.width, frame.height) != (video.width, video.height):
+            raise FlashLipsError(f"All frames must be {video.width}x{video.height} like the first, got {frame.width}x{frame.height}.")
+        picture = to_picture(frame, layout)
+        picture.pts, picture.time_base = frame.pts - offset, like.time_base
+        picture.duration = following.pts - frame.pts if following else nominal
+        picture.color_range, picture.colorspace = frame.color_range, frame.colorspace
+        end = (picture.pts + picture.duration) * like.time_base
+        with _writing(output):
+            output.mux(video.encode(picture))
+            if sound:
+                sound.advance(end)
+    with _writing(output):
+        output.mux(video.encode())
+        if sound:
+            sound.finish(end)
+
+
+def _add_video(output: av.container.OutputContainer, codec: str, first: Frame, like: ClipInfo, options: dict[str, str]) -> av.VideoStream:
+    try:
+        formats = [f.name for f in av.codec.Codec(codec, "w").video_formats or []]
+        stream = output.add_stream(codec, rate=like.fps.limit_denominator(1_001_000), options=_encoder_options(codec, options, like))
+    except (av.FFmpegError, ValueError) as error:
+        raise FlashLipsError(f"{codec} cannot be written into {Path(output.name).stem} ({error}); choose libx264 and .mp4.") from error
+    source = parse_layout(first.pix_fmt)
+    layout = encodable_layout(source, first.width, first.height, formats, codec in ODD_SIZES)
+    _warn_of_change(source, layout, codec)
+    stream.width, stream.height, stream.pix_fmt = first.width, first.height, layout.name
+    stream.time_base = stream.codec_context.time_base = like.time_base
+    context = stream.codec_context
+    context.color_range, context.colorspace = first.color_range, first.colorspace
+    context.color_primaries, context.color_trc = like.color_primaries, like.color_trc
+    if (aspect := _pixel_shape(like)) is not None:
+        context.sample_aspect_ratio = aspect
+    context.thread_type = "AUTO"
+    return stream
+
+
+def _encoder_options(codec: str, options: dict[str, str], like: ClipInfo) -> dict[str, str]:
+    if codec in ("libx264", "libx265"):
+        # Without B-frames decoding times are display times, and the container's length of an uneven clip is exact.
+        return options | ({"bf": "0"} if like.is_variable_rate else {})
+    if codec == "libvpx-vp9":
+        return {"crf": options["crf"], "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"}
+    if codec == "libsvtav1":
+        return {"crf": options["crf"], "preset": "8"}
+    if codec == "ffv1":
+        return {"level": "3", "slicecrc": "1"}
+    raise FlashLipsError(f"Unknown video encoder '{codec}'; choose libx264, libx265, libvpx-vp9, libsvtav1 or ffv1.")
+
+
+def _warn_of_change(source: Layout, layout: Layout, codec: str) -> None:
+    if layout.depth < source.depth:
+        logger.warning("%s takes at most %d bits here; the picture is rounded from %d bits.", codec, layout.depth, source.depth)
+    if layout.sampling != source.sampling:
+        logger.warning("%s is written as %s to keep its exact size; some hardware players show 4:2:0 only.", source.name, layout.name)
+
+
+def _sound_for(
+    output: av.container.OutputContainer,
+    container: Container,
+    audio: Audio | None,
+    keep_audio_from: str | Path | None,
+    like: ClipInfo,
+    start: Fraction,
+    files: ExitStack,
+) -> Sound | None:
+    if keep_audio_from is not None:
+        source = files.enter_context(open_media(keep_audio_from))
+        if not source.streams.audio:
+            return None
+        if can_copy(source, output):
+            is_same = Path(keep_audio_from).resolve() == Path(like.path).resolve()
+            return CopiedSound(output, source, None if is_same else start, _clock_start(like) if is_same else Fraction(0))
+        logger.warning("%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(keep_audio_from).name)
+        audio = load_audio(keep_audio_from)
+    return EncodedSound(output, audio, container.audio, start) if audio is not None else None
+
+
+def _pixel_shape(like: ClipInfo) -> Fraction | None:
+    """The source's sample aspect ratio as seen upright; anamorphic video keeps its shape."""
+    if not Path(like.path).is_file():
+        return None
+    with open_media(like.path) as source:
+        aspect = video_stream(source, like.path).sample_aspect_ratio
+    if not aspect or aspect == 1:
+        return None
+    return 1 / aspect if like.rotation in (90, 270) else aspect
+
+
+def _clock_start(like: ClipInfo) -> Fraction:
+    """Where the source's clock starts if its container says so at random (MPEG-TS); 0 for all others."""
+    if not Path(like.path).is_file():
+        return Fraction(0)
+    with open_media(like.path) as source:
+        is_broadcast = source.format.flags & CLOCK_ANYWHERE
+        return Fraction(source.start_time or 0, av.time_base) if is_broadcast else Fraction(0)
+
+
+def _container_for(path: Path) -> Container:
+    container = CONTAINERS.get(path.suffix.lower())
+    if container is None:
+        raise FlashLipsError(f"Cannot write '{path.name}': the suffix must be one of {', '.join(CONTAINERS)}.")
+    return container
+
+
+def _check_target(path: Path, sources: list[str | Path | None], overwrite: bool) -> None:
+    if not path.parent.is_dir():
+        raise FlashLipsError(f"Cannot write {path}: the folder {path.parent} does not exist; make it or choose another.")
+    if path.is_dir():
+        raise FlashLipsError(f"Cannot write {path}: it is a folder; add a file name.")
+    for source in sources:
+        if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+            raise FlashLipsError(f"The output {path} is also an input, which it would destroy; choose another name.")
+    if path.exists() and not overwrite:
+        raise FlashLipsError(f"{path} exists already; choose another name or allow overwriting.")
+
+
+def _open_output(part: Path, container: Container, like: ClipInfo) -> av.container.OutputContainer:
+    options = dict(container.options)
+    if container.format in ("mp4", "mov"):
+        # A start later than 0 is stored in the movie's own ticks: as fine as the video's, so that it stays exact.
+        options["movie_timescale"] = str(like.time_base.denominator)
+    try:
+        return av.open(str(part), "w", format=container.format, options=options)
+    except (av.FFmpegError, OSError) as error:
+        raise FlashLipsError(f"Cannot write {part.with_suffix('')} ({error.strerror or error}); check the folder's permissions and space.") from error
+
+
+class _writing:
+    """Turn what FFmpeg says while encoding or muxing into one sentence."""
+
+    def __init__(self, output: av.container.OutputContainer) -> None:
+        self.name = Path(output.name).stem
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (av.FFmpegError, OSError)):
+            raise FlashLipsError(f"Writing {self.name} failed ({getattr(error, 'strerror', None) or error}); check free space and settings.") from error
+
+
+def _with_next(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:
+    previous = None
+    for frame in frames:
+        if previous is not None:
+            yield previous, frame
+        previous = frame
+    if previous is not None:
+        yield previous, None
