@@ -1,0 +1,273 @@
+"""From frames to frames with another mouth: crops, latents, editor, alpha, changed pixels, paste.
+
+B batch, R references, S crop side in pixels, h w = S / 8. Only face crops become floats; frames stay as they were coded.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .codec import CELL_PX, Codec, crop_decode
+from .compose import alpha_from_latents, cut_batch, paste
+from .stream import batched, prefetch
+from .types import FlashLipsError, Frame
+
+log = logging.getLogger(__name__)
+
+PREFETCH_BATCHES = 2  # one being worked on, one ready: more only costs memory
+
+MaskLatents = Callable[[Tensor], Tensor]
+"""Crops (B, 3, S, S) to what the editor sees of them in stage 1: the same crops with the lower face hidden."""
+
+
+class StageClock:
+    """Seconds of work per stage, added up over threads; waiting for another stage is not counted."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._has_events = device is not None and device.type == "cuda"
+        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the time inside as this stage's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._add(stage, time.perf_counter() - start)
+
+    @contextmanager
+    def on_device(self, stage: str) -> Iterator[None]:
+        """As calling it, for queued device work: CUDA events mark it, :meth:`settle` adds it up."""
+        if not self._has_events:
+            with self(stage):
+                yield
+            return
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        yield
+        stop.record()
+        self._pending.append((stage, start, stop))
+
+    def settle(self) -> None:
+        """Add up the device work that has been waited for."""
+        for stage, start, stop in self._pending:
+            stop.synchronize()
+            self._add(stage, start.elapsed_time(stop) / 1000)
+        self._pending.clear()
+
+    def timed(self, stage: str, items: Iterable) -> Iterator:
+        """The same items; the time that each takes to come is this stage's."""
+        iterator = iter(items)
+        try:
+            while True:
+                with self(stage):
+                    item = next(iterator, None)
+                if item is None:
+                    return
+                yield item
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    def _add(self, stage: str, seconds: float) -> None:
+        with self._lock:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+class CropEditor:
+    """Codec and editor for one clip: the references are encoded and prepared once.
+
+    Args:
+        references: (R, 3, S, S) in [-1, 1].
+        mask: hides the lower face for a stage-1 editor; None for a mask-free one.
+    """
+
+    def __init__(
+        self, codec: Codec, editor: nn.Module, references: Tensor, mask: MaskLatents | None = None, clock: StageClock | None = None
+    ) -> None:
+        weight = next(editor.parameters())
+        self.codec, self.editor, self.mask = codec, editor, mask
+        self.device, self.dtype = weight.device, weight.dtype
+        self.clock = clock or StageClock()
+        with torch.inference_mode(), self.clock("references"):
+            self.context = editor.prepare_references(codec.encode(self._moved(references))[None])
+
+    @torch.inference_mode()
+    def __call__(self, crops: Tensor, poses: Tensor, min_side: float | None = None) -> tuple[Tensor, Tensor]:
+        """Edited crops (B, 3, S, S), valid where alpha or its surroundings are above 0, and alpha (B, 1, S, S); float32 on the CPU.
+
+        Args:
+            crops: (B, 3, S, S) in [-1, 1].
+            poses: (B, 12).
+            min_side: side in pixels of the smallest box to be pasted into; the crop is decoded wide enough for that shrinking.
+        """
+        size = crops.shape[-1]
+        with self.clock.on_device("encode crop"):
+            crops = self._moved(crops)
+            source = self.codec.encode(crops)
+            given = source if self.mask is None else self.codec.encode(self.mask(crops))
+        with self.clock.on_device("edit"):
+            edited = self.editor(given, self.context, poses.to(self.device, self.dtype))
+        with self.clock.on_device("alpha"):
+            alpha = alpha_from_latents(source, edited, size).float().cpu()
+        region = changed_region(alpha, margin=_margin(size, min_side or size))
+        rgb = torch.zeros(*crops.shape)
+        if region is not None:
+            x0, y0, x1, y1 = (CELL_PX * edge for edge in region)
+            with self.clock.on_device("decode crop"):
+                rgb[..., y0:y1, x0:x1] = crop_decode(self.codec, edited, region).clamp(-1, 1).float().cpu()
+        self.clock.settle()
+        return rgb, alpha
+
+    def _moved(self, images: Tensor) -> Tensor:
+        return images.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+
+def changed_region(alpha: Tensor, margin: int) -> tuple[int, int, int, int] | None:
+    """Smallest rectangle of latent cells that holds every changed pixel of a batch and ``margin`` pixels around. x0 y0 x1 y1."""
+    changed = (alpha > 0).any(0)[0]  # S S
+    if not changed.any():
+        return None
+    size = alpha.shape[-1]
+    edges = []
+    for axis in (0, 1):  # columns, rows
+        index = changed.any(axis).nonzero()
+        low, high = int(index[0]) - margin, int(index[-1]) + 1 + margin
+        edges.append((max(low, 0) // CELL_PX, -(-min(high, size) // CELL_PX)))
+    (x0, x1), (y0, y1) = edges
+    return x0, y0, x1, y1
+
+
+def _margin(size: int, min_side: float) -> int:
+    """Pixels around the changed ones that pasting reads: the reach of alpha's linear and halved chroma's cubic resampling."""
+    return math.ceil(5 * max(1.0, size / max(min_side, 1.0))) + 2
+
+
+@dataclass
+class Counts:
+    """What happened to the frames so far."""
+
+    frames: int = 0
+    edited: int = 0
+    without_face: int = 0
+
+
+@dataclass(frozen=True)
+class FramePlanRows:
+    """What to do with each output frame, row by row."""
+
+    boxes: np.ndarray  # (T, 4) float32 crop squares
+    present: np.ndarray  # (T,) bool
+    poses: Tensor  # (T, 12)
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+
+@dataclass
+class _Batch:
+    frames: list[Frame]
+    rows: list[int]  # those of ``frames`` that show the face
+    boxes: np.ndarray  # (n, 4)
+    crops: Tensor | None  # (n, 3, S, S)
+    poses: Tensor  # (n, 12)
+    rgb: Tensor | None = None
+    alpha: Tensor | None = None
+
+
+@dataclass
+class FrameEditor:
+    """Edits a stream of frames: cutting, the networks and pasting each in a thread of its own, with bounded queues between.
+
+    Memory does not grow with the clip; results do not depend on the batch size.
+    """
+
+    crop_editor: CropEditor
+    size: int  # S
+    batch: int = 8
+    clock: StageClock = field(default_factory=StageClock)
+    counts: Counts = field(default_factory=Counts)
+
+    def __call__(self, frames: Iterable[Frame], rows: FramePlanRows) -> Iterator[Frame]:
+        """The frames with the mouth changed where ``rows`` say so; the others as they are."""
+        cut_batches = prefetch(self._cut(frames, rows), PREFETCH_BATCHES)
+        edited = prefetch(self._edit(cut_batches), PREFETCH_BATCHES)
+        return self._paste(edited)
+
+    def _cut(self, frames: Iterable[Frame], rows: FramePlanRows) -> Iterator[_Batch]:
+        start = 0
+        with closing(batched(frames, self.batch)) as batches:
+            for group in batches:
+                present = rows.present[start : start + len(group)]  # may be shorter: what lies behind the rows passes through
+                seen = np.flatnonzero(present)
+                boxes, poses = rows.boxes[start + seen], rows.poses[start + seen]
+                start += len(group)
+                with self.clock("cut"):
+                    crops = cut_batch([group[i] for i in seen], boxes, self.size) if len(seen) else None
+                yield _Batch(list(group), seen.tolist(), boxes, crops, poses)
+
+    def _edit(self, batches: Iterator[_Batch]) -> Iterator[_Batch]:
+        with closing(batches):
+            for item in batches:
+                if item.crops is not None:
+                    side = float((item.boxes[:, 2] - item.boxes[:, 0]).min())
+                    item.rgb, item.alpha = self._within_memory(item.crops, item.poses, side)
+                    item.crops = None
+                yield item
+
+    def _within_memory(self, crops: Tensor, poses: Tensor, side: float) -> tuple[Tensor, Tensor]:
+        """Edit at the batch size; out of memory, once more at half of it, which then stays."""
+        try:
+            return self._in_parts(crops, poses, side)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        half = self.batch // 2
+        if half == 0:
+            raise FlashLipsError("Out of memory with a single frame; use a smaller model or crop, or device 'cpu'.")
+        log.warning("Out of memory with %d frames at once; going on with %d, which is slower.", self.batch, half)
+        self.batch = half
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        try:
+            return self._in_parts(crops, poses, side)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise FlashLipsError(f"Out of memory, also with {half} frames at once; choose a smaller batch, a smaller model or device 'cpu'.") from error
+
+    def _in_parts(self, crops: Tensor, poses: Tensor, side: float) -> tuple[Tensor, Tensor]:
+        parts = [self.crop_editor(c, p, side) for c, p in zip(crops.split(self.batch), poses.split(self.batch), strict=True)]
+        return torch.cat([rgb for rgb, _ in parts]), torch.cat([alpha for _, alpha in parts])
+
+    def _paste(self, batches: Iterator[_Batch]) -> Iterator[Frame]:
+        with closing(batches):
+            for item in batches:
+                with self.clock("paste"):
+                    for row, i in enumerate(item.rows):
+                        item.frames[i] = paste(item.frames[i], item.boxes[row], item.rgb[row], item.alpha[row])
+                self.counts.frames += len(item.frames)
+                self.counts.edited += len(item.rows)
+                self.counts.without_face += len(item.frames) - len(item.rows)
+                yield from item.frames
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is memory running out, on any device: CUDA has a class for it, the CPU allocator and MPS only words."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
