@@ -1,0 +1,93 @@
+"""Work on streams: batches, a bounded look-ahead thread, overlapping windows. Nothing here holds a whole clip."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_END = object()
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of frames to answer for, and the wider one to look at."""
+
+    core: range  # frames that this window decides; the cores of all windows tile the clip
+    seen: range  # the core with its context, cut at the ends of the clip
+
+
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Yield lists of ``size`` items; the last one may be shorter."""
+    if size < 1:
+        raise ValueError(f"A batch needs at least one item, got size {size}.")
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def windows(total: int, hop: int, before: int = 0, after: int = 0) -> Iterator[Window]:
+    """Cut ``total`` frames into cores of ``hop``, each with up to ``before`` and ``after`` frames of context."""
+    if hop < 1 or before < 0 or after < 0:
+        raise ValueError(f"Windows need a hop of at least 1 and no negative context, got hop {hop}, before {before}, after {after}.")
+    for start in range(0, total, hop):
+        stop = min(start + hop, total)
+        yield Window(range(start, stop), range(max(0, start - before), min(total, stop + after)))
+
+
+def prefetch(items: Iterable[T], depth: int = 16) -> Iterator[T]:
+    """Run ``items`` in a thread, at most ``depth`` items ahead of the consumer.
+
+    What the source raises is raised here, after the items before it. When the consumer stops early (``close``, an
+    exception, the end of its loop), the thread ends and the source is closed before this returns.
+    """
+    if depth < 1:
+        raise ValueError(f"Prefetching needs a depth of at least 1, got {depth}.")
+    ready: queue.Queue[tuple[object, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+    worker = threading.Thread(target=_pump, args=(items, ready, stopped), name="flashlips-prefetch", daemon=True)
+    worker.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item
+    finally:
+        stopped.set()
+        _drain(ready)  # frees a worker that waits for room
+        worker.join()
+
+
+def _pump(items: Iterable[T], ready: queue.Queue, stopped: threading.Event) -> None:
+    """The thread: fill the queue until the source ends, fails or nobody wants more."""
+    last: tuple[object, BaseException | None] = (_END, None)
+    try:
+        iterator = iter(items)
+        try:
+            for item in iterator:
+                ready.put((item, None))
+                if stopped.is_set():
+                    break
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+    except BaseException as error:  # noqa: BLE001 - it belongs to the consumer's thread, Ctrl-C and interrupts included
+        last = (_END, error)
+    if not stopped.is_set():
+        ready.put(last)
+
+
+def _drain(ready: queue.Queue) -> None:
+    while True:
+        try:
+            ready.get_nowait()
+        except queue.Empty:
+            return
