@@ -1,0 +1,72 @@
+"""Expression features from face landmarks: MediaPipe's mouth blendshapes and the lip outline, freed of head and identity.
+
+T frames, L landmarks (the first 40 are the outer, then the inner lip outline, as in ``data``), E features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+OUTER_LIP = 20  # points of the outer outline; the inner one has as many
+# MediaPipe's order is counter-clockwise from the image-left corner: 11 points below, 9 above. Its mirror, per outline:
+_MIRROR = [*range(10, -1, -1), *range(19, 10, -1)]
+MIRROR_LIPS = np.array(_MIRROR + [OUTER_LIP + i for i in _MIRROR])
+INNER_TOP, INNER_BOTTOM = 35, 25  # landmarks 13 and 14
+
+BLENDSHAPES = (
+    "jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft",
+    "mouthFrownRight", "mouthFunnel", "mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight",
+    "mouthPucker", "mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft",
+    "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight",
+)  # fmt: skip
+FIRST_BLENDSHAPE = 23  # jawForward in MediaPipe's list of 52; the 27 above follow without a gap
+NUM_FEATURES = 2 * 2 * OUTER_LIP + len(BLENDSHAPES)
+_SWAP = {"Left": "Right", "Right": "Left"}
+
+
+def normalised_lips(lips: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Lip outlines in a head-fixed frame: origin between the eyes, x along them, unit eye distance.
+
+    Args:
+        lips: (T, 40, 2) pixels.
+        points: (T, 5, 2) pixels, eyes first.
+    Returns: (T, 40, 2).
+    """
+    left, right = points[:, 0], points[:, 1]
+    axis = right - left
+    distance = np.linalg.norm(axis, axis=1, keepdims=True)
+    x = axis / distance
+    y = np.stack([-x[:, 1], x[:, 0]], 1)
+    centred = lips - ((left + right) / 2)[:, None]
+    return np.stack([(centred * x[:, None]).sum(-1), (centred * y[:, None]).sum(-1)], -1) / distance[:, None]
+
+
+def mouth_opening(lips: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Inner-lip gap over eye distance, (T,)."""
+    distance = np.linalg.norm(points[:, 1] - points[:, 0], axis=1)
+    return np.linalg.norm(lips[:, INNER_BOTTOM] - lips[:, INNER_TOP], axis=1) / distance
+
+
+def raw_features(lips: np.ndarray, points: np.ndarray, blendshapes: np.ndarray) -> np.ndarray:
+    """Lip outline and blendshapes of each frame side by side. (T, 40, 2), (T, 5, 2), (T, 52) -> (T, E)."""
+    shapes = blendshapes[:, FIRST_BLENDSHAPE : FIRST_BLENDSHAPE + len(BLENDSHAPES)]
+    return np.concatenate([normalised_lips(lips, points).reshape(len(lips), -1), shapes], 1).astype(np.float32)
+
+
+def neutral_features(features: np.ndarray, opening: np.ndarray) -> np.ndarray:
+    """A face's features at rest: the median over its quarter of frames with the smallest opening. (T, E), (T,) -> (E,)."""
+    return np.median(features[opening <= np.quantile(opening, 0.25)], axis=0)
+
+
+def mirrored(features: np.ndarray) -> np.ndarray:
+    """Features of the mirrored face; subtract the neutral first. (T, E) -> (T, E)."""
+    lips = features[:, : 4 * OUTER_LIP].reshape(len(features), 2 * OUTER_LIP, 2)[:, MIRROR_LIPS] * np.array([-1, 1], np.float32)
+    order = [BLENDSHAPES.index(_mirror_name(name)) for name in BLENDSHAPES]
+    return np.concatenate([lips.reshape(len(features), -1), features[:, 4 * OUTER_LIP :][:, order]], 1)
+
+
+def _mirror_name(name: str) -> str:
+    for side, other in _SWAP.items():
+        if name.endswith(side):
+            return name.removesuffix(side) + other
+    return name

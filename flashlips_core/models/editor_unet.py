@@ -1,0 +1,169 @@
+"""The U-Net lip editor (paper, stage 1 and LipsChange): one pass from a frame's latents and a lip pose to the edited latents.
+
+B batch, R references, C latent channels (4), F reference features, D condition size, P pose numbers (12), h w latent size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..types import POSE_DIM, FlashLipsError
+from .layers import ModulatedBlock
+
+
+@dataclass(frozen=True)
+class EditorUNetConfig:
+    """Channels and residual blocks per resolution, finest first; the coarsest one attends over the whole face."""
+
+    channels: tuple[int, ...] = (192, 384, 768, 768)
+    encoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 3)
+    reference_channels: int = 128
+    reference_blocks: int = 3
+    condition_dim: int = 512
+    head_dim: int = 64
+    pose_dim: int = POSE_DIM
+    latent_channels: int = 4
+
+
+UNET_250M = EditorUNetConfig()
+UNET_MINI = EditorUNetConfig(
+    channels=(64, 128, 192), encoder_blocks=(1, 2, 2), decoder_blocks=(2, 2, 2), reference_channels=32, reference_blocks=2,
+    condition_dim=128, head_dim=32,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EditorContext:
+    """What the references contribute, computed once per clip."""
+
+    keys: Tensor  # (1 or B, R, D, h, w)
+    values: Tensor  # (1 or B, R, F, h, w)
+
+
+class ReferenceAdapter(nn.Module):
+    """f_ref of Eq. 1: residual blocks at latent size, then what each place of a reference offers and when to use it."""
+
+    def __init__(self, config: EditorUNetConfig):
+        super().__init__()
+        width = config.reference_channels
+        self.conv_in = nn.Conv2d(config.latent_channels, width, 3, padding=1)
+        self.summary = nn.Sequential(nn.Linear(width, config.condition_dim), nn.SiLU())
+        self.blocks = nn.ModuleList(ModulatedBlock(width, width, config.condition_dim) for _ in range(config.reference_blocks))
+        self.to_key = nn.Conv2d(width, width, 1)
+        self.to_value = nn.Conv2d(width, width, 1)
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C, h, w) -> keys and values (N, F, h, w)."""
+        x = self.conv_in(latents)
+        # The summary lets each place know the reference's whole mouth: its 8-cell neighbourhood does not show it.
+        summary = self.summary(F.silu(x).mean((2, 3)))
+        for block in self.blocks:
+            x = block(x, summary)
+        return self.to_key(x), self.to_value(x)
+
+
+class SelfAttention(nn.Module):
+    """Every latent place of the coarsest level attends to every other. (B C h w)"""
+
+    def __init__(self, channels: int, head_dim: int):
+        super().__init__()
+        self.heads = channels // head_dim
+        self.norm = nn.GroupNorm(16, channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        height = x.shape[2]
+        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three n d) h w -> three b n (h w) d", three=3, n=self.heads)
+        attended = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(rearrange(attended, "b n (h w) d -> b (n d) h w", h=height))
+
+
+class EditorUNet(nn.Module):
+    """The residual editor of Eqs. 1-3 with a U-Net. Starts as the identity: its last layer is zero."""
+
+    def __init__(self, config: EditorUNetConfig = UNET_250M):
+        super().__init__()
+        self.config = config
+        widths, condition = config.channels, config.condition_dim
+        self.reference = ReferenceAdapter(config)
+        self.pose = nn.Sequential(nn.Linear(config.pose_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU())
+        self.to_query = nn.Linear(condition, config.reference_channels)
+        self.conv_in = nn.Conv2d(config.latent_channels + config.reference_channels + config.pose_dim, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(
+            nn.ModuleList(ModulatedBlock(w, w, condition) for _ in range(n)) for w, n in zip(widths, config.encoder_blocks)
+        )
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
+        self.attention = SelfAttention(widths[-1], config.head_dim)
+        self.up = nn.ModuleList(
+            nn.ModuleList(ModulatedBlock(w, w, condition) for _ in range(n)) for w, n in zip(widths, config.decoder_blocks)
+        )
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:]))
+        self.norm_out = nn.GroupNorm(16, widths[0])
+        self.conv_out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)
+
+    @property
+    def cell_multiple(self) -> int:
+        """Latent height and width must be multiples of this."""
+        return 2 ** (len(self.config.channels) - 1)
+
+    def prepare_references(self, references: Tensor) -> EditorContext:
+        """Run f_ref on a clip's references, (1 or B, R, C, h, w); their order does not matter."""
+        batch = references.shape[0]
+        keys, values = self.reference(rearrange(references, "b r c h w -> (b r) c h w"))
+        return EditorContext(rearrange(keys, "(b r) d h w -> b r d h w", b=batch), rearrange(values, "(b r) f h w -> b r f h w", b=batch))
+
+    def forward(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
+        """Edit latents.
+
+        Args:
+            z_input: (B, C, h, w) scaled latents: z_masked (stage 1) or the whole frame's z_src (mask-free).
+            poses: (B, 12) standardised lip poses.
+        Returns: z_hat (B, C, h, w) = z_input + the estimated residual (Eq. 3).
+        """
+        self._check(z_input, context, poses)
+        condition = self.pose(poses)
+        maps = poses[..., None, None].expand(-1, -1, *z_input.shape[2:])
+        x = self.conv_in(torch.cat([z_input, self._gather(context, condition), maps], 1))  # Eq. 1
+        skips = []
+        for level, blocks in enumerate(self.down):
+            for block in blocks:
+                x = block(x, condition)
+            if level < len(self.shrink):
+                skips.append(x)
+                x = self.shrink[level](x)
+        x = self.attention(x)
+        for level in reversed(range(len(self.up))):
+            if level < len(self.grow):
+                x = skips[level] + self.grow[level](F.interpolate(x, scale_factor=2))
+            for block in self.up[level]:
+                x = block(x, condition)
+        return z_input + self.conv_out(F.silu(self.norm_out(x)))
+
+    def _gather(self, context: EditorContext, condition: Tensor) -> Tensor:
+        """At each place, the references weighted by how well they suit the wanted pose. -> (B, F, h, w)."""
+        query = self.to_query(condition) * context.keys.shape[2] ** -0.5
+        if context.keys.shape[0] == 1:  # one clip's references serve the whole batch
+            logits = torch.einsum("bd,rdhw->brhw", query, context.keys[0])
+            return torch.einsum("brhw,rfhw->bfhw", logits.softmax(1), context.values[0])
+        logits = torch.einsum("bd,brdhw->brhw", query, context.keys)
+        return torch.einsum("brhw,brfhw->bfhw", logits.softmax(1), context.values)
+
+    def _check(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> None:
+        if z_input.shape[2:] != context.values.shape[3:]:
+            got, want = tuple(context.values.shape[3:]), tuple(z_input.shape[2:])
+            raise FlashLipsError(f"References have {got} latent cells, the frame {want}; use crops of one size for both.")
+        if z_input.shape[2] % self.cell_multiple or z_input.shape[3] % self.cell_multiple:
+            raise FlashLipsError(f"Latents of {tuple(z_input.shape[2:])} cells do not divide by {self.cell_multiple}; use crops of 256 or 512 pixels.")
+        if poses.shape[-1] != self.config.pose_dim:
+            raise FlashLipsError(f"Poses have {poses.shape[-1]} numbers, this editor uses {self.config.pose_dim}; choose a pose model that matches.")

@@ -1,0 +1,237 @@
+"""Stages "lip-teacher" and "lip-encoder": what the 12 numbers mean, and a network that reads them from the picture alone.
+
+The paper trains the teacher jointly with the editor. Ours (a choice of this project) trains it with a small mouth decoder
+first, so that the poses are fixed and every other stage can use them: the decoder must redraw a mouth from the 12 numbers and
+another frame's mouth of the same clip, which is what the editor asks of them too.
+
+B batch, N frames, E expression features, P = 12.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..data import Clip, CropStore
+from ..expression import mirrored, mouth_opening, neutral_features, raw_features
+from ..models.layers import ModulatedBlock
+from ..models.lip_encoder import LIP_ENCODER_MINI, MOUTH_REGION, LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
+from ..types import Progress
+from .loop import MakeBatch, TrainConfig, fit
+
+_MARGIN = 0.1 * (MOUTH_REGION[2] - MOUTH_REGION[0])
+STORED_MOUTH = (MOUTH_REGION[0] - _MARGIN, MOUTH_REGION[1] - _MARGIN, MOUTH_REGION[2] + _MARGIN, MOUTH_REGION[3] + _MARGIN)
+STORED_PX = 116  # the mouth region itself is 96.7 px of it
+
+
+@dataclass(frozen=True)
+class LipSamples:
+    """Mouths and expression features of the same frames, grouped by clip."""
+
+    store: CropStore
+    features: np.ndarray  # (N, E) relative to the speaker's neutral
+    opening: np.ndarray  # (N,)
+    rows_of_clip: list[np.ndarray]
+    clips_of_speaker: dict[str, list[int]]
+
+
+def speaker_features(clips: list[Clip]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Expression features relative to each speaker's face at rest, and mouth openings, per clip id: (T, E) and (T,)."""
+    raw = {c.id: raw_features(c.landmarks[:, :40], c.points, c.blendshapes) for c in clips}
+    opening = {c.id: mouth_opening(c.landmarks[:, :40], c.points) for c in clips}
+    result = {}
+    for speaker in sorted({c.speaker for c in clips}):
+        own = [c for c in clips if c.speaker == speaker]
+        features = np.concatenate([raw[c.id][c.found] for c in own])
+        neutral = neutral_features(features, np.concatenate([opening[c.id][c.found] for c in own]))
+        result |= {c.id: (raw[c.id] - neutral, opening[c.id]) for c in own}
+    return result
+
+
+def lip_samples(store: CropStore, clips: list[Clip], keep: set[str]) -> LipSamples:
+    """Join stored mouths with features, for the clips whose ids are in ``keep``."""
+    table = speaker_features(clips)
+    features = np.concatenate([table[str(store.clip_ids[c])][0][f][None] for c, f in zip(store.clip_of, store.frame_of)])
+    opening = np.array([table[str(store.clip_ids[c])][1][f] for c, f in zip(store.clip_of, store.frame_of)], np.float32)
+    bounds = np.searchsorted(store.clip_of, np.arange(len(store.clip_ids) + 1))
+    rows = [np.arange(a, b) for a, b in zip(bounds, bounds[1:])]
+    speakers: dict[str, list[int]] = {}
+    for index, (clip_id, speaker) in enumerate(zip(store.clip_ids, store.speakers)):
+        if str(clip_id) in keep:
+            speakers.setdefault(str(speaker), []).append(index)
+    return LipSamples(store, features.astype(np.float32), opening, rows, speakers)
+
+
+def draw_rows(samples: LipSamples, count: int, generator: torch.Generator) -> np.ndarray:
+    """Pairs of rows of one clip, speakers equally likely: (count, 2)."""
+    speakers = sorted(samples.clips_of_speaker)
+
+    def pick(items: list | np.ndarray):
+        return items[int(torch.randint(len(items), (), generator=generator))]
+
+    pairs = []
+    for _ in range(count):
+        rows = samples.rows_of_clip[pick(samples.clips_of_speaker[pick(speakers)])]
+        pairs.append((pick(rows), pick(rows)))
+    return np.array(pairs)
+
+
+def view_mouths(stored: Tensor, size: int, generator: torch.Generator, shift: float, colour: float, flip: Tensor) -> Tensor:
+    """Stored mouths (B, 3, 116, 116) -> jittered mouth regions (B, 3, size, size)."""
+    count = len(stored)
+
+    def spread(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) * 2 - 1
+
+    zoom = torch.exp(spread(count) * shift * 1.5) / 1.2
+    turn = spread(count) * shift * 3
+    cos, sin, offset = torch.cos(turn) * zoom, torch.sin(turn) * zoom, spread(count, 2) * shift
+    geometry = torch.stack([torch.stack([cos * flip, -sin, offset[:, 0]], -1), torch.stack([sin * flip, cos, offset[:, 1]], -1)], 1)
+    grid = F.affine_grid(geometry, [count, 3, size, size], align_corners=False)
+    mouths = F.grid_sample(stored, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    grey = torch.full((3, 3), 1 / 3)
+    saturation = torch.exp(spread(count, 1, 1) * 0.6 * colour)
+    mixing = torch.exp(spread(count, 3, 1) * 0.3 * colour) * (grey + saturation * (torch.eye(3) - grey)) + spread(count, 3, 3) * 0.1 * colour
+    mouths = torch.einsum("bij,bjhw->bihw", mixing, mouths) + spread(count, 3, 1, 1) * 0.2 * colour
+    grain = torch.randn(mouths.shape, generator=generator) * spread(count, 1, 1, 1).square() * 0.06 * colour
+    return mouths + grain
+
+
+class MouthDecoder(nn.Module):
+    """Redraws a mouth from another frame's mouth and a pose; exists only to train the teacher. (B 3 64 64), (B 12)."""
+
+    def __init__(self, teacher: LipTeacher):
+        super().__init__()
+        self.teacher = teacher
+        widths = (24, 48, 96)
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip((3, *widths), widths))
+        self.middle = nn.ModuleList(ModulatedBlock(96, 96, 12, groups=8) for _ in range(3))
+        self.grow = nn.ModuleList(nn.Conv2d(a, 4 * b, 3, padding=1) for a, b in zip(reversed(widths), (48, 24, 3)))
+
+    def forward(self, reference: Tensor, pose: Tensor) -> Tensor:
+        skips, x = [], reference
+        for layer in self.shrink:
+            x = F.silu(layer(x))
+            skips.append(x)
+        for block in self.middle:
+            x = block(x, pose)
+        for level, layer in enumerate(self.grow):
+            x = F.pixel_shuffle(layer(x), 2)
+            x = F.silu(x + skips[1 - level]) if level < 2 else x
+        return reference + x
+
+
+@dataclass(frozen=True)
+class TeacherBatch:
+    reference: Tensor  # (B, 3, 64, 64)
+    target: Tensor  # (B, 3, 64, 64)
+    seen: Tensor  # (B, 3, 64, 64) the target with other colours and place: what the teacher's CNN sees
+    expression: Tensor  # (B, E)
+
+
+def teacher_batches(samples: LipSamples, batch_size: int) -> MakeBatch:
+    """Reference and target mouths of one clip; the CNN's view differs in colour and place, so that it cannot pass them on."""
+
+    def make(generator: torch.Generator) -> TeacherBatch:
+        pairs = draw_rows(samples, batch_size, generator)
+        flip = torch.where(torch.rand(batch_size, generator=generator) < 0.5, -1.0, 1.0)
+        stored = samples.store.batch(pairs.T.reshape(-1))
+        both = view_mouths(stored, 64, generator, 0.0, 0.0, flip.repeat(2))
+        seen = view_mouths(stored[batch_size:], 64, generator, 0.04, 1.0, flip)
+        expression = samples.features[pairs[:, 1]]
+        expression = np.where(flip.numpy()[:, None] < 0, mirrored(expression), expression)
+        return TeacherBatch(both[:batch_size], both[batch_size:], seen, torch.from_numpy(expression.astype(np.float32)))
+
+    return make
+
+
+def teacher_step(network: MouthDecoder, batch: TeacherBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Redraw the target; a weak pull keeps the CNN's numbers small, noise on the poses keeps them from hiding detail."""
+    pose = network.teacher.raw(batch.expression, batch.seen)
+    noisy = pose + torch.randn(pose.shape, generator=generator) * 0.15
+    redrawn = network(batch.reference, noisy)
+    extra = pose[:, network.teacher.config.main_dim :]
+    return {"pixel": (redrawn - batch.target).abs().mean(), "extra": (extra.square().mean() - 1).relu()}
+
+
+def start_teacher(features: np.ndarray) -> LipTeacher:
+    """A teacher whose 8 main numbers are the first principal components of the features, before training moves them."""
+    teacher = LipTeacher(LipTeacherConfig(features.shape[1]))
+    mean, std = features.mean(0), features.std(0)
+    lips = 80
+    scale = np.concatenate([np.full(lips, std[:lips].mean()), np.maximum(std[lips:], 0.02) * 2])  # the outline leads
+    _, singular, directions = np.linalg.svd((features - mean)[::7] / scale, full_matrices=False)
+    basis = directions[:8] / (singular[:8, None] / np.sqrt(len(features[::7])))
+    with torch.no_grad():
+        teacher.expression_mean.copy_(torch.from_numpy(mean))
+        teacher.expression_std.copy_(torch.from_numpy(scale))
+        teacher.linear.weight.copy_(torch.from_numpy(basis))
+        teacher.linear.bias.zero_()
+    return teacher
+
+
+def train_teacher(samples: LipSamples, run_dir: str, steps: int = 4000, batch_size: int = 32, seed: int = 0, progress: Progress | None = None) -> LipTeacher:
+    """Train the teacher and set its standardisation from the training frames."""
+    rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
+    network = MouthDecoder(start_teacher(samples.features[rows]))
+    config = TrainConfig(run_dir, steps, lr=2e-3, seed=seed, weights={"pixel": 1.0, "extra": 0.1}, log_every=100)
+    teacher = fit(network, teacher_batches(samples, batch_size), teacher_step, config, progress=progress).teacher
+    picked = np.concatenate([draw_rows(samples, 64, torch.Generator().manual_seed(i))[:, 1] for i in range(60)])
+    raw = label_rows(teacher, samples, picked, standardised=False)
+    teacher.pose_mean.copy_(raw.mean(0))
+    teacher.pose_std.copy_(raw.std(0))
+    return teacher
+
+
+@torch.inference_mode()
+def label_rows(teacher: LipTeacher, samples: LipSamples, rows: np.ndarray, standardised: bool = True) -> Tensor:
+    """Teacher poses of stored frames, (len(rows), 12)."""
+    teacher.eval()
+    poses = []
+    for start in range(0, len(rows), 256):
+        part = rows[start : start + 256]
+        mouths = view_mouths(samples.store.batch(part), 64, torch.Generator(), 0.0, 0.0, torch.ones(len(part)))
+        expression = torch.from_numpy(samples.features[part])
+        poses.append(teacher(expression, mouths) if standardised else teacher.raw(expression, mouths))
+    return torch.cat(poses)
+
+
+@dataclass(frozen=True)
+class StudentBatch:
+    mouths: Tensor  # (B, 3, mouth_px, mouth_px)
+    poses: Tensor  # (B, 12)
+
+
+def student_batches(samples: LipSamples, poses: Tensor, batch_size: int, size: int) -> MakeBatch:
+    """Mouths seen through other cameras, with the teacher's poses of the undamaged frame."""
+
+    def make(generator: torch.Generator) -> StudentBatch:
+        rows = draw_rows(samples, batch_size, generator)[:, 1]
+        mouths = view_mouths(samples.store.batch(rows), size, generator, 0.05, 1.0, torch.ones(batch_size))
+        return StudentBatch(mouths, poses[rows])
+
+    return make
+
+
+def student_step(network: LipEncoder, batch: StudentBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Distillation: smooth L1 on standardised poses."""
+    return {"pose": F.smooth_l1_loss(network.read_mouths(batch.mouths), batch.poses)}
+
+
+def train_student(
+    samples: LipSamples, poses: Tensor, run_dir: str, config: LipEncoderConfig = LIP_ENCODER_MINI, steps: int = 5000,
+    batch_size: int = 64, seed: int = 0, progress: Progress | None = None,
+) -> LipEncoder:
+    """Distil the teacher's poses of all stored frames (N, 12) into a ResNet, and fit its opening readout."""
+    settings = TrainConfig(run_dir, steps, lr=2e-3, ema=0, seed=seed, log_every=100)
+    network = fit(LipEncoder(config), student_batches(samples, poses, batch_size, config.mouth_px), student_step, settings, progress=progress)
+    rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
+    design = torch.cat([poses[rows], torch.ones(len(rows), 1)], 1)
+    solution = torch.linalg.lstsq(design, torch.from_numpy(samples.opening[rows])[:, None]).solution[:, 0]
+    network.opening_weight.copy_(solution[:-1])
+    network.opening_bias.copy_(solution[-1])
+    return network.eval()
