@@ -1,0 +1,171 @@
+"""Audio to lip poses: the velocity network of the conditional flow (paper, stage 2).
+
+B batch, T pose frames (25 per second), P pose numbers (12), A audio numbers per pose frame, E emotion numbers,
+K source poses, D width, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..types import POSE_DIM
+
+TIME_FEATURES = 128  # sinusoids of the flow time, fed to a small MLP
+
+
+@dataclass(frozen=True)
+class PoseTransformerConfig:
+    """Shape of a :class:`PoseTransformer`."""
+
+    audio_kind: str = "wav2vec2-base:12"  # the only AudioFeatures.kind that this network understands
+    audio_dim: int = 2 * 768  # per pose frame: two 50 Hz rows side by side
+    emotion_dim: int = 0  # 0: no emotion embedding
+    pose_dim: int = POSE_DIM
+    width: int = 960
+    depth: int = 12
+    num_heads: int = 15
+    mlp_ratio: int = 4
+    audio_kernel: int = 5  # pose frames that the input convolution sees at once
+
+
+POSE_150M = PoseTransformerConfig()
+POSE_MINI = PoseTransformerConfig(audio_kind="flashlips-mel-conv", audio_dim=2 * 128, width=256, depth=4, num_heads=4)
+
+
+class PoseTransformer(nn.Module):
+    """v(z_t, t, c) with c = audio, its emotion and K source poses; audio is dropped for classifier-free guidance.
+
+    Frames attend to each other in both directions with rotary positions, so a window means the same wherever it
+    lies in the clip. Sources are a set: each passes an MLP and their mean joins every frame, so any K >= 0 will do.
+    Ours: the network's output is scaled and added to the velocity that unit Gaussian poses would have; on standardised
+    poses its target then has about unit variance at every t.
+    """
+
+    def __init__(self, config: PoseTransformerConfig):
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.register_buffer("rest_pose", torch.zeros(config.pose_dim))  # closed, relaxed lips, standardised
+        self.register_buffer("audio_mean", torch.zeros(config.audio_dim))  # of the training features
+        self.register_buffer("audio_std", torch.ones(config.audio_dim))
+        self.pose_in = nn.Linear(config.pose_dim, width)
+        self.is_known = nn.Parameter(torch.zeros(width))  # marks frames whose pose is finished, not noisy
+        self.audio_in = nn.Conv1d(config.audio_dim, width, config.audio_kernel, padding=config.audio_kernel // 2)
+        self.no_audio = nn.Parameter(torch.zeros(width))
+        self.emotion_in = nn.Linear(config.emotion_dim, width) if config.emotion_dim else None
+        self.source_in = nn.Sequential(nn.Linear(config.pose_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.time_in = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.modulation = nn.Linear(width, 6 * width)  # one for all blocks; each block adds its own offset
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.out_norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.out_modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, config.pose_dim)
+        for layer in (self.modulation, self.out_modulation, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        z_t: Tensor,
+        t: Tensor,
+        audio: Tensor,
+        sources: Tensor,
+        emotion: Tensor | None = None,
+        known: Tensor | None = None,
+        drop_audio: Tensor | None = None,
+    ) -> Tensor:
+        """The velocity of each frame, (B, T, P).
+
+        Args:
+            z_t: (B, T, P) noisy poses; frames in ``known`` hold the finished pose instead.
+            t: (B,) flow time in [0, 1].
+            audio: (B, T, A) features at the pose rate.
+            sources: (B, K, P) poses of the person.
+            emotion: (B, E), only where the config has ``emotion_dim``.
+            known: (B, T) bool, the committed frames.
+            drop_audio: (B,) bool, items that must do without their audio.
+        """
+        x = self.pose_in(z_t) + self.condition(audio, sources, emotion, drop_audio)  # B T D
+        if known is not None:
+            x = x + known[..., None].to(x.dtype) * self.is_known
+        c = self.time_in(time_features(t).to(x.dtype))[:, None]  # B 1 D
+        shared = self.modulation(c)  # B 1 6D
+        rotation = rotary(x.shape[1], self.config.width // self.config.num_heads, x)
+        for block in self.blocks:
+            x = block(x, shared, rotation)
+        scale, shift = self.out_modulation(c).chunk(2, dim=-1)
+        residual = self.out(self.out_norm(x) * (1 + scale) + shift)
+        t = t[:, None, None].to(x.dtype)
+        variance = (1 - t) ** 2 + t**2  # of z_t, were poses unit Gaussian
+        return (2 * t - 1) / variance * z_t + variance.rsqrt() * residual
+
+    def condition(self, audio: Tensor, sources: Tensor, emotion: Tensor | None, drop_audio: Tensor | None) -> Tensor:
+        """Concat[a, e(a), z_lips^K] and its projection, written as a sum of projections. Returns (B, T, D)."""
+        audio = (audio - self.audio_mean) / self.audio_std
+        heard = self.audio_in(audio.transpose(1, 2)).transpose(1, 2)  # B T D
+        if self.emotion_in is not None and emotion is not None:
+            heard = heard + self.emotion_in(emotion)[:, None]
+        if drop_audio is not None:
+            heard = torch.where(drop_audio[:, None, None], self.no_audio, heard)
+        person = self.source_in(sources).sum(dim=1, keepdim=True) / max(sources.shape[1], 1)  # B 1 D
+        return heard + person
+
+
+class Block(nn.Module):
+    """Attention and MLP, each modulated by the flow time (adaLN-single: shared modulation plus a learned offset)."""
+
+    def __init__(self, config: PoseTransformerConfig):
+        super().__init__()
+        width = config.width
+        self.num_heads = config.num_heads
+        gates = torch.zeros(6, width)
+        gates[2], gates[5] = 1.0, 1.0  # open from the start: these networks are shallow, and train for minutes
+        self.offset = nn.Parameter(gates.flatten())
+        self.norm_1 = nn.LayerNorm(width, elementwise_affine=False)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.norm_2 = nn.LayerNorm(width, elementwise_affine=False)
+        self.expand = nn.Linear(width, config.mlp_ratio * width)
+        self.contract = nn.Linear(config.mlp_ratio * width, width)
+
+    def forward(self, x: Tensor, modulation: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """x (B, T, D), modulation (B, 1, 6D) -> (B, T, D)."""
+        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = (modulation + self.offset).chunk(6, dim=-1)
+        h = self.qkv(self.norm_1(x) * (1 + scale_1) + shift_1)
+        q, k, v = rearrange(h, "b t (three h d) -> three b h t d", three=3, h=self.num_heads)
+        h = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v)
+        h = self.project(rearrange(h, "b h t d -> b t (h d)"))
+        x = x + gate_1 * h
+        h = self.contract(F.gelu(self.expand(self.norm_2(x) * (1 + scale_2) + shift_2), approximate="tanh"))
+        return x + gate_2 * h
+
+
+def time_features(t: Tensor) -> Tensor:
+    """Sinusoids of the flow time, periods from 2 pi / 1000 (t in [0, 1] times 1000) up. (B,) -> (B, TIME_FEATURES)."""
+    half = TIME_FEATURES // 2
+    rates = torch.exp(-math.log(10_000.0) * torch.arange(half, device=t.device, dtype=torch.float32) / half)
+    angle = 1000.0 * t.float()[:, None] * rates
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def rotary(num_frames: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles, each (T, head_dim / 2).
+
+    The slowest pair turns once in about 1000 frames: base 200 spreads the rates over the few seconds of a window.
+    """
+    rates = 200.0 ** -(torch.arange(head_dim // 2, device=like.device, dtype=torch.float32) * 2 / head_dim)
+    angle = torch.arange(num_frames, device=like.device, dtype=torch.float32)[:, None] * rates
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the halves of each head's vector by the frame's angles. (B, H, T, head_dim) -> same."""
+    cosine, sine = rotation
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], dim=-1)

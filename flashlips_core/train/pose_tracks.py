@@ -1,0 +1,240 @@
+"""Training data of the pose model: stretches of sound with the lip poses that belong to it, silence included.
+
+F pose frames of all tracks one after another (25 per second, 640 samples each), P pose numbers, A audio numbers per frame.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from ..flow import POSE_RATE, FlowBatch, features_at_pose_rate
+from ..types import SAMPLE_RATE, AudioFeatures, FlashLipsError, Progress
+
+log = logging.getLogger(__name__)
+
+FRAME_SAMPLES = int(SAMPLE_RATE / POSE_RATE)
+CLOSING_FRAMES = 5  # a mouth takes about 0.2 s to come to rest
+SILENT_TRACKS = 120  # tracks without any speech
+SILENT_FRAMES = 125
+SILENT_SHARE, OTHERS_SHARE = 0.12, 0.35  # of the crops: silent tracks; people other than the one with most clips
+LABEL_FOLDERS = {"s1": "grid_s1", "grid_people": "grid_people"}  # first part of a label's id -> folder of the data
+UNSYNCED = ("s4", "s33", "s25", "uG")  # sound and picture disagree, or it cannot be decided
+
+
+class Encoder(Protocol):
+    """What is needed of an audio encoder here."""
+
+    kind: str
+
+    def encode(self, samples: torch.Tensor) -> AudioFeatures: ...
+
+
+@dataclass(frozen=True)
+class PoseLabels:
+    """Lip poses of labelled clips."""
+
+    ids: list[str]  # "s1/train/bbaf2n"
+    starts: np.ndarray  # (clips + 1,) offsets into the arrays below
+    poses: np.ndarray  # (N, P) standardised
+    found: np.ndarray  # (N,) bool
+    rest: np.ndarray  # (P,)
+
+    @staticmethod
+    def load(path: str | Path) -> PoseLabels:
+        """Read the ``.npz`` with ids, num_frames, poses, found, rest."""
+        if not Path(path).is_file():
+            raise FlashLipsError(f"No pose labels at {path}; make them with the lip encoder's stage, then name the file with --labels.")
+        file = np.load(path)
+        starts = np.concatenate([[0], np.cumsum(file["num_frames"])])
+        return PoseLabels([str(i) for i in file["ids"]], starts, file["poses"].astype(np.float32), file["found"], file["rest"].astype(np.float32))
+
+    def clip(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Poses and found of one clip."""
+        part = slice(self.starts[index], self.starts[index + 1])
+        return self.poses[part], self.found[part]
+
+    def split(self, name: str) -> list[int]:
+        """Clips of ``train``, ``val`` or ``test`` whose sound is in sync."""
+        return [i for i, id in enumerate(self.ids) if id.split("/")[1] == name and speaker_of(id) not in UNSYNCED and self.clip(i)[1].any()]
+
+
+def speaker_of(clip_id: str) -> str:
+    """"s1/train/bbaf2n" -> "s1", "grid_people/train/s2/bbae9n" -> "s2"."""
+    parts = clip_id.split("/")
+    return parts[2] if parts[0] == "grid_people" else parts[0]
+
+
+def clip_path(data: str | Path, clip_id: str) -> Path:
+    """The video of a label."""
+    first, _, rest = clip_id.partition("/")
+    return Path(data) / LABEL_FOLDERS[first] / f"{rest}.mp4"
+
+
+def read_samples(path: Path) -> np.ndarray:
+    """A clip's sound, mono at 16 kHz."""
+    from ..audio import to_mono_16k
+    from ..media import load_audio
+
+    return to_mono_16k(load_audio(path)).numpy()
+
+
+# Sound
+
+
+def quiet_tone(random: np.random.Generator, num_samples: int, like: np.ndarray | None = None) -> np.ndarray:
+    """Sound without speech: digital zero, white or brownish noise from -90 to -40 dB, or the room of a recording."""
+    kind = random.choice(4, p=[0.2, 0.25, 0.15, 0.4] if like is not None else [0.25, 0.45, 0.3, 0.0])
+    if kind == 0 or num_samples == 0:
+        return np.zeros(num_samples, np.float32)
+    noise = random.standard_normal(num_samples).astype(np.float32)
+    level = 10 ** (random.uniform(-90, -40) / 20)
+    if kind == 2:
+        noise = np.convolve(noise, 0.97 ** np.arange(200), "same")
+    if kind == 3:
+        room = quietest(like, SAMPLE_RATE // 5)
+        size = len(room)
+        shape = np.interp(np.linspace(0, 1, num_samples // 2 + 1), np.linspace(0, 1, size // 2 + 1), np.abs(np.fft.rfft(room * np.hanning(size))))
+        noise = np.fft.irfft(np.fft.rfft(noise) * shape, num_samples)
+        level = room.std()
+    return (noise / (noise.std() + 1e-12) * level).astype(np.float32)
+
+
+def quietest(samples: np.ndarray, size: int) -> np.ndarray:
+    """The quietest stretch of ``size`` samples that is not digital zero."""
+    energy = np.convolve(samples.astype(np.float64) ** 2, np.ones(size), "valid")[:: size // 4]
+    energy[energy < 1e-9 * size] = np.inf  # below -90 dB: padding
+    return samples[np.argmin(energy) * (size // 4) :][:size] if np.isfinite(energy).any() else np.full(size, 1e-4, np.float32)
+
+
+def padded_track(
+    random: np.random.Generator, samples: np.ndarray, poses: np.ndarray, found: np.ndarray, rest: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A clip between two silences, at another loudness, now and then with noise. Returns samples, poses, found."""
+    before, after = random.integers(0, 45, 2)
+    speech = np.zeros(len(poses) * FRAME_SAMPLES, np.float32)
+    speech[: min(len(samples), len(speech))] = samples[: len(speech)]
+    if len(samples) < len(speech):
+        speech[len(samples) :] = quiet_tone(random, len(speech) - len(samples), samples)
+    silences = [quiet_tone(random, n * FRAME_SAMPLES, samples) for n in (before, after)]
+    sound = np.concatenate([silences[0], speech, silences[1]]) * 10 ** (random.uniform(-14, 6) / 20)
+    if random.random() < 0.3:
+        sound = sound + quiet_tone(random, len(sound)) * 3
+    first, last = (poses[found][i] for i in (0, -1))
+    fade = np.clip(np.arange(1, max(before, after) + 1) / CLOSING_FRAMES, 0, 1)[:, None].astype(np.float32)
+    fade = fade * fade * (3 - 2 * fade)
+    lead = (first + (rest - first) * fade[:before])[::-1]
+    trail = last + (rest - last) * fade[:after]
+    sure = np.concatenate([np.ones(before, bool), found, np.ones(after, bool)])
+    return np.clip(sound, -1, 1).astype(np.float32), np.concatenate([lead, poses, trail]), sure
+
+
+# Tracks
+
+
+@dataclass(frozen=True)
+class PoseTracks:
+    """Everything a pose model trains on, in memory."""
+
+    starts: np.ndarray  # (tracks + 1,) offsets
+    audio: np.ndarray  # (F, A) float16
+    poses: np.ndarray  # (F, P) float32
+    found: np.ndarray  # (F,) bool
+    person: np.ndarray  # (tracks,) index into the people, -1: silent
+
+    @functools.cached_property
+    def groups(self) -> list[np.ndarray]:
+        """Track indices of the person with most clips, of the others, of silence."""
+        speaking = self.person[self.person >= 0]
+        most = np.bincount(speaking).argmax() if len(speaking) else 0
+        return [np.flatnonzero(self.person == most), np.flatnonzero((self.person >= 0) & (self.person != most)), np.flatnonzero(self.person < 0)]
+
+    @functools.cached_property
+    def frames_of(self) -> list[np.ndarray]:
+        """Frames with a label, for each speaking track: where its source poses are drawn from."""
+        return [np.flatnonzero(self.found[a:b]) + a for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)]
+
+    def batch(self, size: int, num_frames: int, generator: torch.Generator, noise: float = 0.15, max_sources: int = 8) -> FlowBatch:
+        """Random crops; audio gets noise (relative to each number's deviation) and loses a twentieth of its numbers."""
+        random = np.random.default_rng(torch.randint(2**62, (1,), generator=generator).item())
+        shares = np.array([1 - SILENT_SHARE - OTHERS_SHARE, OTHERS_SHARE, SILENT_SHARE]) * [len(g) > 0 for g in self.groups]
+        num_sources = 0 if random.random() < 0.1 else random.integers(1, max_sources + 1)
+        rows, sources = [], []
+        for group in random.choice(3, size, p=shares / shares.sum()):
+            track = random.choice(self.groups[group])
+            start = random.integers(self.starts[track], max(self.starts[track] + 1, self.starts[track + 1] - num_frames + 1))
+            rows.append(np.minimum(np.arange(start, start + num_frames), self.starts[track + 1] - 1))
+            owner = track if group < 2 else random.choice(np.concatenate(self.groups[:2]))  # silence may be anybody's
+            sources.append(random.choice(self.frames_of[owner], num_sources))
+        rows = np.stack(rows)
+        audio = self.audio[rows].astype(np.float32)
+        audio += noise * self.audio_stats[1] * random.standard_normal(audio.shape, np.float32)
+        lost = random.random((size, 1, audio.shape[2])) < 0.05
+        audio = np.where(lost, self.audio_stats[0], audio)
+        poses = torch.from_numpy(self.poses[rows])
+        return FlowBatch(
+            poses, torch.from_numpy(audio), torch.from_numpy(self.poses[np.stack(sources)]),
+            torch.from_numpy(self.found[rows]).float(),
+        )
+
+    @functools.cached_property
+    def audio_stats(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and deviation of each audio number."""
+        some = self.audio[:: max(1, len(self.audio) // 50_000)].astype(np.float32)
+        return some.mean(0), some.std(0) + 1e-3
+
+    @staticmethod
+    def build(
+        labels: PoseLabels, data: str | Path, encoder: Encoder, cache: Path, variants: int = 2, seed: int = 0, progress: Progress | None = None
+    ) -> PoseTracks:
+        """Encode the training clips, ``variants`` times each with other silences, gains and noise, or read the cache."""
+        key = _key(labels, encoder, variants, seed)
+        if cache.is_file() and str(np.load(cache)["key"]) == key:
+            return PoseTracks(**{k: v for k, v in np.load(cache).items() if k != "key"})
+        random = np.random.default_rng(seed)
+        clips = labels.split("train")
+        people = sorted({speaker_of(labels.ids[i]) for i in clips})
+        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
+        for done, index in enumerate(clips):
+            samples = read_samples(clip_path(data, labels.ids[index]))
+            person = people.index(speaker_of(labels.ids[index]))
+            for _ in range(variants):
+                sound, poses, found = padded_track(random, samples, *labels.clip(index), labels.rest)
+                parts.append((encode_frames(encoder, sound, len(poses)), poses, found, person))
+            if progress is not None:
+                progress(done + 1, len(clips))
+        for _ in range(SILENT_TRACKS):
+            room = read_samples(clip_path(data, labels.ids[random.choice(clips)]))
+            sound = quiet_tone(random, SILENT_FRAMES * FRAME_SAMPLES, room)
+            rest = np.repeat(labels.rest[None], SILENT_FRAMES, 0)
+            parts.append((encode_frames(encoder, sound, SILENT_FRAMES), rest, np.ones(SILENT_FRAMES, bool), -1))
+        audio, poses, found, person = zip(*parts, strict=True)
+        tracks = PoseTracks(
+            np.concatenate([[0], np.cumsum([len(p) for p in poses])]), np.concatenate(audio), np.concatenate(poses), np.concatenate(found),
+            np.array(person),
+        )
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(cache, key=key, **vars(tracks))
+        log.info("%d tracks, %.0f minutes, %d people", len(parts), len(tracks.poses) / 25 / 60, len(people))
+        return tracks
+
+
+def encode_frames(encoder: Encoder, samples: np.ndarray, num_frames: int) -> np.ndarray:
+    """Features of a sound at the pose rate, exactly ``num_frames`` of them (the last one repeated), float16."""
+    features = encoder.encode(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)))
+    rows = features_at_pose_rate(features.values, features.rate_hz)
+    return rows[torch.arange(num_frames).clamp(max=len(rows) - 1)].half().numpy()
+
+
+def _key(labels: PoseLabels, encoder: Encoder, variants: int, seed: int) -> str:
+    probe = torch.sin(torch.arange(SAMPLE_RATE) * 0.05) * torch.linspace(0, 0.5, SAMPLE_RATE)
+    digest = hashlib.sha256(encoder.encode(probe).values.numpy().tobytes() + labels.poses.tobytes()).hexdigest()[:16]
+    return json.dumps([encoder.kind, digest, variants, seed, len(labels.ids)])

@@ -1,0 +1,223 @@
+"""Train the pose model: audio features to lip poses by conditional flow matching, silence to rest.
+
+One command, resumable; run again whenever labels or the audio encoder change:
+``python -m flashlips_core.train.poses --labels=poses.npz --data=data --run_dir=runs/poses --out=pose-model.safetensors``
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import checkpoint
+from ..flow import FlowBatch, SamplerSettings, flow_matching_loss, sample_poses
+from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig
+from ..types import SAMPLE_RATE, AudioFeatures, Progress
+from .loop import TrainConfig, fit
+from .pose_tracks import Encoder, PoseLabels, PoseTracks, clip_path, quiet_tone, read_samples
+
+log = logging.getLogger(__name__)
+
+PRESETS = {"mini": POSE_MINI, "150m": POSE_150M}
+
+
+@dataclass(frozen=True)
+class PoseTraining:
+    """What to train on, for how long, and where it goes. Every field is ``--name=value`` on the command line."""
+
+    labels: str  # .npz with ids, num_frames, poses, found, rest
+    data: str  # folder with grid_s1 and grid_people
+    run_dir: str = "runs/poses"
+    out: str = ""  # checkpoint to write; empty: <run_dir>/pose-model.safetensors
+    audio_encoder: str = "bundled"
+    preset: str = "mini"
+    steps: int = 2000
+    batch: int = 10
+    num_frames: int = 64  # 2.6 s
+    lr: float = 1.5e-3
+    ema: float = 0.995
+    audio_dropout: float = 0.1  # for guidance (paper: classifier-free)
+    variants: int = 2  # renditions of each clip's sound
+    validate_every: int = 1000
+    threads: int = 1
+    seed: int = 0
+
+
+def train(config: PoseTraining, encoder: Encoder | None = None, progress: Progress | None = None) -> Path:
+    """Train and save a pose model; returns the checkpoint's path. Resumes from ``run_dir``."""
+    torch.set_num_threads(config.threads)
+    labels = PoseLabels.load(config.labels)
+    encoder = encoder or _load_encoder(config.audio_encoder)
+    tracks = PoseTracks.build(labels, config.data, encoder, Path(config.run_dir) / "tracks.npz", config.variants, config.seed, progress)
+    held_out = held_out_clips(labels, "val", config.data, encoder, limit=8)
+    jaw = JawReadout.fit(labels, config.data)
+
+    def step(network: nn.Module, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        return {"flow": flow_matching_loss(network, batch, generator, config.audio_dropout)}
+
+    def validate(network: nn.Module, step: int) -> dict[str, float]:
+        return score(network, labels, held_out, encoder, SamplerSettings(), jaw)
+
+    best = fit(
+        build_network(config, labels, tracks, encoder),
+        lambda generator: tracks.batch(config.batch, config.num_frames, generator),
+        step,
+        TrainConfig(config.run_dir, config.steps, config.lr, ema=config.ema, seed=config.seed, validate_every=config.validate_every),
+        validate,
+        progress,
+    )
+    out = Path(config.out or Path(config.run_dir) / "pose-model.safetensors")
+    checkpoint.save(best, out, "pose-model", training_notes(config, labels, tracks, encoder))
+    return out
+
+
+def build_network(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: Encoder) -> PoseTransformer:
+    """The preset, fitted to the encoder's features and the labels' rest pose; the same weights for the same seed."""
+    preset: PoseTransformerConfig = dataclasses.replace(
+        PRESETS[config.preset], audio_kind=encoder.kind, audio_dim=tracks.audio.shape[1], pose_dim=labels.poses.shape[1]
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        network = PoseTransformer(preset)
+    mean, std = tracks.audio_stats
+    network.rest_pose.copy_(torch.from_numpy(labels.rest))
+    network.audio_mean.copy_(torch.from_numpy(mean))
+    network.audio_std.copy_(torch.from_numpy(std))
+    return network
+
+
+def training_notes(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: Encoder) -> dict:
+    """What the checkpoint says of its training."""
+    clips = labels.split("train")
+    found = np.concatenate([labels.clip(i)[0][labels.clip(i)[1]] for i in clips])
+    return {
+        "licence": "Apache-2.0",
+        "data": f"GRID corpus (CC BY 4.0), {len(clips)} clips of {len({labels.ids[i].rsplit('/', 1)[0] for i in clips})} people, and silence",
+        "steps": config.steps, "batch": config.batch, "frames": config.num_frames, "learning_rate": config.lr, "seed": config.seed,
+        "audio": encoder.kind, "minutes": round(len(tracks.poses) / 25 / 60, 1),
+        "pose_mean": found.mean(0).round(3).tolist(), "pose_std": found.std(0).round(3).tolist(),
+    }  # fmt: skip
+
+
+# Held-out measures
+
+
+@dataclass(frozen=True)
+class HeldOutClip:
+    """One clip that was not trained on."""
+
+    index: int  # in the labels
+    features: AudioFeatures
+    sources: Tensor  # (K, P)
+
+
+def held_out_clips(labels: PoseLabels, split: str, data: str | Path, encoder: Encoder, limit: int | None = None) -> list[HeldOutClip]:
+    """Clips of a split with their features, and 4 source poses spread over the clip."""
+    clips = []
+    for index in labels.split(split)[:limit]:
+        poses, found = labels.clip(index)
+        sources = poses[found][np.linspace(0, found.sum() - 1, 4).astype(int)]
+        features = encoder.encode(torch.from_numpy(read_samples(clip_path(data, labels.ids[index]))))
+        clips.append(HeldOutClip(index, features, torch.from_numpy(sources)))
+    return clips
+
+
+@dataclass(frozen=True)
+class JawReadout:
+    """Jaw opening measured by MediaPipe, and the ridge regression that reads it from poses."""
+
+    measured: np.ndarray  # (N,) one per frame of the labels, NaN where unknown
+    weights: np.ndarray  # (P + 1,) the last one is the offset
+
+    def read(self, poses: np.ndarray) -> np.ndarray:
+        return poses @ self.weights[:-1] + self.weights[-1]
+
+    @staticmethod
+    def fit(labels: PoseLabels, data: str | Path) -> JawReadout | None:
+        """Fitted on the training clips of s1; None where the measurements are absent."""
+        path = Path(data) / "grid_s1" / "mediapipe.npz"
+        if not path.is_file():
+            return None
+        file = np.load(path)
+        jaw = file["blendshapes"][:, [str(n) for n in file["blendshape_names"]].index("jawOpen")].astype(np.float32)
+        ends = np.cumsum(file["num_frames"])
+        of_clip = {str(i): jaw[end - n : end] for i, end, n in zip(file["ids"], ends, file["num_frames"], strict=True)}
+        measured = np.full(len(labels.poses), np.nan, np.float32)
+        for index, id in enumerate(labels.ids):
+            if id.startswith("s1/"):
+                measured[labels.starts[index] : labels.starts[index + 1]] = of_clip[id.split("/")[-1]]
+        measured[~labels.found] = np.nan
+        frames = np.concatenate([np.arange(labels.starts[i], labels.starts[i + 1]) for i in labels.split("train")])
+        frames = frames[np.isfinite(measured[frames])]
+        x = np.concatenate([labels.poses[frames], np.ones((len(frames), 1))], 1)
+        return JawReadout(measured, np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ measured[frames]))
+
+
+@torch.inference_mode()
+def score(
+    network: PoseTransformer, labels: PoseLabels, clips: list[HeldOutClip], encoder: Encoder, settings: SamplerSettings, jaw: JawReadout | None
+) -> dict[str, float]:
+    """How well sampled poses follow held-out speech, and how close to rest they stay in silence.
+
+    ``correlation``: per clip and dimension, averaged with the label's variance as weight. ``jaw``: of the jaw opening read
+    from sampled poses with the measured one, mean over clips. ``jaw_spread``: its deviation as a share of the measured one.
+    ``silence``: root mean square distance from the rest pose over quiet sounds, in deviations of speech.
+    """
+    was_training = network.training
+    network.eval()
+    rows: list[dict[str, float]] = []
+    for clip in clips:
+        poses, found = labels.clip(clip.index)
+        sampled = sample_poses(network, clip.features, clip.sources, settings).values.numpy()
+        frames = np.flatnonzero(found[: len(sampled)])
+        pairs = zip(sampled[frames].T, poses[frames].T, strict=True)
+        row = {"correlation": float(np.average([np.corrcoef(a, b)[0, 1] for a, b in pairs], weights=poses[frames].var(0)))}
+        if jaw is not None:
+            measured, opening = jaw.measured[labels.starts[clip.index] + frames], jaw.read(sampled[frames])
+            row |= {"jaw": float(np.corrcoef(opening, measured)[0, 1]), "jaw_spread": float(opening.std() / measured.std())}
+        rows.append(row)
+    network.train(was_training)
+    scores = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+    return scores | {"silence": silence_distance(network, [clip.sources for clip in clips], encoder, settings)}
+
+
+def silence_distance(network: PoseTransformer, sources: list[Tensor], encoder: Encoder, settings: SamplerSettings, seed: int = 0) -> float:
+    """Root mean square distance of sampled poses from rest over two seconds of a quiet sound for each of ``sources``."""
+    random = np.random.default_rng(seed)
+    distances = []
+    for source in sources:
+        features = encoder.encode(torch.from_numpy(quiet_tone(random, 2 * SAMPLE_RATE)))
+        poses = sample_poses(network, features, source, settings).values
+        distances.append((poses - network.rest_pose).square().mean())
+    return float(torch.stack(distances).mean().sqrt()) if distances else float("nan")
+
+
+# Command line
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """``--name=value`` for every field of :class:`PoseTraining`."""
+    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.poses", description="Train the pose model (audio to lip poses).")
+    for field in dataclasses.fields(PoseTraining):
+        is_needed = field.default is dataclasses.MISSING
+        kind = str if is_needed else type(field.default)
+        parser.add_argument(f"--{field.name}", type=kind, required=is_needed, default=None if is_needed else field.default)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    train(PoseTraining(**vars(parser.parse_args(arguments))))
+
+
+def _load_encoder(name: str) -> Encoder:
+    from ..audio import load_audio_encoder
+
+    return load_audio_encoder(name)
+
+
+if __name__ == "__main__":
+    main()
