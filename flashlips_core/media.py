@@ -34,8 +34,8 @@ def probe(path: str | Path) -> ClipInfo:
         stream = video_stream(container, path)
         stamps = _first_stamps(container, stream)
         time_base, is_counted = stream.time_base, _is_counted(container)
-        fps = _frame_rate(stream, stamps)
         seconds = _stream_seconds(container, stream)
+        fps = _frame_rate(stream, stamps, seconds)
         num_frames = max(1, stream.frames or round(seconds * fps) or len(stamps))
         sound = [(audio.sample_rate, audio.channels) for audio in container.streams.audio if audio.sample_rate]
     with open_media(path) as container:
@@ -79,7 +79,7 @@ def read_from(path: str | Path, start: int = 0, stop: int | None = None, seek_pt
         can_seek = seek_pts is not None and not _is_counted(container)
         if can_seek:
             container.seek(seek_pts, stream=stream, backward=True, any_frame=False)
-        step = 1 / (_frame_rate(stream, []) * stream.time_base)
+        step = 1 / (_frame_rate(stream, [], Fraction(0)) * stream.time_base)
         pictures = _stamped(_decode(container, stream, path), step, _is_counted(container))
         first = next(pictures, None)
         if first is None and not can_seek:
@@ -167,18 +167,22 @@ def video_stream(container: av.container.InputContainer, path: str | Path) -> av
 
 
 def _frames(stamped: Iterator[tuple[av.VideoFrame, int]], orientation: Orientation, path: str | Path) -> Iterator[Frame]:
-    first: tuple[tuple[int, int], Layout] | None = None
+    size: tuple[int, int] | None = None
+    wanted: Layout | None = None
+    is_scaled = False
     for picture, pts in stamped:
         color_range, colorspace = color_of(picture)
-        if first and (picture.width, picture.height) != first[0]:
-            logger.warning("%s changes its size midway; later frames are scaled to the first one's.", Path(path).name)
-            picture = picture.reformat(width=first[0][0], height=first[0][1])
+        size = size or (picture.width, picture.height)
+        if (picture.width, picture.height) != size:
+            if not is_scaled:
+                logger.warning("%s changes its size midway; later frames are scaled to the first one's.", Path(path).name)
+            is_scaled = True
+            picture = picture.reformat(*size)
         planes, layout = planar(picture, orientation)
-        if first is None:
-            first = (picture.width, picture.height), layout
-        elif layout != first[1]:
-            planes, layout = _same_layout(planes, layout, first[1], path), first[1]
-        yield Frame(planes, layout.name, pts, color_range, colorspace)
+        wanted = wanted or layout
+        if layout != wanted:
+            planes = _same_layout(planes, layout, wanted, path)
+        yield Frame(planes, wanted.name, pts, color_range, colorspace)
 
 
 def _same_layout(planes: Planes, layout: Layout, wanted: Layout, path: str | Path) -> Planes:
@@ -250,10 +254,13 @@ def _first_stamps(container: av.container.InputContainer, stream: av.VideoStream
     return sorted(stamps)[: max(2, len(stamps) - REORDER_MARGIN) if len(stamps) == PACKETS_PROBED else None]
 
 
-def _frame_rate(stream: av.VideoStream, stamps: list[int]) -> Fraction:
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-    if rate:
-        return Fraction(rate)
+def _frame_rate(stream: av.VideoStream, stamps: list[int], seconds: Fraction) -> Fraction:
+    """The average rate, or the nominal one where both agree to within a frame over the whole clip (30000/1001)."""
+    average, nominal = (Fraction(rate or 0) for rate in (stream.average_rate, stream.base_rate))
+    if average and nominal and abs(average - nominal) * seconds < 1:
+        return nominal
+    if average or nominal:
+        return average or nominal
     if len(stamps) > 1 and stamps[-1] > stamps[0]:
         return (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * stream.time_base)
     return Fraction(25)  # a single picture: any rate will do

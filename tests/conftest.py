@@ -27,6 +27,7 @@ class ClipSpec:
     codec: str = "libx264"
     pts: tuple[int, ...] = tuple(range(0, NUM_FRAMES * 3600, 3600))
     time_base: Fraction = Fraction(1, 90_000)
+    rate: Fraction = Fraction(25)  # what the header says
     rotation: int = 0  # degrees counter-clockwise in the display matrix
     is_mirrored: bool = False
     color: tuple[int, int, int, int] = (1, 1, 1, 1)  # range, matrix, primaries, transfer
@@ -34,6 +35,7 @@ class ClipSpec:
     audio_rate: int | None = None
     audio_channels: int = 2
     audio_s: Fraction = Fraction(1)
+    audio_start_s: int = 0
     audio_codec: str = "aac"
     options: tuple[tuple[str, str], ...] = (("crf", "0"), ("g", "10"))
     container_options: tuple[tuple[str, str], ...] = ()
@@ -74,7 +76,8 @@ def make_clip(folder: Path, spec: ClipSpec) -> Path:
         if sound:
             samples = tone(spec.audio_rate, spec.audio_channels, spec.audio_s)
             frame = av.AudioFrame.from_ndarray(samples, "fltp", sound.layout.name)
-            frame.sample_rate, frame.pts, frame.time_base = spec.audio_rate, 0, Fraction(1, spec.audio_rate)
+            frame.sample_rate, frame.time_base = spec.audio_rate, Fraction(1, spec.audio_rate)
+            frame.pts = spec.audio_start_s * spec.audio_rate
             output.mux(sound.encode(frame))
             output.mux(sound.encode())
     return path
@@ -82,7 +85,7 @@ def make_clip(folder: Path, spec: ClipSpec) -> Path:
 
 def _add_video(output: av.container.OutputContainer, spec: ClipSpec) -> av.VideoStream:
     options = dict(spec.options) if spec.codec == "libx264" else {}
-    video = output.add_stream(spec.codec, rate=25, options=options)
+    video = output.add_stream(spec.codec, rate=spec.rate, options=options)
     video.width, video.height = spec.size
     video.pix_fmt = spec.pix_fmt
     video.time_base = video.codec_context.time_base = spec.time_base
