@@ -64,7 +64,7 @@ def cut_batch(frames: Sequence[Frame], boxes: np.ndarray, size: int) -> Tensor:
 
 
 def alpha_from_latents(z_source: Tensor, z_edited: Tensor, size: int, settings: AlphaSettings = AlphaSettings()) -> Tensor:
-    """Where the edit changed the latents: in [0, 1], exactly 0 where it did not. Two (B, 4, h, w) -> (B, 1, size, size) float32."""
+    """Where the edit changed the latents: in [0, 1], exactly 0 where it did not. (B, 4, h, w) twice -> (B, 1, size, size)."""
     difference = (z_edited.float() - z_source.float()).abs().mean(1, keepdim=True)  # B 1 h w
     ramp = ((_blur(difference) - settings.low) / (settings.high - settings.low)).clamp(0, 1)
     alpha = ramp * ramp * (3 - 2 * ramp)  # smoothstep
@@ -136,7 +136,10 @@ def _window(frame: Frame, box: Sequence[float]) -> tuple[int, int, int, int] | N
 def _luma_alpha(
     box: Sequence[float], alpha: Tensor, window: tuple[int, int, int, int], chroma_shift: tuple[int, int]
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Alpha at the window's pixels, trimmed to where it is above 0, from a whole chroma sample on. -> (rows, columns), (left, top)."""
+    """Alpha at the window's pixels, trimmed to where it is above 0, from a whole chroma sample on.
+
+    Returns (rows, columns) float32 and its (left, top).
+    """
     left, top, right, bottom = window
     rows, row_start = _restoring(box[1], box[3], alpha.shape[0], top, bottom - top, 0, is_cosited=False, kernel="linear")
     columns, column_start = _restoring(box[0], box[2], alpha.shape[1], left, right - left, 0, is_cosited=True, kernel="linear")

@@ -1,0 +1,19 @@
+"""Find faces, follow them, and cut a crop that does not shake."""
+
+from .crop import Stabilise, crop_box, smooth_boxes
+from .detect import Detection, Detector, load_detector
+from .track import FaceReference, Which, reference_face, track_all, track_faces
+
+__all__ = [
+    "Detection",
+    "Detector",
+    "FaceReference",
+    "Stabilise",
+    "Which",
+    "crop_box",
+    "load_detector",
+    "reference_face",
+    "smooth_boxes",
+    "track_all",
+    "track_faces",
+]
