@@ -34,7 +34,7 @@ def normalised_lips(lips: np.ndarray, points: np.ndarray) -> np.ndarray:
     """
     left, right = points[:, 0], points[:, 1]
     axis = right - left
-    distance = np.linalg.norm(axis, axis=1, keepdims=True)
+    distance = np.maximum(np.linalg.norm(axis, axis=1, keepdims=True), 1e-6)  # rows without a face hold zeros
     x = axis / distance
     y = np.stack([-x[:, 1], x[:, 0]], 1)
     centred = lips - ((left + right) / 2)[:, None]
@@ -43,7 +43,7 @@ def normalised_lips(lips: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def mouth_opening(lips: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Inner-lip gap over eye distance, (T,)."""
-    distance = np.linalg.norm(points[:, 1] - points[:, 0], axis=1)
+    distance = np.maximum(np.linalg.norm(points[:, 1] - points[:, 0], axis=1), 1e-6)
     return np.linalg.norm(lips[:, INNER_BOTTOM] - lips[:, INNER_TOP], axis=1) / distance
 
 

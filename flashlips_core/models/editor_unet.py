@@ -20,7 +20,7 @@ from .layers import ModulatedBlock
 class EditorUNetConfig:
     """Channels and residual blocks per resolution, finest first; the coarsest one attends over the whole face."""
 
-    channels: tuple[int, ...] = (192, 384, 768, 768)
+    channels: tuple[int, ...] = (192, 448, 960, 1024)
     encoder_blocks: tuple[int, ...] = (2, 2, 2, 2)
     decoder_blocks: tuple[int, ...] = (3, 3, 3, 3)
     reference_channels: int = 128
@@ -29,21 +29,23 @@ class EditorUNetConfig:
     head_dim: int = 64
     pose_dim: int = POSE_DIM
     latent_channels: int = 4
+    window: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # part of the crop that is read and may change: left, top, right, bottom shares
 
 
 UNET_250M = EditorUNetConfig()
 UNET_MINI = EditorUNetConfig(
     channels=(64, 128, 192), encoder_blocks=(1, 2, 2), decoder_blocks=(2, 2, 2), reference_channels=32, reference_blocks=2,
-    condition_dim=128, head_dim=32,
+    condition_dim=128, head_dim=32, window=(0.125, 0.25, 0.875, 1.0),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class EditorContext:
-    """What the references contribute, computed once per clip."""
+    """What the references contribute inside the editor's window of h' x w' cells, computed once per clip."""
 
-    keys: Tensor  # (1 or B, R, D, h, w)
-    values: Tensor  # (1 or B, R, F, h, w)
+    cells: tuple[int, int]  # latent height and width of the whole crops
+    keys: Tensor  # (1 or B, R, D, h', w')
+    values: Tensor  # (1 or B, R, F, h', w')
 
 
 class ReferenceAdapter(nn.Module):
@@ -112,16 +114,18 @@ class EditorUNet(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    @property
-    def cell_multiple(self) -> int:
-        """Latent height and width must be multiples of this."""
-        return 2 ** (len(self.config.channels) - 1)
+    def window_slices(self, cells: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of the window in latents of (h, w) cells."""
+        left, top, right, bottom = self.config.window
+        return slice(round(top * cells[0]), round(bottom * cells[0])), slice(round(left * cells[1]), round(right * cells[1]))
 
     def prepare_references(self, references: Tensor) -> EditorContext:
         """Run f_ref on a clip's references, (1 or B, R, C, h, w); their order does not matter."""
-        batch = references.shape[0]
-        keys, values = self.reference(rearrange(references, "b r c h w -> (b r) c h w"))
-        return EditorContext(rearrange(keys, "(b r) d h w -> b r d h w", b=batch), rearrange(values, "(b r) f h w -> b r f h w", b=batch))
+        batch, cells = references.shape[0], (references.shape[3], references.shape[4])
+        rows, columns = self.window_slices(cells)
+        keys, values = self.reference(rearrange(references[..., rows, columns], "b r c h w -> (b r) c h w"))
+        keys, values = (rearrange(x, "(b r) d h w -> b r d h w", b=batch) for x in (keys, values))
+        return EditorContext(cells, keys, values)
 
     def forward(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
         """Edit latents.
@@ -129,9 +133,15 @@ class EditorUNet(nn.Module):
         Args:
             z_input: (B, C, h, w) scaled latents: z_masked (stage 1) or the whole frame's z_src (mask-free).
             poses: (B, 12) standardised lip poses.
-        Returns: z_hat (B, C, h, w) = z_input + the estimated residual (Eq. 3).
+        Returns: z_hat (B, C, h, w) = z_input + the estimated residual (Eq. 3), which is zero outside the window.
         """
         self._check(z_input, context, poses)
+        height, width = z_input.shape[2:]
+        rows, columns = self.window_slices((height, width))
+        residual = self._residual(z_input[:, :, rows, columns], context, poses)
+        return z_input + F.pad(residual, (columns.start, width - columns.stop, rows.start, height - rows.stop))
+
+    def _residual(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
         condition = self.pose(poses)
         maps = poses[..., None, None].expand(-1, -1, *z_input.shape[2:])
         x = self.conv_in(torch.cat([z_input, self._gather(context, condition), maps], 1))  # Eq. 1
@@ -148,7 +158,7 @@ class EditorUNet(nn.Module):
                 x = skips[level] + self.grow[level](F.interpolate(x, scale_factor=2))
             for block in self.up[level]:
                 x = block(x, condition)
-        return z_input + self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(F.silu(self.norm_out(x)))
 
     def _gather(self, context: EditorContext, condition: Tensor) -> Tensor:
         """At each place, the references weighted by how well they suit the wanted pose. -> (B, F, h, w)."""
@@ -160,10 +170,10 @@ class EditorUNet(nn.Module):
         return torch.einsum("brhw,brfhw->bfhw", logits.softmax(1), context.values)
 
     def _check(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> None:
-        if z_input.shape[2:] != context.values.shape[3:]:
-            got, want = tuple(context.values.shape[3:]), tuple(z_input.shape[2:])
-            raise FlashLipsError(f"References have {got} latent cells, the frame {want}; use crops of one size for both.")
-        if z_input.shape[2] % self.cell_multiple or z_input.shape[3] % self.cell_multiple:
-            raise FlashLipsError(f"Latents of {tuple(z_input.shape[2:])} cells do not divide by {self.cell_multiple}; use crops of 256 or 512 pixels.")
+        if tuple(z_input.shape[2:]) != context.cells:
+            raise FlashLipsError(f"References have {context.cells} latent cells, the frame {tuple(z_input.shape[2:])}; use crops of one size for both.")
+        multiple = 2 ** (len(self.config.channels) - 1)
+        if context.values.shape[3] % multiple or context.values.shape[4] % multiple:
+            raise FlashLipsError(f"Latents of {context.cells} cells do not suit this editor; use crops of 256 or 512 pixels.")
         if poses.shape[-1] != self.config.pose_dim:
             raise FlashLipsError(f"Poses have {poses.shape[-1]} numbers, this editor uses {self.config.pose_dim}; choose a pose model that matches.")

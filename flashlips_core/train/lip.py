@@ -188,14 +188,18 @@ def train_teacher(samples: LipSamples, run_dir: str, steps: int = 4000, batch_si
 
 
 @torch.inference_mode()
-def label_rows(teacher: LipTeacher, samples: LipSamples, rows: np.ndarray, standardised: bool = True) -> Tensor:
-    """Teacher poses of stored frames, (len(rows), 12)."""
+def label_rows(
+    teacher: LipTeacher, samples: LipSamples, rows: np.ndarray, standardised: bool = True, mirrored_features: np.ndarray | None = None
+) -> Tensor:
+    """Teacher poses of stored frames, (len(rows), 12); of their mirror images where those features (N, E) are given."""
     teacher.eval()
     poses = []
     for start in range(0, len(rows), 256):
         part = rows[start : start + 256]
-        mouths = view_mouths(samples.store.batch(part), 64, torch.Generator(), 0.0, 0.0, torch.ones(len(part)))
-        expression = torch.from_numpy(samples.features[part])
+        flip = torch.ones(len(part)) if mirrored_features is None else -torch.ones(len(part))
+        mouths = view_mouths(samples.store.batch(part), teacher.config.mouth_px, torch.Generator(), 0.0, 0.0, flip)
+        features = samples.features if mirrored_features is None else mirrored_features
+        expression = torch.from_numpy(features[part].astype(np.float32))
         poses.append(teacher(expression, mouths) if standardised else teacher.raw(expression, mouths))
     return torch.cat(poses)
 

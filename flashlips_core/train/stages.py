@@ -1,0 +1,176 @@
+"""The stages of the bundled model, in order, over one run folder: each reads what earlier ones left there.
+
+The data folder holds ``grid_s1`` and ``grid_people`` (videos, and landmark files as MediaPipe gives them) and, once rendered,
+``heads`` in the run folder.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .. import checkpoint
+from ..codec import load_codec
+from ..data import Clip, CropStore, load_clips
+from ..expression import mirrored
+from ..models.editor_unet import EditorUNet, EditorUNetConfig
+from ..models.lip_encoder import LipTeacher, LipTeacherConfig
+from ..types import FlashLipsError, Progress
+from . import lip
+from .codec import train_codec
+from .editor import refine_editor, train_editor
+from .editor_data import PoseTable, encode_looks, load_frames
+
+NO_SYNC = ("s33", "s25", "s4", "uG")  # speakers whose sound and lips may disagree by more than a frame
+LICENCE = "Apache-2.0; trained on GRID (CC BY 4.0) and ICT-FaceKit renders (MIT)"
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a stage reads and writes."""
+
+    data: Path
+    weights: Path  # frozen teachers: TAESDXL, Whisper tiny
+    folder: Path
+    options: dict[str, Any]  # keyword arguments for the stage's training function
+    progress: Progress | None = None
+
+    def save(self, network: torch.nn.Module, role: str, **notes: Any) -> Path:
+        """Write a checkpoint with its training notes."""
+        path = self.folder / f"{role}.safetensors"
+        everything = {"version": "0.1.0", "licence": LICENCE, "torch": torch.__version__, "options": self.options} | notes
+        checkpoint.save(network, path, role, everything)
+        return path
+
+    def clips(self) -> list[Clip]:
+        """Every labelled clip, all splits."""
+        people = load_clips(self.folder / "people_mediapipe.npz", self.data / "grid_people")
+        return people + load_clips(self.data / "grid_s1" / "mediapipe.npz", self.data / "grid_s1", "s1")
+
+
+def training_ids(clips: list[Clip]) -> set[str]:
+    """Clips that may be learnt from."""
+    return {c.id for c in clips if "/train/" in c.id}
+
+
+def prepare(run: Run) -> Path:
+    """Cut face and mouth crops of all clips."""
+    clips = run.clips()
+    people = [c for c in clips if c.id in training_ids(clips) and c.speaker != "s1"]
+    first = sorted((c for c in clips if c.id.startswith("s1/train/")), key=lambda c: c.id)
+    random.Random(0).shuffle(first)
+    for name, chosen, every in (("crops_people", people, 1), ("crops_s1", first[:140], 2)):
+        if not (run.folder / name / "table.npz").is_file():
+            CropStore.build(chosen, run.folder / name, every, progress=run.progress)
+    if not (run.folder / "mouths" / "table.npz").is_file():
+        CropStore.build(clips, run.folder / "mouths", 1, lip.STORED_PX, lip.STORED_MOUTH, run.progress)
+    return run.folder
+
+
+def face_stores(run: Run) -> list[CropStore]:
+    """Face crops: GRID's people, s1, and the rendered heads where they exist."""
+    names = ["crops_people", "crops_s1"] + (["crops_heads"] if (run.folder / "crops_heads" / "table.npz").is_file() else [])
+    return [CropStore(run.folder / name) for name in names]
+
+
+def codec(run: Run) -> Path:
+    """Distil TAESDXL."""
+    network = train_codec(face_stores(run), str(run.weights), str(run.folder / "run_codec"), progress=run.progress, **run.options)
+    return run.save(network, "codec", teacher="TAESDXL (MIT, Ollin Boer Bohan)")
+
+
+def lip_teacher(run: Run) -> Path:
+    """Learn what the 12 numbers mean, and label every clip with them."""
+    clips = run.clips()
+    store = CropStore(run.folder / "mouths")
+    samples = lip.lip_samples(store, clips, training_ids(clips))
+    teacher = lip.train_teacher(samples, str(run.folder / "run_lip_teacher"), progress=run.progress, **run.options)
+    path = run.save(teacher, "lip-teacher")
+    save_labels(run, teacher, samples, clips)
+    return path
+
+
+def save_labels(run: Run, teacher: LipTeacher, samples: lip.LipSamples, clips: list[Clip]) -> None:
+    """Poses of all frames of all clips (poses_grid.npz) and of their mirror images (poses_mirror.npz)."""
+    rows = np.arange(len(samples.features))
+    plain = lip.label_rows(teacher, samples, rows).numpy()
+    flipped = lip.label_rows(teacher, samples, rows, mirrored_features=mirrored(samples.features)).numpy()
+    lengths = {c.id: len(c) for c in clips}
+    ids = [str(i) for i in samples.store.clip_ids]
+    starts = np.cumsum([0] + [lengths[i] for i in ids])
+    place = starts[samples.store.clip_of] + samples.store.frame_of
+    found = np.zeros(starts[-1], bool)
+    found[place] = True
+    rest_rows = np.concatenate([r for s in samples.clips_of_speaker.values() for c in s for r in [samples.rows_of_clip[c]]])
+    closed = rest_rows[samples.opening[rest_rows] <= np.quantile(samples.opening[rest_rows], 0.15)]
+    for name, poses in (("poses_grid", plain), ("poses_mirror", flipped)):
+        full = np.zeros((starts[-1], poses.shape[1]), np.float32)
+        full[place] = poses
+        np.savez(
+            run.folder / f"{name}.npz", ids=ids, num_frames=[lengths[i] for i in ids], poses=full, found=found,
+            rest=np.median(poses[closed], axis=0).astype(np.float32),
+        )  # fmt: skip
+
+
+def read_poses(path: Path) -> dict[str, np.ndarray]:
+    """Clip id -> poses (T, 12)."""
+    table = np.load(path)
+    parts = np.split(table["poses"], np.cumsum(table["num_frames"])[:-1])
+    return {str(i): p for i, p in zip(table["ids"], parts)}
+
+
+def lip_encoder(run: Run) -> Path:
+    """Distil the teacher's labels into the network that reads the picture alone."""
+    clips = run.clips()
+    samples = lip.lip_samples(CropStore(run.folder / "mouths"), clips, training_ids(clips))
+    table = read_poses(run.folder / "poses_grid.npz")
+    store = samples.store
+    poses = np.stack([table[str(store.clip_ids[c])][f] for c, f in zip(store.clip_of, store.frame_of)])
+    student = lip.train_student(samples, torch.from_numpy(poses), str(run.folder / "run_lip_encoder"), progress=run.progress, **run.options)
+    return run.save(student, "lip-encoder")
+
+
+def looks(run: Run) -> Path:
+    """Encode augmented looks of every training clip for the editor."""
+    network = load_codec(str(run.folder / "codec.safetensors"))
+    poses = PoseTable(read_poses(run.folder / "poses_grid.npz"), read_poses(run.folder / "poses_mirror.npz"))
+    plan = {"crops_people": (4, 25, False), "crops_s1": (1, 25, False), "crops_heads": (2, 12, True)}
+    for seed, (name, (count, frames, exact)) in enumerate(plan.items()):
+        if (run.folder / name / "table.npz").is_file() and not (run.folder / f"looks_{name}" / "frames.npz").is_file():
+            encode_looks(CropStore(run.folder / name), poses, network, run.folder / f"looks_{name}", count, frames, seed, exact=exact, progress=run.progress)
+    return run.folder
+
+
+def editor(run: Run) -> Path:
+    """Stage 1: masked reconstruction."""
+    network = train_editor(_frames(run), load_codec(str(run.folder / "codec.safetensors")), str(run.folder / "run_editor"), progress=run.progress, **run.options)
+    return run.save(network, "editor-masked").rename(run.folder / "editor-masked.safetensors")
+
+
+def refinement(run: Run) -> Path:
+    """Stage 1b: mask-free."""
+    masked = checkpoint.load(run.folder / "editor-masked.safetensors", "editor-masked", {"EditorUNet": _build_unet})
+    path = str(run.folder / "codec.safetensors")
+    network = refine_editor(masked, _frames(run), load_codec(path), str(run.folder / "run_refinement"), progress=run.progress, **run.options)
+    return run.save(network, "editor")
+
+
+def _frames(run: Run):
+    folders = sorted(p for p in run.folder.glob("looks_*") if (p / "frames.npz").is_file())
+    if not folders:
+        raise FlashLipsError(f"No encoded looks under {run.folder}; run the stage 'looks' first.")
+    return load_frames(folders)
+
+
+def _build_unet(config: dict[str, Any]) -> EditorUNet:
+    return EditorUNet(checkpoint.config_from_dict(EditorUNetConfig, config))
+
+
+def build_teacher(config: dict[str, Any]) -> LipTeacher:
+    """The lip teacher of a checkpoint's config."""
+    return LipTeacher(checkpoint.config_from_dict(LipTeacherConfig, config))

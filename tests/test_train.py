@@ -1,0 +1,160 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flashlips_core.codec import Codec
+from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
+from flashlips_core.models.editor_unet import EditorUNetConfig
+from flashlips_core.train import augment
+from flashlips_core.train.editor import EditorBatch, edit_losses, lower_face_mask, refine_editor, train_editor
+from flashlips_core.train.editor_data import EditorFrames, draw_pairs, lip_weights
+from flashlips_core.train.loop import TrainConfig, Trainer, fit
+from flashlips_core.types import FlashLipsError
+
+TINY_EDITOR = EditorUNetConfig(
+    channels=(16, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), reference_channels=16, reference_blocks=1, condition_dim=16, head_dim=16
+)
+
+
+def line_batch(generator):
+    x = torch.randn(16, 3, generator=generator)
+    return x, x @ torch.tensor([[1.0], [-2.0], [0.5]])
+
+
+def line_step(network, batch, generator):
+    noise = torch.randn(batch[0].shape, generator=generator) * 0.01
+    return {"fit": (network(batch[0] + noise) - batch[1]).square().mean()}
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1))
+
+
+def test_training_learns(tmp_path):
+    trainer = Trainer(network(), TrainConfig(str(tmp_path), 300, lr=1e-2))
+    losses = [trainer.update(line_batch, line_step)["fit"] for _ in range(300)]
+    assert np.mean(losses[-20:]) < 0.05 * np.mean(losses[:5])
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    def run(folder, stops):
+        config = TrainConfig(str(folder), 24, lr=1e-2, ema=0.9)
+        losses, trainer = [], None
+        for stop in stops:
+            trainer = Trainer(network(), config)
+            trainer.resume()
+            while trainer.step < stop:
+                losses.append(trainer.update(line_batch, line_step)["fit"])
+            trainer.save()
+        return losses, trainer.best().state_dict()
+
+    whole, resumed = run(tmp_path / "a", [24]), run(tmp_path / "b", [7, 15, 24])
+    assert whole[0] == resumed[0]
+    assert all(torch.equal(v, resumed[1][k]) for k, v in whole[1].items())
+
+
+def test_accumulated_batches_equal_one_large_batch(tmp_path):
+    class Halves:
+        """Gives the halves of one batch in turn."""
+
+        def __init__(self, parts):
+            self.parts, self.calls = parts, 0
+
+        def __call__(self, generator):
+            x, y = line_batch(torch.Generator().manual_seed(9))
+            part = slice(None) if self.parts == 1 else slice(8 * (self.calls % 2), 8 * (self.calls % 2) + 8)
+            self.calls += 1
+            return x[part], y[part]
+
+    def plain(network, batch, generator):
+        return {"fit": (network(batch[0]) - batch[1]).square().mean()}
+
+    results = []
+    for parts in (1, 2):
+        trainer = Trainer(network(), TrainConfig(str(tmp_path / str(parts)), 5, ema=0, accumulate=parts, clip=1e9))
+        batches = Halves(parts)
+        for _ in range(5):
+            trainer.update(batches, plain)
+        results.append(torch.cat([p.flatten() for p in trainer.network.parameters()]))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_nan_loss_stops_and_keeps_the_saved_weights(tmp_path):
+    config = TrainConfig(str(tmp_path), 4)
+    fit(network(), line_batch, line_step, dataclasses.replace(config, steps=2))
+    before = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(FlashLipsError, match="last good weights are kept"):
+        fit(network(), line_batch, lambda n, b, g: {"fit": n(b[0]).sum() * float("nan")}, config)
+    assert (tmp_path / "state.safetensors").read_bytes() == before
+
+
+def frames():
+    torch.manual_seed(0)
+    count = 24
+    groups = [np.arange(0, 8), np.arange(8, 16), np.arange(16, 24)]
+    lips = torch.tensor([[0.4, 0.55, 0.6, 0.7]]).repeat(count, 1)
+    windows = np.random.default_rng(0).integers(0, 255, (count, 128, 128, 3), dtype=np.uint8)
+    latents = torch.randn(count, 4, 32, 32).half()
+    return EditorFrames(latents, torch.randn(count, 12), windows, lips, groups, {"a": [0, 1], "b": [2]}, [2])
+
+
+def tiny_codec():
+    torch.manual_seed(0)
+    config = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
+    return Codec(MiniCodec(config), "tiny", None)
+
+
+def test_targets_and_references_come_from_one_group_and_speakers_evenly():
+    data = frames()
+    targets, references = draw_pairs(data, 400, 2, torch.Generator().manual_seed(0))
+    group = np.digitize(np.arange(24), [8, 16])
+    assert (group[targets][:, None] == group[references]).all()
+    assert 0.4 < (group[targets] == 2).mean() < 0.6
+    assert (group[draw_pairs(data, 50, 1, torch.Generator(), exact=True)[0]] == 2).all()
+
+
+def test_both_editor_stages_run_from_one_to_the_next(tmp_path):
+    masked = train_editor(frames(), tiny_codec(), str(tmp_path / "a"), TINY_EDITOR, steps=2, batch_size=2)
+    start = [p.clone() for p in masked.parameters()]
+    refined = refine_editor(masked, frames(), tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=2)
+    assert all(torch.equal(a, b) for a, b in zip(start, masked.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters()))
+
+
+def test_losses_are_zero_for_a_perfect_edit_of_decodable_pixels():
+    codec, latents = tiny_codec(), torch.randn(2, 4, 32, 32)
+    pixels = codec.decode(latents[:, :, 12:28, 8:24])
+    batch = EditorBatch(latents, torch.zeros(2, 12), latents[:, None], pixels, torch.tensor([[0.4, 0.5, 0.6, 0.7]] * 2), torch.zeros(2, 12))
+    assert all(value < 1e-6 for value in edit_losses(latents, latents, batch, codec, lower_face_mask(32, 32)).values())
+
+
+def test_the_mask_hides_the_lower_face_and_nothing_else():
+    mask = lower_face_mask(32, 32)[0, 0]
+    assert mask[20, 16] == 1 and mask[31, 16] == 1
+    assert mask[10].sum() == 0 and mask[:, 0].sum() == 0 and mask[:, 31].sum() == 0
+
+
+def test_lip_weights_cover_the_lips():
+    weights = lip_weights(torch.tensor([[0.4, 0.55, 0.6, 0.7]]), 128)[0, 0]
+    # The window spans shares .375-.875 down and .25-.75 across.
+    assert weights[round((0.62 - 0.375) / 0.5 * 128), 64] == 1
+    assert weights[5, 64] == 0 and weights[64, 2] == 0
+
+
+def test_augmentation_moves_points_with_their_pixels():
+    wide = torch.full((1, 3, 256, 256), -1.0)
+    point = torch.tensor([[[0.6, 0.7]]])  # in the editor's crop
+    place = ((point[0, 0] - 0.5) / 1.25 + 0.5) * 256
+    x, y = int(place[0]), int(place[1])
+    wide[:, :, y - 1 : y + 2, x - 1 : x + 2] = 1.0
+    generator = torch.Generator().manual_seed(3)
+    view = augment.draw_view(1, generator, 0.0)
+    turned = dataclasses.replace(view, geometry=augment.draw_view(1, generator).geometry)
+    crop = augment.apply(wide, turned, generator)
+    row, column = divmod(int(crop[0].mean(0).argmax()), 256)
+    moved = augment.move_points(point, turned)[0, 0] * 256
+    assert abs(moved[0] - column) < 3 and abs(moved[1] - row) < 3
