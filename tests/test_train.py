@@ -9,8 +9,8 @@ from flashlips_core.codec import Codec
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNetConfig
 from flashlips_core.train import augment
-from flashlips_core.train.editor import EditorBatch, edit_losses, lower_face_mask, refine_editor, train_editor
-from flashlips_core.train.editor_data import EditorFrames, draw_pairs, lip_weights
+from flashlips_core.train.editor import EditorBatch, blend_mask, edit_losses, lower_face_mask, refine_editor, train_editor
+from flashlips_core.train.editor_data import EditorFrames, draw_rows, lip_weights
 from flashlips_core.train.loop import TrainConfig, Trainer, fit
 from flashlips_core.types import FlashLipsError
 
@@ -99,7 +99,8 @@ def frames():
     lips = torch.tensor([[0.4, 0.55, 0.6, 0.7]]).repeat(count, 1)
     windows = np.random.default_rng(0).integers(0, 255, (count, 128, 128, 3), dtype=np.uint8)
     latents = torch.randn(count, 4, 32, 32).half()
-    return EditorFrames(latents, torch.randn(count, 12), windows, lips, groups, {"a": [0, 1], "b": [2]}, [2])
+    neighbours = np.stack([np.delete(np.arange(8), i % 8)[:6] + i // 8 * 8 for i in range(count)])
+    return EditorFrames(latents, torch.randn(count, 12), windows, lips, neighbours, groups, {"a": [0, 1], "b": [2]})
 
 
 def tiny_codec():
@@ -110,11 +111,11 @@ def tiny_codec():
 
 def test_targets_and_references_come_from_one_group_and_speakers_evenly():
     data = frames()
-    targets, references = draw_pairs(data, 400, 2, torch.Generator().manual_seed(0))
+    targets, near, references = draw_rows(data, 400, 2, torch.Generator().manual_seed(0))
     group = np.digitize(np.arange(24), [8, 16])
     assert (group[targets][:, None] == group[references]).all()
+    assert (group[targets] == group[near]).all() and (targets != near).all()
     assert 0.4 < (group[targets] == 2).mean() < 0.6
-    assert (group[draw_pairs(data, 50, 1, torch.Generator(), exact=True)[0]] == 2).all()
 
 
 def test_both_editor_stages_run_from_one_to_the_next(tmp_path):
@@ -128,13 +129,18 @@ def test_both_editor_stages_run_from_one_to_the_next(tmp_path):
 def test_losses_are_zero_for_a_perfect_edit_of_decodable_pixels():
     codec, latents = tiny_codec(), torch.randn(2, 4, 32, 32)
     pixels = codec.decode(latents[:, :, 12:28, 8:24])
-    batch = EditorBatch(latents, torch.zeros(2, 12), latents[:, None], pixels, torch.tensor([[0.4, 0.5, 0.6, 0.7]] * 2), torch.zeros(2, 12))
-    assert all(value < 1e-6 for value in edit_losses(latents, latents, batch, codec, lower_face_mask(32, 32)).values())
+    lips = torch.tensor([[0.4, 0.5, 0.6, 0.7]] * 2)
+    batch = EditorBatch(latents, latents, torch.zeros(2, 12), latents[:, None], pixels, lips, torch.zeros(2, 12))
+    assert all(value < 1e-6 for value in edit_losses(latents, latents, batch, codec).values())
+    worse = edit_losses(latents + 0.1, latents, batch, codec)
+    assert all(value > 1e-3 for name, value in worse.items() if name != "sharpness")
 
 
 def test_the_mask_hides_the_lower_face_and_nothing_else():
     mask = lower_face_mask(32, 32)[0, 0]
     assert mask[20, 16] == 1 and mask[31, 16] == 1
+    soft = blend_mask(32, 32)[0, 0]
+    assert soft[22, 16] == pytest.approx(1) and soft[31, 16] == pytest.approx(1) and 0 < soft[13, 16] < 1 and soft[8].sum() == 0
     assert mask[10].sum() == 0 and mask[:, 0].sum() == 0 and mask[:, 31].sum() == 0
 
 

@@ -16,7 +16,7 @@ from ..data import CROP_PX, STORED_MARGIN
 
 @dataclass(frozen=True)
 class View:
-    """One drawn camera and colour per row; frames of a clip share the look and get their own jitter."""
+    """One drawn camera and colour per row; frames of a clip share it."""
 
     geometry: Tensor  # (B, 2, 3) output to input coordinates, grid_sample's convention, on wide crops
     colour: Tensor  # (B, 3, 3) RGB mixing
@@ -54,15 +54,6 @@ def draw_view(count: int, generator: torch.Generator, strength: float = 1.0) -> 
 def select(view: View, rows: Tensor) -> View:
     """The looks of the clips that frames belong to."""
     return View(*(value[rows] for value in vars(view).values()))
-
-
-def jitter(view: View, generator: torch.Generator, shift: float = 0.02, scale: float = 0.03) -> View:
-    """Small independent camera errors per frame, as a tracker makes them."""
-    count = len(view.gamma)
-    geometry = view.geometry.clone()
-    geometry[:, :, 2] += _uniform(generator, (count, 2), -shift, shift)
-    geometry[:, :, :2] *= torch.exp(_uniform(generator, (count, 1, 1), -scale, scale))
-    return View(geometry, *(v for k, v in vars(view).items() if k != "geometry"))
 
 
 def apply(wide: Tensor, view: View, generator: torch.Generator, size: int = CROP_PX) -> Tensor:

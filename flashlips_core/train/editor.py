@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..codec import Codec
 from ..models.codec_mini import sharpness_loss
-from ..models.editor_unet import UNET_MINI, EditorUNet, EditorUNetConfig
+from ..models.editor_unet import UNET_MINI, EditorContext, EditorUNet, EditorUNetConfig
 from ..types import Progress
-from .editor_data import EditorFrames, draw_pairs, lip_weights, window_cells, window_pixels
+from .editor_data import EditorFrames, draw_rows, lip_weights, window_cells, window_pixels
 from .loop import MakeBatch, Step, TrainConfig, Validate, fit
 
 # Lower face in latent cells of the 256 px crop: from slightly above the nose tip, full cheek width, to the lower edge.
@@ -32,34 +33,42 @@ def lower_face_mask(height: int, width: int) -> Tensor:
     return (rows[:, None] * columns[None])[None, None]
 
 
+def blend_mask(height: int, width: int) -> Tensor:
+    """The mask with a transition of three cells, for pasting one frame's lower face into another, (1, 1, h, w)."""
+    return F.avg_pool2d(F.pad(lower_face_mask(height, width), (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+
+
 @dataclass(frozen=True)
 class EditorBatch:
     z_src: Tensor  # (B, 4, 32, 32) the frame
-    pose: Tensor  # (B, 12) its pose
+    z_near: Tensor  # (B, 4, 32, 32) a frame of the same clip and almost the same head pose
+    pose: Tensor  # (B, 12) the frame's pose
     references: Tensor  # (B, R, 4, 32, 32)
-    pixels: Tensor  # (B, 3, 128, 128) its mouth window
+    pixels: Tensor  # (B, 3, 128, 128) the frame's mouth window
     lips: Tensor  # (B, 4)
     other_pose: Tensor  # (B, 12) borrowed across identities
 
 
-def editor_batches(frames: EditorFrames, batch_size: int, exact: bool = False) -> MakeBatch:
-    """Frames with 1 to 3 references of their own clip and a pose borrowed from anybody's."""
+def editor_batches(frames: EditorFrames, batch_size: int) -> MakeBatch:
+    """Frames with a neighbour, 1 to 3 references of their own clip, and a pose borrowed from anybody's."""
 
     def make(generator: torch.Generator) -> EditorBatch:
         references = int(torch.randint(1, 4, (), generator=generator))
-        rows, others = draw_pairs(frames, batch_size, references, generator, exact)
-        borrowed, _ = draw_pairs(frames, batch_size, 1, generator)
+        rows, near, others = draw_rows(frames, batch_size, references, generator)
+        borrowed, _, _ = draw_rows(frames, batch_size, 0, generator)
         noise = torch.randn(batch_size, frames.poses.shape[1], generator=generator)
         return EditorBatch(
-            frames.latents[rows].float().contiguous(memory_format=torch.channels_last), frames.poses[rows],
+            frames.latents[rows].float().contiguous(memory_format=torch.channels_last),
+            frames.latents[near].float().contiguous(memory_format=torch.channels_last), frames.poses[rows],
             frames.latents[others].float(), window_pixels(frames, rows), frames.lips[rows], frames.poses[borrowed] + 0.1 * noise,
         )  # fmt: skip
 
     return make
 
 
-def edit_losses(z_hat: Tensor, z_target: Tensor, batch: EditorBatch, codec: Codec, mask: Tensor) -> dict[str, Tensor]:
-    """The regression losses between an edit and its target frame; every second frame of the batch is decoded."""
+def edit_losses(z_hat: Tensor, z_target: Tensor, batch: EditorBatch, codec: Codec) -> dict[str, Tensor]:
+    """The regression losses between an edit and its target; every second frame of the batch is decoded."""
+    mask = lower_face_mask(*z_hat.shape[2:])
     error = (z_hat - z_target).abs()
     decoded = codec.decode(window_cells(z_hat[::2]))[:, :, 8:-8, 8:-8]  # the border lacks the decoder's context
     pixels = batch.pixels[::2, :, 8:-8, 8:-8]
@@ -67,57 +76,59 @@ def edit_losses(z_hat: Tensor, z_target: Tensor, batch: EditorBatch, codec: Code
     difference = (decoded - pixels).abs()
     return {
         "latent": error.mean(),
-        "mask": (error * mask).sum() / (mask.sum() * error.shape[0] * error.shape[1]),
+        "mask": _masked_mean(error, mask),
         "pixel": difference.mean(),
         "lips": (difference * lips).sum() / (3 * lips.sum() + 1),
         "sharpness": sharpness_loss(decoded, pixels),
     }
 
 
-def masked_step(codec: Codec) -> Step:
-    """Stage 1: redraw the hidden lower face from references and the frame's own pose (Eqs. 1-3)."""
-    mask = lower_face_mask(32, 32)
-
-    def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        context = network.prepare_references(batch.references)
-        z_hat = network(batch.z_src * (1 - mask), context, batch.pose)
-        return edit_losses(z_hat, batch.z_src, batch, codec, mask)
-
-    return step
+def _masked_mean(error: Tensor, mask: Tensor) -> Tensor:
+    return (error * mask).sum() / (mask.sum() * error.shape[0] * error.shape[1])
 
 
-def refinement_step(codec: Codec, masked: nn.Module, exact_batches: MakeBatch | None) -> Step:
-    """Stage 1b: the masked editor draws a variant with a borrowed mouth; the pair supervises mask-free edits both ways.
+def near_loss(network: nn.Module, batch: EditorBatch, context: EditorContext, codec: Codec) -> Tensor:
+    """Mask-free on real pixels: give the neighbour the frame's mouth. Its target is itself with the frame's lower face.
 
-    Rendered heads add pairs that are exact, in the same step.
+    Rendered heads keep perfectly still within a group, so their pairs are exact; real heads almost do.
     """
-    mask = lower_face_mask(32, 32)
-    masked = copy.deepcopy(masked).eval().requires_grad_(False)
-
-    def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        with torch.no_grad():
-            variant = masked(batch.z_src * (1 - mask), masked.prepare_references(batch.references), batch.other_pose)
-            z_mod = batch.z_src + mask * (variant - batch.z_src)
-        context = network.prepare_references(batch.references)
-        losses = edit_losses(network(z_mod, context, batch.pose), batch.z_src, batch, codec, mask)
-        forth = (network(batch.z_src, context, batch.other_pose) - z_mod).abs()
-        losses["forth"] = forth.mean() + 2 * (forth * mask).sum() / (mask.sum() * forth.shape[0] * forth.shape[1])
-        if exact_batches is not None:
-            losses["exact"] = _exact_loss(network, exact_batches(generator), codec, mask)
-        return losses
-
-    return step
-
-
-def _exact_loss(network: nn.Module, pair: EditorBatch, codec: Codec, mask: Tensor) -> Tensor:
-    """Move one rendered mouth onto the next row's frame of the same head: the first reference is the frame to edit."""
-    context = network.prepare_references(pair.references)
-    losses = edit_losses(network(pair.references[:, 0], context, pair.pose), pair.z_src, pair, codec, mask)
+    target = torch.lerp(batch.z_near, batch.z_src, blend_mask(*batch.z_src.shape[2:]))
+    losses = edit_losses(network(batch.z_near, context, batch.pose), target, batch, codec)
     return sum(WEIGHTS[name] * value for name, value in losses.items())
 
 
+def masked_step(codec: Codec) -> Step:
+    """Stage 1: redraw the hidden lower face from references and the frame's own pose (Eqs. 1-3); near pairs beside it."""
+
+    def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        context = network.prepare_references(batch.references)
+        z_masked = batch.z_src * (1 - lower_face_mask(*batch.z_src.shape[2:]))
+        losses = edit_losses(network(z_masked, context, batch.pose), batch.z_src, batch, codec)
+        return losses | {"near": near_loss(network, batch, context, codec)}
+
+    return step
+
+
+def refinement_step(codec: Codec, masked: nn.Module) -> Step:
+    """Stage 1b: the masked editor draws a variant with a borrowed mouth; the pair supervises mask-free edits both ways."""
+    masked = copy.deepcopy(masked).eval().requires_grad_(False)
+
+    def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        mask = lower_face_mask(*batch.z_src.shape[2:])
+        with torch.no_grad():
+            variant = masked(batch.z_src * (1 - mask), masked.prepare_references(batch.references), batch.other_pose)
+            z_mod = torch.lerp(batch.z_src, variant, mask)
+        context = network.prepare_references(batch.references)
+        losses = edit_losses(network(z_mod, context, batch.pose), batch.z_src, batch, codec)
+        forth = (network(batch.z_src, context, batch.other_pose) - z_mod).abs()
+        losses["forth"] = WEIGHTS["latent"] * forth.mean() + WEIGHTS["mask"] * _masked_mean(forth, mask)
+        return losses | {"near": near_loss(network, batch, context, codec)}
+
+    return step
+
+
 def train_editor(
-    frames: EditorFrames, codec: Codec, run_dir: str, config: EditorUNetConfig = UNET_MINI, steps: int = 8000, batch_size: int = 16,
+    frames: EditorFrames, codec: Codec, run_dir: str, config: EditorUNetConfig = UNET_MINI, steps: int = 4000, batch_size: int = 8,
     seed: int = 0, lr: float = 1e-3, validate: Validate | None = None, progress: Progress | None = None,
 ) -> EditorUNet:
     """Stage 1 from random weights."""
@@ -128,10 +139,9 @@ def train_editor(
 
 def refine_editor(
     masked: EditorUNet, frames: EditorFrames, codec: Codec, run_dir: str, steps: int = 4000, batch_size: int = 8, seed: int = 1,
-    lr: float = 5e-4, validate: Validate | None = None, progress: Progress | None = None,
+    lr: float = 7e-4, validate: Validate | None = None, progress: Progress | None = None,
 ) -> EditorUNet:
     """Stage 1b from the masked editor's weights."""
     network = copy.deepcopy(masked).requires_grad_(True)
-    exact = editor_batches(frames, max(batch_size // 2, 1), exact=True) if frames.exact_groups else None
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS | {"forth": 0.2}, ema=0.998)
-    return fit(network, editor_batches(frames, batch_size), refinement_step(codec, masked, exact), settings, validate, progress)
+    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.998)
+    return fit(network, editor_batches(frames, batch_size), refinement_step(codec, masked), settings, validate, progress)

@@ -17,6 +17,8 @@ from ..data import CropStore
 from ..types import Progress
 from . import augment
 
+NUM_NEIGHBOURS = 6
+ANCHORS = slice(76, 99)  # landmarks that no lip moves: eyes, irises, nose, brows (after the lips and the face oval)
 # The pixels kept for the pixel losses: latent cells (top, left, size) around lips, chin and the lower cheeks.
 WINDOW_TOP, WINDOW_LEFT, WINDOW_CELLS = 12, 8, 16
 
@@ -37,45 +39,43 @@ class EditorFrames:
     poses: Tensor  # (N, 12)
     windows: np.ndarray  # (N, 128, 128, 3) uint8, the pixels of the window above
     lips: Tensor  # (N, 4) mouth box in the augmented crop, xyxy shares
+    neighbours: np.ndarray  # (N, 6) rows of the same group with the most similar head pose
     rows_of_group: list[np.ndarray]
     groups_of_speaker: dict[str, list[int]]
-    exact_groups: list[int]  # groups whose frames differ in the mouth alone (rendered heads)
 
 
 def encode_looks(
     store: CropStore, poses: PoseTable, codec: Codec, folder: str | Path, looks: int, frames: int, seed: int,
-    strength: float = 1.0, exact: bool = False, progress: Progress | None = None,
+    strength: float = 1.0, progress: Progress | None = None,
 ) -> None:
     """Draw ``looks`` looks of every clip, ``frames`` frames each, encode them and save them under ``folder``.
 
-    Args:
-        exact: frames of a clip differ in the mouth alone, so they get no jitter between them.
+    Frames of a group share the look to the pixel: where the head keeps still, two of them differ in the mouth alone.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, list[np.ndarray]] = {"latents": [], "poses": [], "windows": [], "lips": [], "group": []}
+    parts: dict[str, list[np.ndarray]] = {"latents": [], "poses": [], "windows": [], "lips": [], "neighbours": [], "group": []}
     speakers: list[str] = []
     for clip in range(len(store.clip_ids)):
         own = np.flatnonzero(store.clip_of == clip)
         for look in range(looks):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + clip * 101 + look)
             rows = own[torch.randperm(len(own), generator=generator)[:frames].numpy()]
-            for name, value in _encode_group(store, rows, poses, codec, generator, strength, exact).items():
+            for name, value in _encode_group(store, rows, poses, codec, generator, strength).items():
                 parts[name].append(value)
             parts["group"].append(np.full(len(rows), len(speakers)))
             speakers.append(str(store.speakers[clip]))
         if progress is not None:
             progress(clip + 1, len(store.clip_ids))
     np.save(folder / "windows.npy", np.concatenate(parts.pop("windows")))
-    np.savez(folder / "frames.npz", speakers=speakers, exact=exact, **{k: np.concatenate(v) for k, v in parts.items()})
+    np.savez(folder / "frames.npz", speakers=speakers, **{k: np.concatenate(v) for k, v in parts.items()})
 
 
 @torch.inference_mode()
 def _encode_group(
-    store: CropStore, rows: np.ndarray, poses: PoseTable, codec: Codec, generator: torch.Generator, strength: float, exact: bool
+    store: CropStore, rows: np.ndarray, poses: PoseTable, codec: Codec, generator: torch.Generator, strength: float
 ) -> dict[str, np.ndarray]:
-    look = augment.select(augment.draw_view(1, generator, strength), torch.zeros(len(rows), dtype=torch.long))
-    view = look if exact else augment.jitter(look, generator)
+    view = augment.select(augment.draw_view(1, generator, strength), torch.zeros(len(rows), dtype=torch.long))
     crops = augment.apply(store.batch(rows), view, generator).contiguous(memory_format=torch.channels_last)
     latents = torch.cat([codec.encode(part) for part in crops.split(8)])
     is_mirrored = bool(torch.det(view.geometry[0, :, :2]) < 0)
@@ -86,33 +86,37 @@ def _encode_group(
     window = ((crops[:, :, top : top + size, left : left + size] + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     return {
         "latents": latents.half().numpy(), "poses": labels.astype(np.float32), "windows": window.numpy(),
-        "lips": torch.cat([lips.amin(1), lips.amax(1)], 1).numpy(),
+        "lips": torch.cat([lips.amin(1), lips.amax(1)], 1).numpy(), "neighbours": _nearest(store.landmarks[rows][:, ANCHORS]),
     }  # fmt: skip
+
+
+def _nearest(anchors: np.ndarray) -> np.ndarray:
+    """For each frame the places of those whose anchors moved least, (n, L, 2) -> (n, 6)."""
+    distance = np.linalg.norm(anchors[:, None] - anchors[None], axis=-1).mean(-1)
+    np.fill_diagonal(distance, np.inf)
+    return np.argsort(distance, axis=1, kind="stable")[:, :NUM_NEIGHBOURS]
 
 
 def load_frames(folders: list[str | Path]) -> EditorFrames:
     """Join what :func:`encode_looks` saved."""
     tables = [np.load(Path(f) / "frames.npz") for f in folders]
     windows = [np.load(Path(f) / "windows.npy") for f in folders]
-    rows_of_group, groups_of_speaker, exact_groups, start = [], {}, [], 0
+    rows_of_group, groups_of_speaker, neighbours, start = [], {}, [], 0
     for table in tables:
         bounds = np.searchsorted(table["group"], np.arange(len(table["speakers"]) + 1)) + start
         for speaker, a, b in zip(table["speakers"], bounds, bounds[1:]):
             groups_of_speaker.setdefault(str(speaker), []).append(len(rows_of_group))
-            if bool(table["exact"]):
-                exact_groups.append(len(rows_of_group))
             rows_of_group.append(np.arange(a, b))
+            neighbours.append(table["neighbours"][a - start : b - start] + a)
         start += len(table["group"])
     joined = {name: torch.from_numpy(np.concatenate([t[name] for t in tables])) for name in ("latents", "poses", "lips")}
-    return EditorFrames(joined["latents"], joined["poses"], np.concatenate(windows), joined["lips"], rows_of_group, groups_of_speaker, exact_groups)
+    return EditorFrames(
+        joined["latents"], joined["poses"], np.concatenate(windows), joined["lips"], np.concatenate(neighbours), rows_of_group, groups_of_speaker
+    )
 
 
-def draw_pairs(frames: EditorFrames, count: int, references: int, generator: torch.Generator, exact: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of targets (count,) and of their references (count, references), speakers equally likely.
-
-    Args:
-        exact: draw from groups whose frames differ in the mouth alone.
-    """
+def draw_rows(frames: EditorFrames, count: int, references: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of targets (count,), of a neighbour each (count,), and of references (count, references); speakers equally likely."""
     speakers = sorted(frames.groups_of_speaker)
 
     def pick(items: list | np.ndarray):
@@ -120,11 +124,11 @@ def draw_pairs(frames: EditorFrames, count: int, references: int, generator: tor
 
     targets, others = [], []
     for _ in range(count):
-        group = pick(frames.exact_groups) if exact else pick(frames.groups_of_speaker[pick(speakers)])
-        rows = frames.rows_of_group[group]
+        rows = frames.rows_of_group[pick(frames.groups_of_speaker[pick(speakers)])]
         targets.append(pick(rows))
         others.append([pick(rows) for _ in range(references)])
-    return np.array(targets), np.array(others)
+    near = [pick(frames.neighbours[row]) for row in targets]
+    return np.array(targets), np.array(near), np.array(others)
 
 
 def window_pixels(frames: EditorFrames, rows: np.ndarray) -> Tensor:

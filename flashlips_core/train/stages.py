@@ -139,10 +139,10 @@ def looks(run: Run) -> Path:
     """Encode augmented looks of every training clip for the editor."""
     network = load_codec(str(run.folder / "codec.safetensors"))
     poses = PoseTable(read_poses(run.folder / "poses_grid.npz"), read_poses(run.folder / "poses_mirror.npz"))
-    plan = {"crops_people": (4, 25, False), "crops_s1": (1, 25, False), "crops_heads": (2, 12, True)}
-    for seed, (name, (count, frames, exact)) in enumerate(plan.items()):
+    plan = {"crops_people": (4, 25), "crops_s1": (1, 25), "crops_heads": (2, 12)}
+    for seed, (name, (count, frames)) in enumerate(plan.items()):
         if (run.folder / name / "table.npz").is_file() and not (run.folder / f"looks_{name}" / "frames.npz").is_file():
-            encode_looks(CropStore(run.folder / name), poses, network, run.folder / f"looks_{name}", count, frames, seed, exact=exact, progress=run.progress)
+            encode_looks(CropStore(run.folder / name), poses, network, run.folder / f"looks_{name}", count, frames, seed, progress=run.progress)
     return run.folder
 
 
