@@ -174,3 +174,25 @@ def _build_unet(config: dict[str, Any]) -> EditorUNet:
 def build_teacher(config: dict[str, Any]) -> LipTeacher:
     """The lip teacher of a checkpoint's config."""
     return LipTeacher(checkpoint.config_from_dict(LipTeacherConfig, config))
+
+
+def audio_encoder(run: Run) -> Path:
+    """Distil Whisper tiny's encoder on the corpus that ``train.audio.build_corpus`` saved."""
+    from .audio import AudioTrainConfig, Corpus, train_audio_encoder
+    from .loop import TrainConfig
+
+    corpus = run.folder / "audio" / "corpus.npz"
+    if not corpus.is_file():
+        raise FlashLipsError(f"No corpus at {corpus}; build one with flashlips_core.train.audio.build_corpus.")
+    settings = {"steps": 900, "lr": 2e-3, "log_every": 50} | run.options
+    config = TrainConfig(str(run.folder / "run_audio"), **settings)
+    return run.save(train_audio_encoder(Corpus.load(corpus), config, AudioTrainConfig(), progress=run.progress), "audio-encoder")
+
+
+def poses(run: Run) -> Path:
+    """Flow matching from audio features to the labelled poses."""
+    from .poses import PoseTraining, train
+
+    names = {"labels": "poses_grid.npz", "run_dir": "run_poses", "out": "pose-model.safetensors", "audio_encoder": "audio-encoder.safetensors"}
+    paths = {key: str(run.folder / name) for key, name in names.items()}
+    return train(PoseTraining(data=str(run.data), **(paths | run.options)), progress=run.progress)
