@@ -9,9 +9,10 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -19,15 +20,14 @@ from torch import Tensor, nn
 
 from .codec import CELL_PX, Codec, crop_decode
 from .compose import alpha_from_latents, cut_batch, paste
+from .models.masks import lower_face_mask
+from .poses import at_times
 from .stream import batched, prefetch
-from .types import FlashLipsError, Frame
+from .types import ClipInfo, FlashLipsError, Frame, LipPoses
 
 log = logging.getLogger(__name__)
 
 PREFETCH_BATCHES = 2  # one being worked on, one ready: more only costs memory
-
-MaskLatents = Callable[[Tensor], Tensor]
-"""Crops (B, 3, S, S) to what the editor sees of them in stage 1: the same crops with the lower face hidden."""
 
 
 class StageClock:
@@ -92,22 +92,26 @@ class CropEditor:
 
     Args:
         references: (R, 3, S, S) in [-1, 1].
-        mask: hides the lower face for a stage-1 editor; None for a mask-free one.
+        is_masked: Whether this is a stage-1 editor, which must not see the lower face.
     """
 
     def __init__(
-        self, codec: Codec, editor: nn.Module, references: Tensor, mask: MaskLatents | None = None, clock: StageClock | None = None
+        self, codec: Codec, editor: nn.Module, references: Tensor, is_masked: bool = False, clock: StageClock | None = None
     ) -> None:
         weight = next(editor.parameters())
-        self.codec, self.editor, self.mask = codec, editor, mask
+        self.codec, self.editor = codec, editor
         self.device, self.dtype = weight.device, weight.dtype
         self.clock = clock or StageClock()
+        self.mask = None
         with torch.inference_mode(), self.clock("references"):
-            self.context = editor.prepare_references(codec.encode(self._moved(references))[None])
+            latents = codec.encode(self._moved(references))
+            self.context = editor.prepare_references(latents[None])
+            if is_masked:
+                self.mask = lower_face_mask(*latents.shape[-2:]).to(latents)
 
     @torch.inference_mode()
     def __call__(self, crops: Tensor, poses: Tensor, min_side: float | None = None) -> tuple[Tensor, Tensor]:
-        """Edited crops (B, 3, S, S), valid where alpha or its surroundings are above 0, and alpha (B, 1, S, S); float32 on the CPU.
+        """Edited crops (B, 3, S, S), valid in and around where alpha is above 0, and alpha (B, 1, S, S); float32 on the CPU.
 
         Args:
             crops: (B, 3, S, S) in [-1, 1].
@@ -118,9 +122,8 @@ class CropEditor:
         with self.clock.on_device("encode crop"):
             crops = self._moved(crops)
             source = self.codec.encode(crops)
-            given = source if self.mask is None else self.codec.encode(self.mask(crops))
         with self.clock.on_device("edit"):
-            edited = self.editor(given, self.context, poses.to(self.device, self.dtype))
+            edited = self.edit(source, poses.to(self.device, self.dtype))
         with self.clock.on_device("alpha"):
             alpha = alpha_from_latents(source, edited, size).float().cpu()
         region = changed_region(alpha, margin=_margin(size, min_side or size))
@@ -131,6 +134,12 @@ class CropEditor:
                 rgb[..., y0:y1, x0:x1] = crop_decode(self.codec, edited, region).clamp(-1, 1).float().cpu()
         self.clock.settle()
         return rgb, alpha
+
+    def edit(self, source: Tensor, poses: Tensor) -> Tensor:
+        """Edited latents of frames' latents (B, 4, h, w) and poses (B, 12), all on the editor's device."""
+        if self.mask is None:
+            return self.editor(source, self.context, poses)
+        return torch.lerp(source, self.editor(source * (1 - self.mask), self.context, poses), self.mask)
 
     def _moved(self, images: Tensor) -> Tensor:
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
@@ -166,12 +175,13 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class FramePlanRows:
+class FrameRows:
     """What to do with each output frame, row by row."""
 
     boxes: np.ndarray  # (T, 4) float32 crop squares
     present: np.ndarray  # (T,) bool
-    poses: Tensor  # (T, 12)
+    poses: LipPoses  # one per frame, or read by the frames' times
+    uneven: ClipInfo | None = None  # the clip, where its frames are not evenly spaced
 
     def __len__(self) -> int:
         return len(self.present)
@@ -201,23 +211,27 @@ class FrameEditor:
     clock: StageClock = field(default_factory=StageClock)
     counts: Counts = field(default_factory=Counts)
 
-    def __call__(self, frames: Iterable[Frame], rows: FramePlanRows) -> Iterator[Frame]:
+    def __call__(self, frames: Iterator[Frame], rows: FrameRows) -> Iterator[Frame]:
         """The frames with the mouth changed where ``rows`` say so; the others as they are."""
         cut_batches = prefetch(self._cut(frames, rows), PREFETCH_BATCHES)
         edited = prefetch(self._edit(cut_batches), PREFETCH_BATCHES)
-        return self._paste(edited)
+        return prefetch(self._paste(edited), self.batch)
 
-    def _cut(self, frames: Iterable[Frame], rows: FramePlanRows) -> Iterator[_Batch]:
-        start = 0
-        with closing(batched(frames, self.batch)) as batches:
-            for group in batches:
-                present = rows.present[start : start + len(group)]  # may be shorter: what lies behind the rows passes through
-                seen = np.flatnonzero(present)
-                boxes, poses = rows.boxes[start + seen], rows.poses[start + seen]
+    def _cut(self, frames: Iterator[Frame], rows: FrameRows) -> Iterator[_Batch]:
+        start, first_pts = 0, None
+        try:
+            for group in batched(frames, self.batch):
+                first_pts = group[0].pts if first_pts is None else first_pts
+                seen = np.flatnonzero(rows.present[start : start + len(group)])  # what lies behind the rows passes through
+                boxes = rows.boxes[start + seen]
+                poses = _poses_of([group[i] for i in seen], start + seen, rows, first_pts)
                 start += len(group)
                 with self.clock("cut"):
                     crops = cut_batch([group[i] for i in seen], boxes, self.size) if len(seen) else None
-                yield _Batch(list(group), seen.tolist(), boxes, crops, poses)
+                yield _Batch(group, seen.tolist(), boxes, crops, poses)
+        finally:
+            if hasattr(frames, "close"):
+                frames.close()
 
     def _edit(self, batches: Iterator[_Batch]) -> Iterator[_Batch]:
         with closing(batches):
@@ -247,7 +261,8 @@ class FrameEditor:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise FlashLipsError(f"Out of memory, also with {half} frames at once; choose a smaller batch, a smaller model or device 'cpu'.") from error
+            message = f"Out of memory, also with {half} frames at once; choose a smaller batch, a smaller model or device 'cpu'."
+            raise FlashLipsError(message) from error
 
     def _in_parts(self, crops: Tensor, poses: Tensor, side: float) -> tuple[Tensor, Tensor]:
         parts = [self.crop_editor(c, p, side) for c, p in zip(crops.split(self.batch), poses.split(self.batch), strict=True)]
@@ -263,6 +278,14 @@ class FrameEditor:
                 self.counts.edited += len(item.rows)
                 self.counts.without_face += len(item.frames) - len(item.rows)
                 yield from item.frames
+
+
+def _poses_of(frames: Sequence[Frame], index: np.ndarray, rows: FrameRows, first_pts: int) -> Tensor:
+    """(n, 12), by row, or by the middle of each frame's nominal time where the frame rate varies."""
+    if rows.uneven is None:
+        return rows.poses.values[index]
+    seconds = [(frame.pts - first_pts) * rows.uneven.time_base + Fraction(1, 2) / rows.uneven.fps for frame in frames]
+    return at_times(rows.poses, torch.tensor([float(s) for s in seconds]))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from . import checkpoint
-from .types import FlashLipsError
+from .types import FlashLipsError, device_of, dtype_for
+
+CROP_PX = 256  # where the editor's checkpoint does not say what it was trained on
 
 # role: {network class: module of models/}; by convention its config class is <network class>Config
 NETWORKS = {
@@ -17,9 +21,13 @@ NETWORKS = {
     "lip-encoder": {"LipEncoder": "lip_encoder"},
     "pose-model": {"PoseTransformer": "pose_transformer"},
 }
+STAGE_1 = "editor-masked"  # role of an editor before its mask-free refinement
+ROLES = ("codec", "editor", "pose-model", "audio-encoder", "lip-encoder")
 
 
-def load_network(role: str, source: str | Path = "bundled", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_network(
+    role: str, source: str | Path = "bundled", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> nn.Module:
     """Load an editor, lip encoder or pose model, frozen and in eval mode.
 
     Args:
@@ -27,7 +35,10 @@ def load_network(role: str, source: str | Path = "bundled", device: torch.device
         source: "bundled", a checkpoint, a folder with ``<role>.safetensors``, or a Hugging Face id of such a folder.
     """
     builders = {name: _builder(name, module) for name, module in NETWORKS[role].items()}
-    network = checkpoint.load(find_checkpoint(role, source), role, builders, device, dtype)
+    path = find_checkpoint(role, source)
+    if role == "editor" and checkpoint.info(path).role == STAGE_1:
+        role = STAGE_1
+    network = checkpoint.load(path, role, builders, device, dtype)
     return network.to(memory_format=torch.channels_last) if role != "pose-model" else network
 
 
@@ -41,7 +52,7 @@ def find_checkpoint(role: str, source: str | Path = "bundled") -> Path:
     elif not path.exists() and not path.suffix and not path.is_absolute() and str(source).count("/") == 1:
         return _download(str(source), f"{role}.safetensors")
     if not path.is_file():
-        raise FlashLipsError(f"No {role} at {source}; name a .safetensors file, a folder with {role}.safetensors, or leave it out for the bundled one.")
+        raise FlashLipsError(f"No {role} at {source}; name a .safetensors file or a folder with {role}.safetensors.")
     return path
 
 
@@ -61,4 +72,106 @@ def _download(hub_id: str, file: str) -> Path:
         return Path(hf_hub_download(hub_id, file))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FlashLipsError(f"'{hub_id}' is no folder here and {file} could not be downloaded ({reason}); give a local file.") from error
+        message = f"'{hub_id}' is no folder here and {file} could not be downloaded ({reason}); give a local file."
+        raise FlashLipsError(message) from error
+
+
+class Parts:
+    """The networks of a lip-sync. Every part may be an object, or a name to load it by when it is first needed.
+
+    Args:
+        codec, editor, pose_model, audio_encoder, lip_encoder: "bundled", a path, a hub id, or the loaded part.
+        detector: weights of the face detector, or an object with its ``detect``; None for the default one.
+        device: None picks CUDA, MPS or the CPU.
+        dtype: of codec, editor and lip encoder; None picks by device.
+        crop_px: side of the square that the editor sees; None takes what the editor was trained on.
+    """
+
+    def __init__(
+        self,
+        codec: Any = "bundled",
+        editor: Any = "bundled",
+        pose_model: Any = "bundled",
+        audio_encoder: Any = "bundled",
+        lip_encoder: Any = "bundled",
+        detector: Any = None,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        crop_px: int | None = None,
+    ) -> None:
+        self.device = device_of(device)
+        self.dtype = dtype or dtype_for(self.device)
+        self._given = {"codec": codec, "editor": editor, "pose-model": pose_model, "audio-encoder": audio_encoder}
+        self._given |= {"lip-encoder": lip_encoder, "detector": detector}
+        self._crop_px = crop_px
+
+    @classmethod
+    def load(cls, folder: str | Path | None = None, **parts: Any) -> Parts:
+        """The bundled model, or the ``<role>.safetensors`` files of a folder with bundled parts for what it lacks.
+
+        Args:
+            parts: As for the class; they win over the folder.
+        """
+        if folder is not None:
+            folder = Path(folder).expanduser()
+            if not folder.is_dir():
+                raise FlashLipsError(f"No model folder at {folder}; name one with <role>.safetensors files, or leave it out.")
+            names = {role.replace("-", "_"): folder / f"{role}.safetensors" for role in ROLES}
+            parts = {name: path for name, path in names.items() if path.is_file()} | parts
+        return cls(**parts)
+
+    @functools.cached_property
+    def codec(self) -> Any:
+        """Pixels to latents and back."""
+        from .codec import load_codec
+
+        return load_codec(self._given["codec"], self.device, self.dtype) if self._is_name("codec") else self._given["codec"]
+
+    @functools.cached_property
+    def editor(self) -> nn.Module:
+        """Latents, references and a pose to edited latents."""
+        return self._network("editor", self.dtype)
+
+    @functools.cached_property
+    def lip_encoder(self) -> nn.Module:
+        """Crops to lip poses."""
+        return self._network("lip-encoder", self.dtype)
+
+    @functools.cached_property
+    def pose_model(self) -> nn.Module:
+        """Audio features to lip poses."""
+        return self._network("pose-model", torch.float32)
+
+    @functools.cached_property
+    def audio_encoder(self) -> Any:
+        """16 kHz samples to audio features."""
+        from .audio import load_audio_encoder
+
+        given = self._given["audio-encoder"]
+        return load_audio_encoder(given, device=self.device) if self._is_name("audio-encoder") else given
+
+    @functools.cached_property
+    def detector(self) -> Any:
+        """Pictures to faces."""
+        from .face.detect import load_detector
+
+        given = self._given["detector"]
+        return load_detector(given, self.device) if given is None or self._is_name("detector") else given
+
+    @functools.cached_property
+    def crop_px(self) -> int:
+        """Side of the square that the editor sees."""
+        if self._crop_px is None and self._is_name("editor"):
+            return int(checkpoint.info(find_checkpoint("editor", self._given["editor"])).notes.get("crop_px", CROP_PX))
+        return self._crop_px or CROP_PX
+
+    @functools.cached_property
+    def is_stage_1(self) -> bool:
+        """Whether the editor's file says that it has seen masked frames only."""
+        return self._is_name("editor") and checkpoint.info(find_checkpoint("editor", self._given["editor"])).role == STAGE_1
+
+    def _is_name(self, role: str) -> bool:
+        return isinstance(self._given[role], (str, Path))
+
+    def _network(self, role: str, dtype: torch.dtype) -> nn.Module:
+        return load_network(role, self._given[role], self.device, dtype) if self._is_name(role) else self._given[role]

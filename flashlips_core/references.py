@@ -32,17 +32,14 @@ def head_pose(points: np.ndarray) -> np.ndarray:
     return np.stack([yaw, pitch, np.arctan2(across[:, 1], across[:, 0])], 1)
 
 
-def candidate_frames(track: FaceTrack, count: int = NUM_CANDIDATES, limit: int | None = None) -> np.ndarray:
-    """Up to ``count`` frames spread over the clip, each the nearest of its stretch to the usual head pose. -> (N,) sorted int.
-
-    Args:
-        limit: Only frames before this one.
-    """
-    present = np.flatnonzero(track.present[:limit])
+def candidate_frames(track: FaceTrack, count: int = NUM_CANDIDATES) -> np.ndarray:
+    """Up to ``count`` frames spread over the clip, each the nearest of its stretch to the usual head pose. -> (N,) sorted int."""
+    present = np.flatnonzero(track.present)
     if len(present) <= count:
         return present
     pose = head_pose(track.points[present])
-    distance = np.linalg.norm(pose - np.median(pose, axis=0), axis=1) + _share_outside(track.boxes[present], track.width, track.height)
+    distance = np.linalg.norm(pose - np.median(pose, axis=0), axis=1)
+    distance += _share_outside(track.boxes[present], track.width, track.height)
     edges = np.linspace(0, len(present), count + 1).round().astype(int)
     return np.array([present[a + distance[a:b].argmin()] for a, b in zip(edges[:-1], edges[1:], strict=True)])
 

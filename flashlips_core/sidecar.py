@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .checkpoint import read_tensors, write_tensors
@@ -40,10 +41,11 @@ def load_poses(path: str | Path) -> LipPoses:
 
 
 def _write(path: str | Path, role: str, tensors: dict[str, Tensor], fields: dict[str, Any]) -> None:
+    header = {"format": "flashlips", "version": VERSION, "role": role, "config": fields, "notes": {}}
     try:
-        write_tensors(path, tensors, {"format": "flashlips", "version": VERSION, "role": role, "config": fields, "notes": {}})
-    except OSError as error:
-        raise FlashLipsError(f"Cannot write {path} ({error.strerror or error}); choose a folder that exists and may be written.") from error
+        write_tensors(path, tensors, header)
+    except (OSError, SafetensorError) as error:
+        raise FlashLipsError(f"Cannot write {path} ({error}); choose a folder that exists and may be written.") from error
 
 
 def _read(path: str | Path, role: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -33,7 +33,8 @@ def _modules() -> list[str]:
 
 def _level(module: str) -> int:
     head = module.partition(".")[0]
-    if head == "cli":
+    head = "media" if head.startswith("media_") else head
+    if head.startswith("cli"):
         return CLI
     return next((i for i, names in enumerate(LEVELS) if head in names), TOP)
 
@@ -57,7 +58,9 @@ def _imports(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert not node.module.startswith("flashlips_core"), f"{module}: write relative imports inside the core"
         elif isinstance(node, ast.Import):
-            assert not any(a.name.startswith("flashlips_core") for a in node.names), f"{module}: write relative imports inside the core"
+            assert not any(a.name.startswith("flashlips_core") for a in node.names), (
+                f"{module}: write relative imports inside the core"
+            )
     return found - {module}
 
 

@@ -1,0 +1,323 @@
+"""``python -m flashlips_core sync | track | poses | train | eval | bench``.
+
+Exit codes: 0 done, 2 something the user can mend (one sentence on stderr, no output file), 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import logging
+import sys
+import typing
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from typing import Any, NoReturn
+
+from .cli_options import add_models, add_sampler, add_tracking, check_outputs, load_lipsync, positive, progress_bar, settings_from
+from .types import FlashLipsError
+
+FAILED, STOPPED = 2, 130  # 128 + SIGINT, as shells do
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(FAILED, f"{message[:1].upper()}{message[1:]}; see '{self.prog} --help'.\n")
+
+
+# ---- sync ------------------------------------------------------------------------------------------------------------------
+
+
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    """The options of ``sync``."""
+    parser.add_argument("video", help="the video to edit")
+    parser.add_argument("audio", nargs="?", help="the voice: a sound or video file (default with --driving: that video's own)")
+    parser.add_argument("-o", "--out", required=True, help="the video to write: .mp4, .mov, .mkv or .webm")
+    group = parser.add_argument_group("lips")
+    group.add_argument("--driving", metavar="VIDEO", help="take the lip motion from this video's face instead of from sound")
+    group.add_argument("--poses", metavar="FILE", help="take the lip motion from this file, as 'poses' writes it")
+    group.add_argument("--gain", type=float, default=1.0, help="lip motion around rest: above 1 is more (default 1)")
+    group.add_argument("--no-gate", dest="gate", action="store_false", help="let the mouth move in silence")
+    add_sampler(parser)
+    add_tracking(parser)
+    parser.add_argument("--track", metavar="FILE", help="use this face track, as 'track' writes it")
+    group = parser.add_argument_group("editing and output")
+    group.add_argument(
+        "--length",
+        default="cut",
+        choices=("cut", "loop", "ping-pong", "hold", "silence"),
+        help="where sound and picture differ in length (default cut)",
+    )
+    group.add_argument(
+        "--references", dest="num_references", type=positive, default=4, help="reference frames, 1 or more (default 4)"
+    )
+    group.add_argument("--mode", default="mask-free", choices=("mask-free", "masked"), help="masked: for a stage-1 editor")
+    group.add_argument("--batch", type=positive, default=8, help="frames edited at once: lower needs less memory (default 8)")
+    group.add_argument("--crf", type=int, default=16, help="quality of the video: 0 lossless, lower = better (default 16)")
+    group.add_argument("--preset", default="veryfast", help="x264's preset: slower = smaller file (default veryfast)")
+    group.add_argument(
+        "--no-tag", dest="is_tagged", action="store_false", help="do not say in the file that the lip motion is synthetic"
+    )
+    add_models(parser)
+
+
+def run_sync(args: argparse.Namespace) -> dict[str, Any]:
+    """Dub a video, file to file."""
+    from .sidecar import load_poses, load_track
+
+    if args.driving and args.poses:
+        raise FlashLipsError("Both --driving and --poses were given; choose one source of lip motion.")
+    if not (args.audio or args.driving or args.poses):
+        raise FlashLipsError("There is nothing to lip-sync to; name a sound file, or give --driving or --poses.")
+    check_outputs(args, [args.video, args.audio, args.driving])
+    lipsync, settings = load_lipsync(args), settings_from(args)
+    track = load_track(args.track) if args.track else None
+    poses = load_poses(args.poses) if args.poses else None
+    if args.driving:
+        with progress_bar("driving video", args) as progress:
+            poses = lipsync.poses_from_video(args.driving, progress=progress)
+    with progress_bar("sync", args) as progress:
+        report = lipsync.dub(
+            args.video, args.audio or args.driving, args.out, settings, track=track, poses=poses, progress=progress
+        )
+    return report.as_dict()
+
+
+def say_sync(result: dict[str, Any]) -> str:
+    """The report for people."""
+    lines = [
+        f"Wrote {result['path']}: {result['frames']} frames, {result['edited']} edited, {result['without_face']} without a face, "
+        f"in {result['total_s']:.1f} s ({result['frames_per_second']:.1f} frames a second)."
+    ]
+    lines += [f"  {name:<20}{seconds:8.2f} s" for name, seconds in result["seconds"].items()]
+    return "\n".join(lines)
+
+
+# ---- track -----------------------------------------------------------------------------------------------------------------
+
+
+def add_track(parser: argparse.ArgumentParser) -> None:
+    """The options of ``track``."""
+    parser.add_argument("video", help="the video to look at")
+    parser.add_argument("-o", "--out", required=True, help="the track to write: .safetensors")
+    add_tracking(parser)
+    add_models(parser)
+
+
+def run_track(args: argparse.Namespace) -> dict[str, Any]:
+    """Find and follow a face; write its track."""
+    from .sidecar import save_track
+
+    check_outputs(args, [args.video])
+    with progress_bar("track", args) as progress:
+        track = load_lipsync(args).track(args.video, settings_from(args), progress=progress)
+    save_track(track, args.out)
+    side = track.boxes[track.present, 2] - track.boxes[track.present, 0]
+    return {
+        "path": args.out,
+        "frames": len(track),
+        "with_face": int(track.present.sum()),
+        "crop_px": float(side.mean()),
+        "fps": float(track.fps),
+    }
+
+
+def say_track(result: dict[str, Any]) -> str:
+    """The result for people."""
+    seen = f"a face in {result['with_face']} of {result['frames']} frames"
+    return f"Wrote {result['path']}: {seen}, crop {result['crop_px']:.0f} px wide."
+
+
+# ---- poses -----------------------------------------------------------------------------------------------------------------
+
+
+def add_poses(parser: argparse.ArgumentParser) -> None:
+    """The options of ``poses``."""
+    parser.add_argument("input", help="a voice (sound or video file), or with --from-video a video of a face")
+    parser.add_argument("-o", "--out", required=True, help="the poses to write: .safetensors")
+    parser.add_argument("--from-video", action="store_true", help="read the lips of the face instead of listening to the sound")
+    parser.add_argument(
+        "--fps", type=Fraction, help="poses per second, e.g. 30000/1001 (default: 25 from sound, the video's own from a face)"
+    )
+    parser.add_argument("--gain", type=float, default=1.0, help="lip motion around rest: above 1 is more (default 1)")
+    parser.add_argument("--no-gate", dest="gate", action="store_false", help="let the mouth move in silence")
+    add_sampler(parser)
+    add_tracking(parser)
+    add_models(parser)
+
+
+def run_poses(args: argparse.Namespace) -> dict[str, Any]:
+    """Make lip poses from sound or from a face; write them."""
+    from .poses import resample
+    from .sidecar import save_poses
+
+    check_outputs(args, [args.input])
+    lipsync, settings = load_lipsync(args), settings_from(args)
+    if args.from_video:
+        with progress_bar("track", args) as progress:
+            track = lipsync.track(args.input, settings, progress=progress)
+        with progress_bar("read lips", args) as progress:
+            poses = lipsync.poses_from_video(args.input, track, progress=progress)
+    else:
+        with progress_bar("poses", args) as progress:
+            poses = lipsync.poses_from_audio(args.input, settings=settings, progress=progress)
+    poses = resample(poses, args.fps) if args.fps else poses
+    save_poses(poses, args.out)
+    return {"path": args.out, "poses": len(poses), "fps": float(poses.fps), "seconds": len(poses) / float(poses.fps)}
+
+
+def say_poses(result: dict[str, Any]) -> str:
+    """The result for people."""
+    return f"Wrote {result['path']}: {result['poses']} poses, {result['fps']:g} a second."
+
+
+# ---- train, eval, bench ----------------------------------------------------------------------------------------------------
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """The options of ``train``."""
+    from .train import STAGES
+
+    stages = "; ".join(f"{name}: {what}" for name, what in STAGES.items())
+    parser.add_argument("stage", choices=list(STAGES), metavar="STAGE", help=stages)
+    parser.add_argument(
+        "options", nargs="*", type=option, metavar="KEY=VALUE", help="settings of the stage, e.g. steps=4000 lr=1e-3"
+    )
+    parser.add_argument("--data", required=True, help="folder with grid_s1 and grid_people")
+    parser.add_argument("--weights", required=True, help="folder with the frozen teachers (TAESDXL, Whisper tiny)")
+    parser.add_argument(
+        "--folder", default="runs", help="where everything is cached and written; a run there is resumed (default runs)"
+    )
+
+
+def run_train(args: argparse.Namespace) -> dict[str, Any]:
+    """Run one training stage; a stopped one resumes when it is run again."""
+    from .train import run_stage
+
+    with progress_bar(args.stage, args, unit=" steps") as progress:
+        try:
+            path = run_stage(args.stage, args.data, args.weights, args.folder, dict(args.options), progress)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise FlashLipsError(f"The stage '{args.stage}' has no setting {str(error).split()[-1]}; leave it out.") from error
+    return {"stage": args.stage, "path": str(path)}
+
+
+def option(text: str) -> tuple[str, Any]:
+    """KEY=VALUE; the value is a number, a tuple or another Python literal where it reads as one, else text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"settings are KEY=VALUE, got '{text}'")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def say_train(result: dict[str, Any]) -> str:
+    """The result for people."""
+    return f"{result['stage']}: wrote {result['path']}."
+
+
+def add_eval(parser: argparse.ArgumentParser) -> None:
+    """The options of ``eval``."""
+    from .evaluate import add_arguments
+
+    add_arguments(parser)
+    add_models(parser)
+
+
+def run_eval(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure the model on held-out clips."""
+    from .evaluate import run
+
+    return run(args, load_lipsync(args))
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """The options of ``bench``."""
+    from .bench import add_arguments
+
+    add_arguments(parser)
+
+
+def run_bench(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure speed, size and memory."""
+    from .bench import run
+
+    return run(args)
+
+
+def say_as_json(result: dict[str, Any]) -> str:
+    """A table where there is one, else all of it."""
+    return result["table"] if "table" in result else json.dumps(result, indent=2, default=str)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------------
+
+
+class Command(typing.NamedTuple):
+    """One subcommand."""
+
+    help: str
+    add: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], dict[str, Any]]
+    say: Callable[[dict[str, Any]], str]
+
+
+COMMANDS = {
+    "sync": Command("dub a video, file to file", add_sync, run_sync, say_sync),
+    "track": Command("find and follow a face", add_track, run_track, say_track),
+    "poses": Command("lip poses from sound or from a face", add_poses, run_poses, say_poses),
+    "train": Command("run a training stage", add_train, run_train, say_train),
+    "eval": Command("measure the model on held-out clips", add_eval, run_eval, say_as_json),
+    "bench": Command("measure speed, size and memory", add_bench, run_bench, say_as_json),
+}
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser; only the chosen command's options are built, so that help does not load what it does not need."""
+    common = Parser(add_help=False)
+    common.add_argument("--json", action="store_true", help="print the result as JSON")
+    common.add_argument("--quiet", action="store_true", help="no progress bar, errors only")
+    common.add_argument("--verbose", action="store_true", help="say what is being done")
+    parser = Parser(prog="python -m flashlips_core", description="Change the lips of a talking person in a video.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.run.__doc__, parents=[common])
+        if name == chosen:
+            command.add(sub)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        args = build_parser(next((a for a in arguments if a in COMMANDS), None)).parse_args(arguments)
+        level = logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING
+        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+        command = COMMANDS[args.command]
+        result = command.run(args)
+    except FlashLipsError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nStopped; no half-written file is left.\n")
+        return STOPPED
+    except (RuntimeError, MemoryError) as error:
+        from .editing import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        return _fail("Out of memory; choose a smaller --batch, shorter or smaller media, or --device cpu.")
+    print(json.dumps(result, default=str) if args.json else command.say(result))
+    return 0
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(" ".join(message.split()) + "\n")
+    return FAILED

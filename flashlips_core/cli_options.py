@@ -1,0 +1,128 @@
+"""Options that several commands share, and what they mean to the pipeline."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from .types import FlashLipsError, Progress
+
+
+def add_tracking(parser: argparse.ArgumentParser) -> None:
+    """Which face, and how it is followed."""
+    group = parser.add_argument_group("face")
+    group.add_argument(
+        "--face",
+        dest="which",
+        type=face,
+        default="largest",
+        help="largest, left, right, a number from the left (0 first), or a picture of the person",
+    )
+    group.add_argument(
+        "--every", type=positive, default=1, help="detect in every n-th frame and interpolate: higher = faster (default 1)"
+    )
+    group.add_argument(
+        "--stabilise",
+        default="smooth",
+        choices=("auto", "fixed", "fixed-size", "smooth", "none"),
+        help="how the crop stays still (default smooth)",
+    )
+    group.add_argument(
+        "--threshold", type=float, default=0.5, help="lowest detection score that counts: lower finds more faces (default 0.5)"
+    )
+
+
+def add_sampler(parser: argparse.ArgumentParser) -> None:
+    """How poses are drawn; defaults are SamplerSettings' own."""
+    from .flow import SOLVERS, SamplerSettings
+
+    default = SamplerSettings()
+    group = parser.add_argument_group("sound to lips")
+    group.add_argument(
+        "--steps", type=int, default=default.steps, help=f"steps of the solver: more = finer (default {default.steps})"
+    )
+    group.add_argument("--solver", choices=SOLVERS, default=default.solver, help=f"default {default.solver}")
+    group.add_argument(
+        "--guidance", type=float, default=default.guidance, help=f"higher follows the sound harder (default {default.guidance:g})"
+    )
+    group.add_argument(
+        "--temperature",
+        type=float,
+        default=default.temperature,
+        help=f"0 = always the same calm take (default {default.temperature:g})",
+    )
+    group.add_argument("--seed", type=int, default=default.seed, help=f"another number, another take (default {default.seed})")
+
+
+def add_models(parser: argparse.ArgumentParser) -> None:
+    """Other networks than the bundled ones."""
+    group = parser.add_argument_group("models (a path or a hub id; default: the bundled ones)")
+    group.add_argument("--models", metavar="DIR", help="folder with <role>.safetensors files")
+    for name in ("codec", "editor", "pose-model", "audio-encoder", "lip-encoder", "detector"):
+        group.add_argument(f"--{name}", dest=name.replace("-", "_"), metavar="MODEL")
+    group.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
+    group.add_argument(
+        "--crop-px", type=positive, help="side of the square that the editor sees (default: what it was trained on)"
+    )
+
+
+def load_lipsync(args: argparse.Namespace) -> Any:
+    """The pipeline with the models that were asked for."""
+    import torch
+
+    from .pipeline import LipSync
+
+    try:
+        torch.empty(0, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise FlashLipsError(f"The device '{args.device}' cannot be used ({str(error).splitlines()[0]}); choose cpu.") from error
+    names = ("codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "device", "crop_px")
+    return LipSync.load(args.models, **{name: getattr(args, name) for name in names if getattr(args, name) is not None})
+
+
+def settings_from(args: argparse.Namespace) -> Any:
+    """DubSettings from those of the options that this command has."""
+    from .flow import SamplerSettings
+    from .pipeline import DubSettings
+
+    given = vars(args)
+    sampler = {f.name: given[f.name] for f in fields(SamplerSettings) if f.name in given}
+    values = {f.name: given[f.name] for f in fields(DubSettings) if f.name in given}
+    return DubSettings(**values, sampler=SamplerSettings(**sampler))
+
+
+def check_outputs(args: argparse.Namespace, inputs: Sequence[str | None]) -> None:
+    """Before the long work, not after it."""
+    from .pipeline import check_output
+
+    check_output(args.out, inputs)
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def face(text: str) -> str | int:
+    """A word, a picture's path, or a number from the left."""
+    return int(text) if text.lstrip("-").isdigit() else text
+
+
+@contextmanager
+def progress_bar(name: str, args: argparse.Namespace, unit: str = " frames") -> Iterator[Progress]:
+    """A bar on stderr, only where somebody can see it."""
+    from tqdm import tqdm
+
+    with tqdm(desc=name, unit=unit, disable=True if args.quiet or args.json else None) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show

@@ -1,0 +1,384 @@
+"""File to file: track the face, pick references, make lip poses, edit the frames, write the clip.
+
+T frames, K candidate frames, S crop side in pixels. Frames stream; a track and poses are the only things as long as the clip.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .compose import cut_batch
+from .editing import CropEditor, FrameEditor, FrameRows, StageClock
+from .flow import SamplerSettings, sample_poses
+from .loading import Parts
+from .media import CONTAINERS, FramePlan, load_audio, plan_frames, probe, read_frames, read_planned, write_video
+from .poses import gain, resample, silence_gate
+from .references import candidate_frames, choose_references
+from .stream import batched, prefetch
+from .types import POSE_DIM, Audio, ClipInfo, FaceTrack, FlashLipsError, Frame, LipPoses, Progress
+
+log = logging.getLogger(__name__)
+
+Source = str | Path
+PROVENANCE = {"comment": "Edited with FlashLips: the lip motion is synthetic."}
+FACE_WORDS = ("largest", "left", "right")
+DECODED_AHEAD = 16  # frames; more than the largest reordering delay of H.264
+
+
+@dataclass(frozen=True)
+class DubSettings:
+    """What a user may choose about a dub; the defaults suit a video of one person talking."""
+
+    which: Any = "largest"  # "largest", "left", "right", n-th from the left (0 first), a picture's path, or a FaceReference
+    every: int = 1  # detect in every n-th frame, interpolate between
+    stabilise: str = "smooth"
+    threshold: float = 0.5  # lowest detection score that counts as a face
+    length: str = "cut"  # where sound and picture differ in length: cut, loop, ping-pong, hold, silence
+    sampler: SamplerSettings = SamplerSettings()
+    gate: bool = True  # close the mouth where nobody speaks
+    gain: float = 1.0  # 1.2: lips move a fifth further from rest
+    num_references: int = 4  # paper: more than 4 gains little
+    batch: int = 8  # frames edited at once
+    crf: int = 16  # x264's quality: 0 lossless, 18 hardly visible, 28 small
+    preset: str = "veryfast"
+    mode: str = "mask-free"
+    is_tagged: bool = True  # say in the file that the lip motion is synthetic
+
+
+@dataclass
+class Report:
+    """What was done. Work of different stages overlaps in time, so their seconds add up to more than the whole."""
+
+    path: str
+    frames: int = 0
+    edited: int = 0
+    without_face: int = 0  # passed through unchanged
+    references: list[int] = field(default_factory=list)  # frame indices
+    fps: float = 0.0  # frames of the clip per second
+    total_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)  # of work, by stage
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"frames_per_second": self.frames / self.total_s if self.total_s else 0.0}
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one pass over the clip shows of the person."""
+
+    references: Tensor  # (R, 3, S, S) crops in [-1, 1]
+    frames: list[int]  # theirs
+    poses: Tensor  # (K, 12) lip poses of all candidates, spread over the clip
+
+
+class LipSync(Parts):
+    """The whole method; see :class:`Parts` for what it is made of, and ``load`` for how to get one."""
+
+    # ---- steps ---------------------------------------------------------------------------------------------------------
+
+    def track(
+        self, video: Source, settings: DubSettings = DubSettings(), stop: int | None = None, progress: Progress | None = None
+    ) -> FaceTrack:
+        """Where the face is in each frame (of the first ``stop``)."""
+        from .face import track_faces
+
+        clip, which = probe(video), self._wanted_face(settings.which)
+        with closing(prefetch(read_frames(video, stop=stop), DECODED_AHEAD)) as frames:
+            return track_faces(
+                frames, clip, self.detector, which, settings.every, settings.stabilise, settings.threshold, progress
+            )
+
+    def _wanted_face(self, which: Any) -> Any:
+        """The same, with a picture's path replaced by the face in it."""
+        if not isinstance(which, (str, Path)) or which in FACE_WORDS:
+            return which
+        from PIL import Image, UnidentifiedImageError
+
+        from .face import reference_face
+
+        try:
+            with Image.open(which) as picture:
+                return reference_face(np.array(picture.convert("RGB")), self.detector)
+        except (OSError, UnidentifiedImageError) as error:
+            words = ", ".join(FACE_WORDS)
+            raise FlashLipsError(
+                f"The face '{which}' is neither {words}, a number, nor a picture that can be read; choose one."
+            ) from error
+
+    def poses_from_audio(
+        self,
+        audio: Source | Audio,
+        sources: Tensor | None = None,
+        settings: DubSettings = DubSettings(),
+        progress: Progress | None = None,
+    ) -> LipPoses:
+        """Lip poses for a voice, 25 per second.
+
+        Args:
+            sources: (K, 12) poses of the person to be dubbed; None for the model's own rest pose.
+        """
+        from .audio import to_mono_16k
+
+        audio = audio if isinstance(audio, Audio) else load_audio(audio)
+        features = self.audio_encoder.encode(to_mono_16k(audio))
+        poses = sample_poses(self.pose_model, features, sources, settings.sampler, progress=progress)
+        rest = self.pose_model.rest_pose.float().cpu()
+        if settings.gain != 1.0:
+            poses = gain(poses, settings.gain, settings.gain, rest)
+        return silence_gate(poses, features, rest) if settings.gate else poses
+
+    @torch.inference_mode()
+    def poses_from_video(
+        self, video: Source, track: FaceTrack | None = None, batch: int = 16, progress: Progress | None = None
+    ) -> LipPoses:
+        """Lip poses of the person in a video, one per frame; interpolated where there is no face."""
+        track = track or self.track(video)
+        values = torch.zeros(len(track), POSE_DIM)
+        done = 0
+        with closing(prefetch(read_frames(video, stop=len(track)), DECODED_AHEAD)) as frames:
+            for group in batched(frames, batch):
+                rows = [i for i in range(len(group)) if track.present[done + i]]
+                if rows:
+                    index = [done + i for i in rows]
+                    values[index] = self.encode_lips(cut_batch([group[i] for i in rows], track.boxes[index], self.crop_px))
+                done += len(group)
+                if progress is not None:
+                    progress(done, len(track))
+        return LipPoses(_interpolated(values, track.present, video), track.fps)
+
+    @torch.inference_mode()
+    def encode_lips(self, crops: Tensor) -> Tensor:
+        """Lip poses of crops (B, 3, S, S) in [-1, 1]. -> (B, 12) float32 on the CPU."""
+        weight = next(self.lip_encoder.parameters())
+        return self.lip_encoder(crops.to(weight)).float().cpu()
+
+    def look(self, video: Source, track: FaceTrack, count: int = 4) -> Look:
+        """Reference crops and lip poses of the person, from one pass over the clip."""
+        wanted = candidate_frames(track)
+        if len(wanted) == 0:
+            raise no_face_in(video)
+        crops = self.crops(video, track, wanted)
+        poses = self.encode_lips(crops)
+        rows = choose_references(crops, poses, count)
+        return Look(crops[rows], [int(wanted[i]) for i in rows], poses)
+
+    def crops(self, video: Source, track: FaceTrack, frames: Sequence[int]) -> Tensor:
+        """Crops of some frames (sorted), in one pass. -> (K, 3, S, S) in [-1, 1]."""
+        wanted, found = set(int(i) for i in frames), []
+        if min(wanted) < 0 or max(wanted) >= len(track):
+            raise FlashLipsError(
+                f"Reference frames {sorted(wanted)} must lie within the track's {len(track)} frames; choose others."
+            )
+        with closing(read_frames(video, stop=max(wanted) + 1)) as stream:
+            for index, frame in enumerate(stream):
+                if index in wanted:
+                    found.append(cut_batch([frame], track.boxes[index : index + 1], self.crop_px))
+        if len(found) < len(wanted):
+            raise FlashLipsError(f"{Path(video).name} ends before frame {max(wanted)} of its track; track this file again.")
+        return torch.cat(found)
+
+    def crop_editor(
+        self,
+        video: Source,
+        track: FaceTrack,
+        references: Sequence[int] | None = None,
+        mode: str = "mask-free",
+        clock: StageClock | None = None,
+    ) -> CropEditor:
+        """The editor prepared with this clip's references (chosen, where none are given)."""
+        crops = self.look(video, track).references if references is None else self.crops(video, track, references)
+        return self._crop_editor(crops, mode, clock)
+
+    def _crop_editor(self, references: Tensor, mode: str, clock: StageClock | None) -> CropEditor:
+        if mode not in ("mask-free", "masked"):
+            raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
+        if self.is_stage_1 and mode == "mask-free":
+            raise FlashLipsError(
+                "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
+            )
+        return CropEditor(self.codec, self.editor, references, mode == "masked", clock)
+
+    # ---- file to file --------------------------------------------------------------------------------------------------
+
+    def edit_video(
+        self,
+        source: Source,
+        track: FaceTrack,
+        poses: LipPoses,
+        out: Source,
+        settings: DubSettings = DubSettings(),
+        *,
+        audio: Source | Audio | None = None,
+        references: Sequence[int] | Look | None = None,
+        progress: Progress | None = None,
+        clock: StageClock | None = None,
+        **changes: Any,
+    ) -> Report:
+        """Write ``source``, as far as its track goes, with the mouth in ``poses``.
+
+        Args:
+            track: Of ``source``; its frames without a face pass through unchanged.
+            poses: One per output frame at the clip's rate; other rates are resampled, the last pose is held.
+            audio: New sound; None keeps the packets of ``source``.
+            references: Frame indices, or what :meth:`look` gave; None chooses.
+            changes: Single fields of ``settings``.
+        """
+        started = time.perf_counter()
+        settings = replace(settings, **changes)
+        check_output(out, [source, audio], tuple(CONTAINERS))
+        clip = probe(source)
+        _check_track(track, clip)
+        audio = load_audio(audio) if isinstance(audio, (str, Path)) else audio
+        clock = clock or StageClock(self.device)
+        look = self._look_at(source, track, references, settings, clock)
+        plan = plan_frames(len(track), clip.fps, *((audio.duration, settings.length) if audio else (clip.duration, "silence")))
+        rows = plan_rows(plan, track, poses, clip)
+        editor = FrameEditor(self._crop_editor(look.references, settings.mode, clock), self.crop_px, settings.batch, clock)
+        frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
+        tags = PROVENANCE if settings.is_tagged else None
+        with closing(_watched(editor(frames, rows), len(rows), clock, progress)) as edited:
+            write_video(out, edited, clip, audio, None if audio else source, settings.crf, settings.preset, tags)
+        times = {"total_s": time.perf_counter() - started, "seconds": dict(clock.seconds)}
+        return Report(str(out), **asdict(editor.counts), references=look.frames, fps=float(clip.fps), **times)
+
+    def dub(
+        self,
+        video: Source,
+        audio: Source | Audio | None,
+        out: Source,
+        settings: DubSettings = DubSettings(),
+        *,
+        track: FaceTrack | None = None,
+        poses: LipPoses | None = None,
+        progress: Progress | None = None,
+        **changes: Any,
+    ) -> Report:
+        """Write ``video`` speaking ``audio``.
+
+        Args:
+            audio: A sound or video file; None keeps the clip's own sound.
+            track, poses: Computed where they are not given.
+            progress: Counts the frames of both passes, tracking and editing.
+            changes: Single fields of ``settings``.
+        """
+        started = time.perf_counter()
+        settings = replace(settings, **changes)
+        check_output(out, [video, audio], tuple(CONTAINERS))
+        clip = probe(video)
+        voice = audio if isinstance(audio, Audio) else load_audio(video if audio is None else audio)
+        _ = self.codec, self.editor  # a wrong checkpoint is said before the long work, not after
+        clock = StageClock(self.device)
+        tracked = _tracked_frames(clip, voice, settings) if track is None else 0
+        shown = clip.num_frames if audio is None else len(plan_frames(clip.num_frames, clip.fps, voice.duration, settings.length))
+        if track is None:
+            with clock("track"):
+                track = self.track(video, settings, tracked, _part(progress, 0, tracked + shown))
+        with clock("choose references"):
+            look = self.look(video, track, settings.num_references)
+        if poses is None:
+            with clock("sound to poses"):
+                poses = self.poses_from_audio(voice, look.poses, settings)
+        report = self.edit_video(
+            video,
+            track,
+            poses,
+            out,
+            settings,
+            audio=None if audio is None else voice,
+            references=look,
+            progress=_part(progress, tracked, tracked + shown),
+            clock=clock,
+        )
+        return replace(report, total_s=time.perf_counter() - started)
+
+    def _look_at(
+        self, source: Source, track: FaceTrack, references: Sequence[int] | Look | None, settings: DubSettings, clock: StageClock
+    ) -> Look:
+        if isinstance(references, Look):
+            return references
+        with clock("choose references"):
+            if references is None:
+                return self.look(source, track, settings.num_references)
+            return Look(self.crops(source, track, references), sorted({int(i) for i in references}), torch.zeros(0, POSE_DIM))
+
+
+def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo) -> FrameRows:
+    """Box, flag and pose of each output frame."""
+    is_per_frame = poses.fps == track.fps and len(poses) == len(track)
+    by_time = clip if clip.is_variable_rate and not is_per_frame else None
+    if by_time is None:
+        poses = resample(replace(poses, fps=clip.fps) if is_per_frame else poses, clip.fps, len(plan))
+    return FrameRows(track.boxes[plan.indices], track.present[plan.indices], poses, by_time)
+
+
+def check_output(out: Source, inputs: Sequence[Any], suffixes: Sequence[str] = ()) -> None:
+    """Say before the work what would keep the result from being written."""
+    out = Path(out)
+    if suffixes and out.suffix.lower() not in suffixes:
+        raise FlashLipsError(f"Cannot write '{out.name}': the suffix must be one of {', '.join(suffixes)}.")
+    if not out.parent.is_dir() or out.is_dir():
+        what = f"{out} is a folder" if out.is_dir() else f"there is no folder {out.parent}"
+        raise FlashLipsError(f"Cannot write {out}: {what}; name a file in a folder that exists.")
+    if not os.access(out.parent, os.W_OK):
+        raise FlashLipsError(f"Cannot write into {out.parent}: permission denied; choose another folder for the output.")
+    for path in inputs:
+        if isinstance(path, (str, Path)) and out.exists() and Path(path).exists() and out.samefile(path):
+            raise FlashLipsError(f"The output {out} is also an input, which it would destroy; choose another name.")
+
+
+def no_face_in(path: Source) -> FlashLipsError:
+    """The error for a clip that shows nobody."""
+    return FlashLipsError(
+        f"No face in any frame of {Path(path).name}; pick a clip with a visible face, or lower the detection threshold."
+    )
+
+
+def _tracked_frames(clip: ClipInfo, voice: Audio, settings: DubSettings) -> int:
+    """How many frames need a track: short sound ends the clip early. Uneven frames cannot be counted ahead."""
+    if settings.length != "cut" or clip.is_variable_rate:
+        return clip.num_frames
+    return len(plan_frames(clip.num_frames, clip.fps, voice.duration, "cut"))
+
+
+def _check_track(track: FaceTrack, clip: ClipInfo) -> None:
+    if (track.width, track.height) != (clip.width, clip.height):
+        sizes = f"{track.width}x{track.height} pixels, {Path(clip.path).name} has {clip.width}x{clip.height}"
+        raise FlashLipsError(f"The track is of a clip of {sizes}; track this file again.")
+    if not track.present.any():
+        raise no_face_in(clip.path)
+
+
+def _watched(frames: Iterator[Frame], total: int, clock: StageClock, progress: Progress | None) -> Iterator[Frame]:
+    """The frames, reported one by one; what the consumer does between them is counted as encoding."""
+    with closing(frames):
+        for done, frame in enumerate(frames, 1):
+            with clock("encode video"):
+                yield frame
+            if progress is not None:
+                progress(done, total)
+
+
+def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """A stage's progress as part of the whole."""
+    return None if progress is None else lambda done, _: progress(min(before + done, total), total)
+
+
+def _interpolated(values: Tensor, present: np.ndarray, video: Source) -> Tensor:
+    """Fill rows without a face from their neighbours in time. (T, D)."""
+    known = np.flatnonzero(present)
+    if len(known) == 0:
+        raise no_face_in(video)
+    columns = [np.interp(np.arange(len(values)), known, column[known]) for column in values.numpy().T]
+    return torch.from_numpy(np.stack(columns, 1)).float()

@@ -1,0 +1,377 @@
+"""The pipeline with real networks at toy sizes: streams, batches, faceless frames, references, interruption."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flashlips_core import checkpoint
+from flashlips_core.editing import CropEditor, FrameEditor, FrameRows, changed_region
+from flashlips_core.media import probe, read_frames
+from flashlips_core.models.audio_encoder import MelConvConfig, MelConvEncoder
+from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
+from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
+from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
+from flashlips_core.pipeline import PROVENANCE, LipSync
+from flashlips_core.references import candidate_frames, choose_references, head_pose
+from flashlips_core.sidecar import load_poses, load_track, save_poses, save_track
+from flashlips_core.types import Audio, FaceTrack, FlashLipsError, LipPoses
+
+CROP_PX = 64
+FACE = np.array([[24, 18], [40, 18], [32, 26], [26, 34], [38, 34]], np.float32)
+BOX = np.array([11.3, 4.6, 53.3, 46.6], np.float32)
+QUICK = {"preset": "ultrafast", "batch": 4}
+
+
+def toy_networks() -> dict[str, nn.Module]:
+    """Every role's real class at its smallest, with random weights that do change the picture."""
+    torch.manual_seed(0)
+    editor = EditorUNet(
+        EditorUNetConfig(
+            channels=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1), reference_channels=16, reference_blocks=1,
+            condition_dim=16, head_dim=16,
+        )
+    )  # fmt: skip
+    nn.init.normal_(editor.conv_out.weight, std=0.03)
+    pose_model = PoseTransformer(
+        PoseTransformerConfig(audio_kind="flashlips-mel-conv", audio_dim=32, width=32, depth=1, num_heads=2)
+    )
+    nn.init.normal_(pose_model.out.weight, std=0.5)
+    return {
+        "codec": MiniCodec(
+            MiniCodecConfig(encoder_widths=(16, 16), encoder_blocks=(1, 1), decoder_widths=(16, 16), decoder_blocks=(1, 1))
+        ),
+        "editor": editor,
+        "lip-encoder": LipEncoder(LipEncoderConfig(channels=(8, 16), blocks=(1, 1), mouth_px=32)),
+        "audio-encoder": MelConvEncoder(MelConvConfig(width=16, blocks=1, dim=16)),
+        "pose-model": pose_model,
+    }
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """Checkpoints of the toy networks, by role."""
+    folder = tmp_path_factory.mktemp("models")
+    for role, network in toy_networks().items():
+        checkpoint.save(network, folder / f"{role}.safetensors", role, {"licence": "test", "crop_px": CROP_PX})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lipsync(model_folder):
+    return LipSync.load(model_folder, device="cpu")
+
+
+def make_track(
+    num_frames: int = 25, absent: tuple[int, ...] = (), size: tuple[int, int] = (64, 48), fps: Fraction = Fraction(25)
+) -> FaceTrack:
+    """A face that drifts by a fraction of a pixel per frame."""
+    drift = np.linspace(0, 2, num_frames, dtype=np.float32)[:, None]
+    present = np.ones(num_frames, bool)
+    present[list(absent)] = False
+    return FaceTrack(BOX + drift, FACE + drift[..., None], present, *size, fps)
+
+
+def make_poses(num_frames: int = 25, fps: Fraction = Fraction(25), seed: int = 1) -> LipPoses:
+    return LipPoses(torch.randn(num_frames, 12, generator=torch.Generator().manual_seed(seed)), fps)
+
+
+def planes_of(path) -> list[tuple[np.ndarray, ...]]:
+    return [frame.planes for frame in read_frames(path)]
+
+
+def assert_same_frames(first, second):
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a.planes, b.planes, strict=True)) and a.pts == b.pts
+
+
+def edit(lipsync, frames, track, poses, batch):
+    """The edited frames of a stream, all of them."""
+    editor = lipsync.crop_editor(frames[0], track, references=[0, 5, 9])
+    rows = FrameRows(track.boxes, track.present, poses)
+    return list(FrameEditor(editor, CROP_PX, batch)(iter(frames[1]), rows))
+
+
+@pytest.fixture
+def loaded(plain_clip):
+    return plain_clip, list(read_frames(plain_clip))
+
+
+def test_a_batch_of_8_equals_8_batches_of_1(lipsync, loaded):
+    track, poses = make_track(), make_poses()
+    assert_same_frames(edit(lipsync, loaded, track, poses, 8), edit(lipsync, loaded, track, poses, 1))
+
+
+@torch.inference_mode()
+def test_streamed_frames_equal_the_whole_clip_at_once(lipsync, loaded):
+    from flashlips_core.compose import alpha_from_latents, cut_batch, paste
+
+    path, frames = loaded
+    track, poses = make_track(), make_poses()
+    crops = cut_batch(frames, track.boxes, CROP_PX)
+    editor = lipsync.crop_editor(path, track, references=[0, 5, 9])
+    source = lipsync.codec.encode(crops)
+    edited = lipsync.editor(source, editor.context, poses.values)
+    alpha, rgb = alpha_from_latents(source, edited, CROP_PX), lipsync.codec.decode(edited).clamp(-1, 1)
+    whole = [paste(f, b, r, a) for f, b, r, a in zip(frames, track.boxes, rgb, alpha, strict=True)]
+    streamed = edit(lipsync, loaded, track, poses, 5)
+    for a, b in zip(whole, streamed, strict=True):
+        assert (
+            max(int(np.abs(x.astype(int) - y).max()) for x, y in zip(a.planes, b.planes, strict=True)) <= 1
+        )  # one rounding step
+    assert any(not np.array_equal(a.planes[0], b.planes[0]) for a, b in zip(frames, streamed, strict=True))
+
+
+def test_decoding_the_changed_region_equals_decoding_everything(lipsync, monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    crops = torch.rand(2, 3, 128, 128, generator=generator) * 2 - 1
+    editor = CropEditor(lipsync.codec, OneCellEditor(), crops)
+    rgb, alpha = editor(crops, torch.zeros(2, 12))
+    region = changed_region(alpha, 7)
+    assert region is not None and (region[2] - region[0]) * (region[3] - region[1]) < 16 * 16
+    with torch.inference_mode():
+        whole = lipsync.codec.decode(OneCellEditor()(lipsync.codec.encode(crops), None, None)).clamp(-1, 1)
+    near = nn.functional.max_pool2d(alpha, 15, 1, 7) > 0  # as far as pasting reads
+    assert torch.allclose(torch.where(near, rgb, 0), torch.where(near, whole, 0), atol=2e-5)
+
+
+class OneCellEditor(nn.Module):
+    """Changes one latent cell and nothing else."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
+
+    def prepare_references(self, z_refs):
+        return None
+
+    def forward(self, z, context, poses):
+        change = torch.zeros_like(z)
+        change[..., 9, 5] = 1
+        return z + change
+
+
+def test_pixels_outside_alpha_are_bit_identical(lipsync, loaded):
+    path, frames = loaded
+    track = make_track()
+    editor = CropEditor(lipsync.codec, OneCellEditor(), lipsync.crops(path, track, [0]))
+    edited = list(FrameEditor(editor, 128, 4)(iter(frames), FrameRows(track.boxes, track.present, make_poses())))
+    for before, after, box in zip(frames, edited, track.boxes, strict=True):
+        changed = before.planes[0] != after.planes[0]
+        assert changed.any()
+        rows, columns = changed.nonzero()
+        side = (box[2] - box[0]) / 16  # one latent cell in frame pixels; the edit is in row 9, column 5
+        assert rows.min() >= box[1] + 5 * side - 1 and rows.max() <= box[1] + 14 * side + 1
+        assert columns.min() >= box[0] + 1 * side - 1 and columns.max() <= box[0] + 10 * side + 1
+
+
+def test_frames_without_a_face_pass_through_and_are_counted(lipsync, plain_clip, tmp_path):
+    absent = (0, 1, 2, 3, 4, 11, 24)
+    report = lipsync.edit_video(plain_clip, make_track(absent=absent), make_poses(), tmp_path / "out.mkv", crf=0, **QUICK)
+    before, after = planes_of(plain_clip), planes_of(tmp_path / "out.mkv")
+    assert (report.frames, report.edited, report.without_face) == (25, 18, 7)
+    assert [i for i in range(25) if np.array_equal(before[i][0], after[i][0])] == list(absent)
+
+
+def test_the_report_names_references_and_the_seconds_of_every_stage(lipsync, plain_clip, tmp_path):
+    report = lipsync.edit_video(plain_clip, make_track(), make_poses(), tmp_path / "out.mp4", **QUICK)
+    assert len(report.references) == 4 and report.total_s > 0
+    stages = {
+        "choose references",
+        "references",
+        "read",
+        "cut",
+        "encode crop",
+        "edit",
+        "alpha",
+        "decode crop",
+        "paste",
+        "encode video",
+    }
+    assert set(report.seconds) == stages and all(s > 0 for s in report.seconds.values())
+    assert report.as_dict()["frames_per_second"] == pytest.approx(25 / report.total_s)
+
+
+def test_output_says_that_it_is_synthetic_unless_told_not_to(lipsync, plain_clip, tmp_path):
+    import av
+
+    tags = {}
+    for is_tagged in (True, False):
+        lipsync.edit_video(plain_clip, make_track(), make_poses(), tmp_path / "out.mp4", is_tagged=is_tagged, **QUICK)
+        with av.open(str(tmp_path / "out.mp4")) as file:
+            tags[is_tagged] = file.metadata.get("comment", "")
+    assert tags == {True: PROVENANCE["comment"], False: ""}
+
+
+def test_progress_counts_every_frame_and_stopping_in_it_leaves_no_file(lipsync, plain_clip, tmp_path):
+    calls = []
+    lipsync.edit_video(
+        plain_clip, make_track(), make_poses(), tmp_path / "whole.mp4", progress=lambda *a: calls.append(a), **QUICK
+    )
+    assert calls == [(i, 25) for i in range(1, 26)]
+
+    def stop(done, total):
+        if done == 7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lipsync.edit_video(plain_clip, make_track(), make_poses(), tmp_path / "stopped.mp4", progress=stop, **QUICK)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mp4", "whole.mp4"]
+    assert not [t for t in threading.enumerate() if t.name == "flashlips-prefetch"]
+
+
+def test_out_of_memory_is_tried_once_more_at_half_the_batch(lipsync, loaded, caplog):
+    track, poses = make_track(), make_poses()
+    expected = edit(lipsync, loaded, track, poses, 8)
+    for limit, error in ((4, None), (3, FlashLipsError)):
+        editor = FullMemory(lipsync.crop_editor(loaded[0], track, references=[0, 5, 9]), limit)
+        frames = FrameEditor(editor, CROP_PX, 8)(iter(loaded[1]), FrameRows(track.boxes, track.present, poses))
+        if error is None:
+            assert_same_frames(list(frames), expected)
+            assert editor.failures == 1 and "going on with 4" in caplog.text
+        else:
+            with pytest.raises(error, match="also with 4 frames"):
+                list(frames)
+
+
+class FullMemory:
+    """A crop editor on a device that holds ``limit`` crops."""
+
+    def __init__(self, editor, limit):
+        self.editor, self.limit, self.failures = editor, limit, 0
+
+    def __call__(self, crops, poses, side):
+        if len(crops) > self.limit:
+            self.failures += 1
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return self.editor(crops, poses, side)
+
+
+def test_a_half_precision_error_is_not_mistaken_for_full_memory(lipsync, loaded):
+    class Broken(FullMemory):
+        def __call__(self, crops, poses, side):
+            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    rows = FrameRows(make_track().boxes, make_track().present, make_poses())
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        list(FrameEditor(Broken(None, 0), CROP_PX, 8)(iter(loaded[1]), rows))
+
+
+def test_uneven_frames_get_the_pose_of_their_own_time(lipsync, variable_rate_clip, tmp_path):
+    frames = list(read_frames(variable_rate_clip))
+    clip = probe(variable_rate_clip)
+    assert clip.is_variable_rate
+    track = make_track(len(frames), fps=clip.fps)
+    poses = make_poses(30)
+    from flashlips_core.editing import _poses_of
+    from flashlips_core.poses import at_times
+
+    rows = FrameRows(track.boxes, track.present, poses, clip)
+    given = _poses_of(frames, np.arange(len(frames)), rows, frames[0].pts)
+    middle = [float(f.pts * clip.time_base) + 0.5 / float(clip.fps) for f in frames]
+    assert torch.allclose(given, at_times(poses, torch.tensor(middle)), atol=1e-5)
+    lipsync.edit_video(variable_rate_clip, track, poses, tmp_path / "out.mp4", **QUICK)
+    assert [f.pts for f in read_frames(tmp_path / "out.mp4")] == [f.pts for f in frames]
+
+
+@pytest.mark.parametrize(("length", "frames"), [("cut", 25), ("loop", 50), ("ping-pong", 50), ("hold", 50), ("silence", 25)])
+def test_longer_sound_is_fitted_as_chosen(lipsync, plain_clip, tmp_path, length, frames):
+    voice = Audio(torch.sin(torch.arange(32_000) / 20)[None], 16_000)
+    report = lipsync.dub(plain_clip, voice, tmp_path / "out.mp4", track=make_track(), length=length, **QUICK)
+    assert report.frames == frames == len(planes_of(tmp_path / "out.mp4"))
+
+
+def test_dubbing_reports_progress_over_tracking_and_editing(lipsync, talking_clip, tmp_path, model_folder):
+    calls = []
+    dubber = LipSync.load(model_folder, device="cpu", detector=SteadyFace())
+    report = dubber.dub(talking_clip, talking_clip, tmp_path / "out.mp4", progress=lambda *a: calls.append(a), **QUICK)
+    assert calls[-1] == (50, 50) and [c[0] for c in calls] == sorted(c[0] for c in calls)
+    assert report.edited == 25 and {"track", "sound to poses"} <= set(report.seconds)
+    assert probe(tmp_path / "out.mp4").audio_rate == 44_100
+
+
+def SteadyFace():  # noqa: N802
+    """A detector that always sees the same face."""
+    from flashlips_core.face.detect import Detection, Detector
+
+    class Steady(Detector):
+        def find(self, images, smallest_px=12.0):
+            face = Detection(np.array([20, 10, 44, 40], np.float32), FACE, 0.9)
+            return [[face.scaled(images.shape[2] / 64)] for _ in images]
+
+    return Steady()
+
+
+def test_poses_from_a_video_are_the_lip_encoders_and_interpolated_where_no_face_is(lipsync, plain_clip):
+    track = make_track(absent=(5, 6))
+    poses = lipsync.poses_from_video(plain_clip, track, batch=4)
+    alone = lipsync.encode_lips(lipsync.crops(plain_clip, track, [4, 7]))
+    assert len(poses) == 25 and poses.fps == 25
+    assert torch.allclose(poses.values[[4, 7]], alone, atol=1e-5)
+    assert torch.allclose(poses.values[5], torch.lerp(poses.values[4], poses.values[7], 1 / 3), atol=1e-5)
+
+
+def test_silence_gives_the_rest_pose(lipsync):
+    poses = lipsync.poses_from_audio(Audio(torch.zeros(1, 16_000), 16_000))
+    assert len(poses) == 25 and torch.allclose(poses.values, lipsync.pose_model.rest_pose.expand(25, 12), atol=1e-4)
+
+
+def test_a_track_of_another_clip_is_refused(lipsync, plain_clip, tmp_path):
+    with pytest.raises(FlashLipsError, match="track this file again"):
+        lipsync.edit_video(plain_clip, make_track(size=(640, 480)), make_poses(), tmp_path / "out.mp4")
+    with pytest.raises(FlashLipsError, match="No face in any frame"):
+        lipsync.edit_video(plain_clip, make_track(absent=tuple(range(25))), make_poses(), tmp_path / "out.mp4")
+    assert not (tmp_path / "out.mp4").exists()
+
+
+def test_tracks_and_poses_survive_a_round_trip_through_files(tmp_path):
+    track, poses = make_track(absent=(3,), fps=Fraction(30_000, 1001)), make_poses()
+    save_track(track, tmp_path / "track.safetensors")
+    save_poses(poses, tmp_path / "poses.safetensors")
+    again = load_track(tmp_path / "track.safetensors")
+    assert again.fps == track.fps and all(
+        np.array_equal(getattr(again, n), getattr(track, n)) for n in ("boxes", "points", "present")
+    )
+    assert torch.equal(load_poses(tmp_path / "poses.safetensors").values, poses.values)
+    with pytest.raises(FlashLipsError, match="holds 'poses', but 'track'"):
+        load_track(tmp_path / "poses.safetensors")
+
+
+def test_references_are_spread_from_closed_to_open_mouths():
+    crops = torch.zeros(32, 3, 16, 16)
+    poses = torch.zeros(32, 12)
+    poses[:, 3] = torch.randperm(32, generator=torch.Generator().manual_seed(0)).float()
+    chosen = choose_references(crops, poses, 4)
+    opening = sorted(poses[chosen, 3].tolist())
+    assert len(set(chosen)) == 4 and min(b - a for a, b in zip(opening, opening[1:], strict=False)) >= 5
+
+
+def test_blurred_frames_are_no_references():
+    crops = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    crops[::4] = 0.5
+    poses = torch.arange(16.0)[:, None].expand(16, 12)
+    assert not {0, 4, 8, 12} & set(choose_references(crops, poses, 4))
+
+
+def test_candidates_show_the_usual_head_pose():
+    track = make_track(320)
+    points = track.points.copy()
+    turned = np.arange(320) % 10 != 7
+    points[turned, 2, 0] += 6  # the nose moves to the side
+    points[~turned, 2, 0] += 0
+    usual = replace(track, points=np.where(turned[:, None, None], points, track.points))
+    assert (candidate_frames(usual, 32) % 10 != 7).all()
+    assert np.allclose(head_pose(track.points)[0], head_pose(2 * track.points + 5)[0], atol=1e-6)  # free of scale and place
+
+
+def test_a_short_clip_gives_all_the_references_it_has(lipsync, plain_clip):
+    look = lipsync.look(plain_clip, make_track(absent=tuple(range(2, 25))), 4)
+    assert look.frames == [0, 1] and look.references.shape == (2, 3, CROP_PX, CROP_PX)
