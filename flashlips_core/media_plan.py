@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .media import probe, read_from
+from .media_read import probe, read_from
 from .types import FlashLipsError, Frame
 
 logger = logging.getLogger(__name__)

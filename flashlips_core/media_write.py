@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 
-from .media import check_audio, load_audio, open_media, video_stream
 from .media_planes import Layout, encodable_layout, parse_layout, to_picture
+from .media_read import check_audio, load_audio, open_media, video_stream
 from .media_sound import CopiedSound, EncodedSound, Sound, can_copy
 from .types import Audio, ClipInfo, FlashLipsError, Frame
 
@@ -87,18 +87,23 @@ def write_video(
             start = first.pts * like.time_base - shift
             sound = _sound_for(output, container, audio, keep_audio_from, like, start, files)
             _mux(output, video, sound, itertools.chain([first], stream), like, shift)
-        part.replace(path)
+            with _writing(path.name):
+                output.close()
+        with _writing(path.name):
+            part.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        if part.is_file():
+            part.unlink()
         raise
 
 
 def _mux(output: av.container.OutputContainer, video: av.VideoStream, sound: Sound | None, frames: Iterable[Frame], like: ClipInfo, shift: Fraction) -> None:
     """Encode picture and sound side by side, so that the muxer never holds back more than the encoder's delay."""
+    name = Path(output.name).stem
     layout = parse_layout(video.pix_fmt)
     nominal = max(1, round(1 / (like.fps * like.time_base)))
     offset = round(shift / like.time_base)
-    with _writing(output):
+    with _writing(name):
         output.start_encoding()
     for frame, following in _with_next(frames):
         if (frame.width, frame.height) != (video.width, video.height):
@@ -108,11 +113,11 @@ def _mux(output: av.container.OutputContainer, video: av.VideoStream, sound: Sou
         picture.duration = following.pts - frame.pts if following else nominal
         picture.color_range, picture.colorspace = frame.color_range, frame.colorspace
         end = (picture.pts + picture.duration) * like.time_base
-        with _writing(output):
+        with _writing(name):
             output.mux(video.encode(picture))
             if sound:
                 sound.advance(end)
-    with _writing(output):
+    with _writing(name):
         output.mux(video.encode())
         if sound:
             sound.finish(end)
@@ -223,24 +228,18 @@ def _open_output(part: Path, container: Container, like: ClipInfo) -> av.contain
     if container.format in ("mp4", "mov"):
         # A start later than 0 is stored in the movie's own ticks: as fine as the video's, so that it stays exact.
         options["movie_timescale"] = str(like.time_base.denominator)
-    try:
+    with _writing(part.stem):
         return av.open(str(part), "w", format=container.format, options=options)
+
+
+@contextmanager
+def _writing(name: str) -> Iterator[None]:
+    """Turn what FFmpeg or the disk says against a file into one sentence."""
+    try:
+        yield
     except (av.FFmpegError, OSError) as error:
-        raise FlashLipsError(f"Cannot write {part.with_suffix('')} ({error.strerror or error}); check the folder's permissions and space.") from error
-
-
-class _writing:
-    """Turn what FFmpeg says while encoding or muxing into one sentence."""
-
-    def __init__(self, output: av.container.OutputContainer) -> None:
-        self.name = Path(output.name).stem
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (av.FFmpegError, OSError)):
-            raise FlashLipsError(f"Writing {self.name} failed ({getattr(error, 'strerror', None) or error}); check free space and settings.") from error
+        reason = error.strerror or error
+        raise FlashLipsError(f"Writing {name} failed ({reason}); check the free space, the folder's permissions and the settings.") from error
 
 
 def _with_next(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:

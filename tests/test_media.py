@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import weakref
 from fractions import Fraction
 
 import av
@@ -13,10 +14,9 @@ import torch
 from conftest import NUM_FRAMES, picture_planes, tone
 
 from flashlips_core import media_plan
-from flashlips_core.media import load_audio, probe, read_frames, read_from
+from flashlips_core.media import load_audio, plan_frames, probe, read_frames, read_planned, write_video
 from flashlips_core.media_planes import Orientation, planar
-from flashlips_core.media_plan import plan_frames, read_planned
-from flashlips_core.media_write import write_video
+from flashlips_core.media_read import read_from
 from flashlips_core.types import Audio, FlashLipsError, Frame
 
 
@@ -127,7 +127,7 @@ def test_gray_pictures_get_neutral_chroma():
 
 @pytest.mark.parametrize(("codec", "pix_fmt"), [("mpeg4", "yuv420p"), ("mjpeg", "yuvj420p"), ("libx265", "yuv420p10le"), ("libvpx-vp9", "yuv420p")])
 def test_other_codecs_are_read(clip, codec, pix_fmt):
-    path = clip(name="other.mkv", codec=codec, pix_fmt=pix_fmt, color=(2 if "j" in pix_fmt else 1, 1, 1, 1))
+    path = clip(name="other.mkv", codec=codec, pix_fmt=pix_fmt, time_base=Fraction(1, 25), pts=tuple(range(NUM_FRAMES)), color=(2 if "j" in pix_fmt else 1, 1, 1, 1))
     frames = list(read_frames(path))
     assert len(frames) == NUM_FRAMES
     assert (frames[0].pix_fmt, frames[0].color_range) == (pix_fmt.replace("j", ""), 2 if "j" in pix_fmt else 1)
@@ -404,11 +404,13 @@ def test_unusable_outputs_are_refused(plain_clip, tmp_path):
     info = probe(plain_clip)
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "taken.mp4").write_bytes(b"mine")
+    (tmp_path / "blocked.mp4.part").mkdir()
     for path, words, options in [
         (plain_clip, "also an input", {}),
         (tmp_path / "nowhere" / "out.mp4", "does not exist", {}),
         (tmp_path / "folder.mp4", "is a folder", {}),
         (tmp_path / "out.xyz", "suffix", {}),
+        (tmp_path / "blocked.mp4", "Writing blocked.mp4 failed", {}),
         (tmp_path / "taken.mp4", "exists already", {"overwrite": False}),
         (tmp_path / "out.mp4", "Unknown video encoder", {"codec": "gif"}),
         (tmp_path / "out.webm", "cannot be written|failed", {"codec": "libx264"}),
@@ -417,7 +419,7 @@ def test_unusable_outputs_are_refused(plain_clip, tmp_path):
             write_video(path, read_frames(plain_clip), info, **options)
     with pytest.raises(FlashLipsError, match="no frame"):
         write_video(tmp_path / "out.mp4", [], info)
-    assert not list(tmp_path.glob("*.part")) and not (tmp_path / "out.mp4").exists()
+    assert not [part for part in tmp_path.glob("*.part") if part.is_file()] and not (tmp_path / "out.mp4").exists()
 
 
 def test_frames_of_different_sizes_are_refused(plain_clip, tmp_path):
@@ -466,6 +468,18 @@ def test_a_planned_stream_shows_what_the_plan_says(plain_clip, monkeypatch, mode
     shown = list(read_planned(plain_clip, plan))
     assert same_frames(shown, [source[index] for index in plan.indices])
     assert [frame.pts for frame in shown] == [3600 * index for index in range(len(shown))]
+
+
+@pytest.mark.parametrize("mode", ["loop", "ping-pong", "hold"])
+def test_a_planned_stream_holds_only_a_few_frames(clip, monkeypatch, mode):
+    monkeypatch.setattr(media_plan, "PIECE_FRAMES", 4)
+    path = clip(pts=tuple(range(0, 100 * 3600, 3600)))
+    alive: dict[int, weakref.ref] = {}
+    most = 0
+    for frame in read_planned(path, plan_frames(100, Fraction(25), Fraction(12), mode)):
+        alive[id(frame.planes[0])] = weakref.ref(frame.planes[0])
+        most = max(most, sum(ref() is not None for ref in alive.values()))
+    assert most <= 4 + 3  # a backward piece, the frame shown, the one before it
 
 
 def test_going_backwards_mirrors_uneven_timestamps(variable_rate_clip):

@@ -1,0 +1,299 @@
+"""Read video and sound from any file that FFmpeg reads: probe, upright planar frames one at a time, audio at its own rate.
+
+PyAV 18 crashes when a stream outlives its
+container, so a stream is only touched inside the ``with`` that opened its file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from .media_planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
+from .types import Audio, ClipInfo, FlashLipsError, Frame
+
+logger = logging.getLogger(__name__)
+
+PACKETS_PROBED = 250  # enough to tell a variable frame rate from a constant one
+REORDER_MARGIN = 16  # packets at the end of that stretch that may lack a neighbour in time: H.264's largest delay
+GAP_S = Fraction(1, 10)  # a hole in the sound longer than this becomes silence, a shorter one is clock jitter
+NO_TIMESTAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: raw streams
+
+
+def probe(path: str | Path) -> ClipInfo:
+    """Describe a clip by its header and first picture. Raises FlashLipsError if there is no readable video."""
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        stamps = _first_stamps(container, stream)
+        time_base, is_counted = stream.time_base, _is_counted(container)
+        seconds = _stream_seconds(container, stream)
+        fps = _frame_rate(stream, stamps, seconds)
+        num_frames = max(1, stream.frames or round(seconds * fps) or len(stamps))
+        sound = [(audio.sample_rate, audio.channels) for audio in container.streams.audio if audio.sample_rate]
+    with open_media(path) as container:
+        picture = _first_picture(container, video_stream(container, path), path)
+    orientation = orientation_of(picture)
+    planes, layout = planar(picture, orientation)
+    color_range, colorspace = color_of(picture)
+    return ClipInfo(
+        path=str(path),
+        width=planes[0].shape[1],
+        height=planes[0].shape[0],
+        fps=fps,
+        num_frames=num_frames,
+        duration=seconds or num_frames / fps,
+        time_base=time_base,
+        rotation=orientation.rotation,
+        pix_fmt=layout.name,
+        color_range=color_range,
+        colorspace=colorspace,
+        color_primaries=int(picture.color_primaries),
+        color_trc=int(picture.color_trc),
+        is_variable_rate=not is_counted and _is_variable(stamps, fps * time_base),
+        audio_rate=sound[0][0] if sound else None,
+        audio_channels=sound[0][1] if sound else None,
+    )
+
+
+def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
+    """Yield frames ``start`` to ``stop`` (exclusive) upright, as coded, with timestamps that only grow.
+
+    A file that breaks off yields what can be decoded and logs one warning; one without a single picture is an error.
+    """
+    return read_from(path, start, stop)
+
+
+def read_from(path: str | Path, start: int = 0, stop: int | None = None, seek_pts: int | None = None) -> Iterator[Frame]:
+    """:func:`read_frames` that may jump: ``seek_pts`` is the known timestamp of frame ``start``."""
+    with open_media(path) as container:
+        stream = video_stream(container, path)
+        stream.thread_type = "AUTO"
+        can_seek = seek_pts is not None and not _is_counted(container)
+        if can_seek:
+            with suppress(av.FFmpegError):  # where it ended up shows below
+                container.seek(seek_pts, stream=stream, backward=True, any_frame=False)
+        step = 1 / (_frame_rate(stream, [], Fraction(0)) * stream.time_base)
+        pictures = _stamped(_decode(container, stream, path), step, _is_counted(container))
+        first = next(pictures, None)
+        if first is None and not can_seek:
+            raise FlashLipsError(f"{Path(path).name} holds no picture that can be decoded; it is empty or damaged: export it again.")
+        if not can_seek or (first is not None and first[1] <= seek_pts):
+            orientation = orientation_of(first[0])
+            wanted = itertools.chain([first], pictures)
+            if can_seek:
+                wanted = itertools.dropwhile(lambda stamped: stamped[1] < seek_pts, wanted)
+            else:
+                wanted = itertools.islice(wanted, start, None)
+            yield from _frames(itertools.islice(wanted, None if stop is None else max(0, stop - start)), orientation, path)
+            return
+    logger.debug("%s cannot be entered at pts %s; reading it from the start.", Path(path).name, seek_pts)
+    yield from read_from(path, start, stop)
+
+
+def load_audio(path: str | Path) -> Audio:
+    """Decode the first audio stream at its own rate and channels.
+
+    Sample 0 is heard with the first picture where the file has video: sound that starts later is led in by silence, sound
+    that starts earlier loses its head. Holes in the timestamps become silence, so that picture and sound never drift apart.
+    """
+    chunks: list[np.ndarray] = []
+    with open_media(path) as container:
+        if not container.streams.audio:
+            raise FlashLipsError(f"{Path(path).name} has no audio stream; choose a file with sound.")
+        stream = container.streams.audio[0]
+        origin = _picture_start(container)
+        resampler, written, rate, layout = None, 0, 0, None
+        for sound in _decode(container, stream, path):
+            if layout is None:
+                rate, layout = sound.sample_rate, sound.layout
+                origin = sound_start(sound) if origin is None else origin
+            gap = round((sound_start(sound) - origin) * rate) - written if sound.pts is not None else 0
+            if gap > GAP_S * rate or (written == 0 and gap > 0):
+                chunks.append(np.zeros((layout.nb_channels, gap), np.float32))
+                written += gap
+            resampler = resampler or av.AudioResampler("fltp", layout, rate)
+            if (sound.sample_rate, sound.layout.name) != (rate, layout.name):
+                raise FlashLipsError(f"{Path(path).name} changes its audio format midway; convert its sound to one format first.")
+            sound.pts = None
+            samples = np.concatenate([part.to_ndarray() for part in resampler.resample(sound)], axis=1)
+            late = -gap if written == 0 and gap < 0 else 0
+            chunks.append(samples[:, late:])
+            written += chunks[-1].shape[1]
+    samples = np.concatenate(chunks, axis=1) if chunks else np.zeros((1, 0), np.float32)
+    return check_audio(Audio(torch.from_numpy(samples), rate), Path(path).name)
+
+
+def check_audio(audio: Audio, name: str = "The audio") -> Audio:
+    """Return ``audio`` if it can be used, else raise FlashLipsError."""
+    if audio.samples.ndim != 2 or audio.samples.shape[-1] == 0 or audio.sample_rate <= 0:
+        raise FlashLipsError(f"{name} has no sound in it (zero length); choose a longer recording.")
+    if not torch.isfinite(audio.samples).all():
+        raise FlashLipsError(f"{name} holds samples that are not numbers (NaN or infinite); export it again.")
+    return audio
+
+
+def sound_start(sound: av.AudioFrame) -> Fraction:
+    """When a decoded piece of sound starts, in seconds; 0 where nothing says so."""
+    return Fraction(0) if sound.pts is None else sound.pts * sound.time_base
+
+
+@contextmanager
+def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
+    """Open a local file for reading; what FFmpeg says against it becomes one sentence."""
+    path = Path(path)
+    if path.is_dir() or not path.exists():
+        raise FlashLipsError(f"No file at {path}; check the path.")
+    try:
+        container = av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, OSError) as error:
+        raise FlashLipsError(f"{path.name} cannot be read as video or audio ({_reason(error)}); it is damaged or not a media file.") from error
+    with container:
+        yield container
+
+
+def video_stream(container: av.container.InputContainer, path: str | Path) -> av.VideoStream:
+    """The first moving picture of a file; a cover image is none."""
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic:
+            return stream
+    raise FlashLipsError(f"{Path(path).name} has no video stream; choose a file with a picture.")
+
+
+def _frames(stamped: Iterator[tuple[av.VideoFrame, int]], orientation: Orientation, path: str | Path) -> Iterator[Frame]:
+    size: tuple[int, int] | None = None
+    wanted: Layout | None = None
+    is_scaled = False
+    for picture, pts in stamped:
+        color_range, colorspace = color_of(picture)
+        size = size or (picture.width, picture.height)
+        if (picture.width, picture.height) != size:
+            if not is_scaled:
+                logger.warning("%s changes its size midway; later frames are scaled to the first one's.", Path(path).name)
+            is_scaled = True
+            picture = picture.reformat(*size)
+        planes, layout = planar(picture, orientation)
+        wanted = wanted or layout
+        if layout != wanted:
+            planes = _same_layout(planes, layout, wanted, path)
+        yield Frame(planes, wanted.name, pts, color_range, colorspace)
+
+
+def _same_layout(planes: Planes, layout: Layout, wanted: Layout, path: str | Path) -> Planes:
+    if layout.sampling != wanted.sampling and wanted.sampling != "444":
+        raise FlashLipsError(f"{Path(path).name} changes from {wanted.name} to {layout.name} midway; convert it to one format first.")
+    return change_depth(resample_chroma(planes, layout, wanted.sampling), layout.depth, wanted.depth)
+
+
+def _decode(container: av.container.InputContainer, stream: av.stream.Stream, path: str | Path) -> Iterator[av.frame.Frame]:
+    """Decode one stream, step over damaged packets, and say once what was lost."""
+    damaged, ended = 0, False
+    packets = container.demux(stream)
+    while not ended:
+        try:
+            packet = next(packets, None)
+            ended = packet is None
+            pictures = [] if ended else packet.decode()
+        except av.FFmpegError as error:
+            damaged += 1
+            logger.debug("%s: %s", Path(path).name, error)
+            if damaged > 1000:  # a demuxer that fails without moving on
+                break
+            continue
+        yield from pictures
+    if damaged or _breaks_off(stream, path):
+        logger.warning("%s is damaged or breaks off; only what could be decoded is used.", Path(path).name)
+
+
+def _breaks_off(stream: av.stream.Stream, path: str | Path) -> bool:
+    """Whether the container's index points past the end of the file."""
+    entries = stream.index_entries
+    return len(entries) > 0 and entries[-1].pos + entries[-1].size > Path(path).stat().st_size
+
+
+def _stamped(pictures: Iterator[av.VideoFrame], step: Fraction, is_counted: bool) -> Iterator[tuple[av.VideoFrame, int]]:
+    """Pair pictures with timestamps that only grow; missing ones are counted on at the frame rate."""
+    pts: int | None = None
+    for index, picture in enumerate(pictures):
+        if is_counted:
+            pts = round(index * step)
+        elif pts is None:
+            pts = picture.pts or 0
+        else:
+            pts = max(pts + 1, picture.pts if picture.pts is not None else pts + round(step))
+        yield picture, pts
+
+
+def _is_counted(container: av.container.InputContainer) -> bool:
+    """Whether timestamps say nothing: AVI gives them in decoding order, raw streams have none."""
+    return container.format.name == "avi" or bool(container.format.flags & NO_TIMESTAMPS)
+
+
+def _first_picture(container: av.container.InputContainer, stream: av.VideoStream, path: str | Path) -> av.VideoFrame:
+    picture = next(_decode(container, stream, path), None)
+    if picture is None:
+        raise FlashLipsError(f"{Path(path).name} holds no picture that can be decoded; it is empty or damaged: export it again.")
+    return picture
+
+
+def _first_stamps(container: av.container.InputContainer, stream: av.VideoStream) -> list[int]:
+    """Timestamps of the first packets in order of time."""
+    stamps: list[int] = []
+    try:
+        for packet in itertools.islice(container.demux(stream), PACKETS_PROBED):
+            if packet.pts is not None:
+                stamps.append(packet.pts)
+    except av.FFmpegError:
+        logger.debug("The header's neighbourhood is damaged; %d timestamps read.", len(stamps))
+    return sorted(stamps)[: max(2, len(stamps) - REORDER_MARGIN) if len(stamps) == PACKETS_PROBED else None]
+
+
+def _frame_rate(stream: av.VideoStream, stamps: list[int], seconds: Fraction) -> Fraction:
+    """The average rate, or the nominal one where both agree to within a frame over the whole clip (30000/1001)."""
+    average, nominal = (Fraction(rate or 0) for rate in (stream.average_rate, stream.base_rate))
+    if average and nominal and abs(average - nominal) * seconds < 1:
+        return nominal
+    if average or nominal:
+        return average or nominal
+    if len(stamps) > 1 and stamps[-1] > stamps[0]:
+        return (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * stream.time_base)
+    return Fraction(25)  # a single picture: any rate will do
+
+
+def _stream_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction:
+    """Length of the video: the stream's, Matroska's DURATION tag, or the container's; 0 if none is known."""
+    if stream.duration:
+        return stream.duration * stream.time_base
+    try:
+        hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
+    except ValueError:
+        return Fraction(container.duration or 0, av.time_base)
+
+
+def _is_variable(stamps: list[int], frames_per_tick: Fraction) -> bool:
+    """Whether timestamps leave an even grid by more than rounding, or the whole file's rate differs from its beginning's."""
+    if len(stamps) < 3:
+        return False
+    steps = np.diff(stamps)
+    if steps.max() - steps.min() > 2:  # ticks; both ends of a step may be rounded
+        return True
+    return abs(float(steps.mean() * frames_per_tick) - 1) > 0.02
+
+
+def _picture_start(container: av.container.InputContainer) -> Fraction | None:
+    for stream in container.streams.video:
+        if not stream.disposition & av.stream.Disposition.attached_pic and stream.start_time is not None:
+            return stream.start_time * stream.time_base
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
