@@ -87,7 +87,8 @@ def _works(python: Path, run) -> bool:
 def _absolute(arguments: list) -> list:
     """Paths after --video, --audio and --out belong to the caller's folder, while the command runs in this one."""
     named = {"--video", "--audio", "--out"}
-    return [str(Path(value).expanduser().resolve()) if before in named else value for before, value in zip([None, *arguments], arguments)]
+    pairs = zip([None, *arguments], arguments)  # noqa: B905 - strict= is newer than the oldest Python that should get a message
+    return [str(Path(value).expanduser().resolve()) if before in named else value for before, value in pairs]
 
 
 if __name__ == "__main__":

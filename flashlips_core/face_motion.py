@@ -19,6 +19,12 @@ OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37
 INNER_PAIRS = ((82, 87), (13, 14), (312, 317))
 MOUTH_CORNERS = (61, 291)
 EYE_CORNERS = (33, 263)
+FACE_OVAL = (
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+)  # in order around the outline
+
+Face = tuple[np.ndarray, np.ndarray]  # landmarks (478, 2) in pixels, blendshapes (52,)
 
 
 @dataclass(frozen=True)
@@ -57,28 +63,28 @@ def quiet_stderr() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_landmarker(model: str | Path) -> Iterator[Callable[[np.ndarray], tuple[np.ndarray, np.ndarray] | None]]:
-    """A function from one (H, W, 3) uint8 RGB frame to (landmarks (478, 2) in pixels, blendshapes (52,)), None without a face.
+def open_landmarker(model: str | Path) -> Iterator[Callable[[np.ndarray], Face | None]]:
+    """A function from one (H, W, 3) uint8 RGB frame to its face, None without one.
 
     Frames are looked at one by one (MediaPipe's image mode), so a frame's result does not depend on its neighbours.
     """
     model = Path(model)
     if not model.is_file():
-        raise FlashLipsError(f"No MediaPipe face landmarker at {model}; download {LANDMARKER_FILE} from Google and give its path.")
+        raise FlashLipsError(f"No MediaPipe face landmarker at {model}; download it from Google and name its folder.")
     try:
         with quiet_stderr():
             import mediapipe
             from mediapipe.tasks import python as tasks
             from mediapipe.tasks.python import vision
     except ImportError as error:
-        raise FlashLipsError("Measuring mouth motion needs MediaPipe, which is not installed; run: pip install mediapipe") from error
+        raise FlashLipsError("MediaPipe is not installed, but measures mouth motion; run: pip install mediapipe") from error
     options = vision.FaceLandmarkerOptions(
         base_options=tasks.BaseOptions(model_asset_buffer=model.read_bytes()), output_face_blendshapes=True, num_faces=1
     )
     with quiet_stderr():
         landmarker = vision.FaceLandmarker.create_from_options(options)
 
-    def detect(frame: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    def detect(frame: np.ndarray) -> Face | None:
         image = mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=np.ascontiguousarray(frame))
         with quiet_stderr():
             result = landmarker.detect(image)
@@ -95,7 +101,7 @@ def open_landmarker(model: str | Path) -> Iterator[Callable[[np.ndarray], tuple[
             landmarker.close()
 
 
-def motion_from_faces(faces: list[tuple[np.ndarray, np.ndarray] | None]) -> FaceMotion:
+def motion_from_faces(faces: list[Face | None]) -> FaceMotion:
     """The mouth's curves from what :func:`open_landmarker` found in each frame."""
     blank = np.full((478, 2), np.nan, np.float32), np.full(52, np.nan, np.float32)
     filled = [face or blank for face in faces]

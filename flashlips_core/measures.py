@@ -6,7 +6,7 @@ T frames. Curves are (T,) arrays, one value per video frame, with NaN where no f
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -134,25 +134,27 @@ def to_crop(box_px: np.ndarray, crop_box: np.ndarray, size: int) -> np.ndarray:
     return (np.asarray(box_px, float) - offset) * scale
 
 
-def outside_is_identical(source: Frame, edited: Frame, alpha_box: Sequence[float] | None) -> bool:
-    """Whether two frames are bit-identical in every plane outside ``alpha_box`` (xyxy luma pixels; None: everywhere)."""
-    shift_x, shift_y = source.chroma_shift
+def outside_is_identical(source: Frame, edited: Frame, reached: np.ndarray) -> bool:
+    """Whether two frames are bit-identical in every plane wherever ``reached`` (H, W) bool is False.
+
+    A chroma sample counts as reached when any pixel that it colours is.
+    """
     for plane, (before, after) in enumerate(zip(source.planes, edited.planes, strict=True)):
-        differs = before != after
-        if alpha_box is not None:
-            step = (1 << shift_x, 1 << shift_y) if plane else (1, 1)
-            rows, columns = box_slices(
-                (alpha_box[0] // step[0], alpha_box[1] // step[1], alpha_box[2] / step[0], alpha_box[3] / step[1]), *differs.shape
-            )
-            differs[rows, columns] = False
-        if differs.any():
+        columns, rows = (1 << shift for shift in (source.chroma_shift if plane else (0, 0)))  # pixels per sample
+        fill = [(0, before.shape[0] * rows - reached.shape[0]), (0, before.shape[1] * columns - reached.shape[1])]
+        blocks = np.pad(reached, fill).reshape(before.shape[0], rows, before.shape[1], columns)
+        if ((before != after) & ~blocks.any((1, 3))).any():
             return False
     return True
 
 
-def identity_distance(output: Tensor, source: Tensor) -> float:
-    """Median distance between embeddings (N, D) of the same frames before and after."""
-    return float(torch.linalg.vector_norm(output.float() - source.float(), dim=-1).median())
+def flops_of(run: Callable[[], object]) -> int:
+    """Floating-point operations of the matrix products and convolutions in ``run()`` (1 multiply-add = 2)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def markdown_table(measures: Sequence[Measure], command: str = "") -> str:

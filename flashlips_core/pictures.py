@@ -81,7 +81,8 @@ def write_mouth_sheet(
     """Mouths of several versions of one clip at full resolution, one row per version. ``crop_boxes`` (T, 4) of the clip."""
     indices = spread(len(crop_boxes), num_columns)
     frames = pick_frames(videos, indices)
-    rows = {label: [cut_pixels(f, mouth_view(crop_boxes[i])) for f, i in zip(row, indices, strict=True)] for label, row in frames.items() if row}
+    views = [mouth_view(crop_boxes[i]) for i in indices]
+    rows = {label: [cut_pixels(f, v) for f, v in zip(row, views, strict=True)] for label, row in frames.items() if row}
     return contact_sheet(rows, path, scale)
 
 

@@ -106,5 +106,5 @@ def test_the_callers_paths_are_read_from_the_callers_folder(dev, monkeypatch, tm
 
 
 def test_the_root_package_imports_without_comfyui():
-    code = f"import importlib.util as u; s = u.spec_from_file_location('pack', {str(ROOT / '__init__.py')!r}); s.loader.exec_module(u.module_from_spec(s))"
+    code = f"import runpy; runpy.run_path({str(ROOT / '__init__.py')!r})"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,209 @@
+"""``python -m flashlips_core bench``: how fast, how big, how much memory; each number says what is inside it.
+
+A timed run is file to file: reading, tracking, audio, the networks, pasting, x264 and the container, but not loading the models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import multiprocessing
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .long_clip import write_long_clip, write_long_voice
+from .measures import flops_of
+from .types import POSE_DIM, FlashLipsError
+
+log = logging.getLogger(__name__)
+
+Say = Callable[[str], None]
+DEMO = Path(__file__).parent / "demo"
+
+
+def demo_clip() -> Path:
+    """The bundled video."""
+    return _demo_file("face.mp4")
+
+
+def demo_voice() -> Path:
+    """The bundled voice."""
+    return _demo_file("voice.*")
+
+
+def timed_runs(video: Path, audio: Path, repeats: int, batch: int, say: Say = log.info) -> dict:
+    """Dub ``video`` with ``audio`` once to warm up, then ``repeats`` times. Medians over the timed runs."""
+    from .media import probe
+    from .pipeline import LipSync
+
+    lipsync = LipSync.load()
+    seconds, stages, frames = [], [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        for index in range(repeats + 1):
+            start = time.perf_counter()
+            report = lipsync.dub(video, audio, Path(folder) / f"{index}.mp4", batch=batch)
+            if index:
+                seconds.append(time.perf_counter() - start)
+                stages.append(report.seconds)
+                frames = report.frames
+                say(f"run {index} of {repeats}: {frames / seconds[-1]:.2f} frames a second")
+    info = probe(video)
+    return {
+        "video": f"{info.width}x{info.height}, {frames} frames",
+        "inside the timer": "file to file: read, track, audio to poses, networks, paste, encode, mux; not loading the models",
+        "warm-up runs": 1,
+        "timed runs": repeats,
+        "batch": batch,
+        "frames per second, median": frames / statistics.median(seconds),
+        "frames per second, lowest and highest": [frames / max(seconds), frames / min(seconds)],
+        "seconds, median": statistics.median(seconds),
+        "stages": stage_shares(stages),
+    }
+
+
+def stage_shares(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Median seconds of each stage and its share of their sum; stages overlap in threads, so the sum exceeds the run."""
+    medians = {name: statistics.median(run.get(name, 0.0) for run in runs) for name in runs[0]}
+    total = sum(medians.values())
+    return {name: {"seconds": value, "share": value / total if total else 0.0} for name, value in medians.items()}
+
+
+def peak_memory(video: Path, audio: Path, batch: int) -> int | None:
+    """Peak resident bytes of a fresh process that loads the models and dubs ``video``; None where the system cannot tell."""
+    context = multiprocessing.get_context("spawn")
+    results = context.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (str(video), str(audio), str(Path(folder) / "out.mp4"), batch, results)
+        child = context.Process(target=_dub_and_report, args=arguments)
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise FlashLipsError(f"The measured dub stopped with exit code {child.exitcode}; mend what its message above says.")
+        return results.get()
+
+
+def long_clip_memory(minutes: float, face: Path, voice: Path, batch: int, say: Say = log.info) -> dict:
+    """Peak memory on a synthetic 1080p clip of one minute and one of ``minutes``: equal means constant in length."""
+    result: dict = {"clip": "the face scaled to 1920x1080, repeated", "includes": "Python, PyTorch, all models; a new process"}
+    with tempfile.TemporaryDirectory() as folder:
+        for length in sorted({min(1.0, minutes), minutes}):
+            video = write_long_clip(face, Path(folder) / "long.mp4", Fraction(length).limit_denominator(600) * 60)
+            sound = write_long_voice(voice, Path(folder) / "long.wav", Fraction(length).limit_denominator(600) * 60)
+            peak = peak_memory(video, sound, batch)
+            key = f"peak MB, {length:g} min"
+            result[key] = None if peak is None else round(peak / 1e6)
+            say(f"{key}: {result[key]}")
+    return result
+
+
+def network_sizes() -> list[dict]:
+    """Parameters and FLOPs per frame of every preset, counted on the meta device (1 multiply-add = 2)."""
+    rows = []
+    for name, (build, prepared) in _presets().items():
+        with torch.device("meta"), torch.inference_mode():
+            network = build().eval()
+            flops = flops_of(prepared(network))
+        rows.append({"network": name, "parameters": sum(p.numel() for p in network.parameters()), "GFLOP": flops / 1e9})
+    return rows
+
+
+def conditions() -> dict:
+    """The machine and the software."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "compiled": False,
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``bench``."""
+    parser.add_argument("--video", type=Path, help="clip to dub (default: the bundled face)")
+    parser.add_argument("--audio", type=Path, help="voice (default: the bundled voice)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed runs after one warm-up; 0 skips the timing")
+    parser.add_argument("--batch", type=int, default=8, help="frames edited at once")
+    parser.add_argument("--long", type=float, metavar="MINUTES", help="also report the peak memory on a 1080p clip this long")
+
+
+def run(args: argparse.Namespace, say: Say = log.info) -> dict:
+    """Measure; returns everything as one dict."""
+    video, audio = args.video or demo_clip(), args.audio or demo_voice()
+    result: dict = {"conditions": conditions(), "networks": network_sizes()}
+    if args.repeats:
+        result["end to end"] = timed_runs(video, audio, args.repeats, args.batch, say)
+    if args.long:
+        result["long clip"] = long_clip_memory(args.long, video, audio, args.batch, say)
+    return result
+
+
+Work = Callable[[], object]
+
+
+def _presets() -> dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Work]]]:
+    """Name -> (build, what one frame costs); work done once per clip is done before. Latents are crop px / 8."""
+    from .models.codec_mini import MiniCodec
+    from .models.editor_transformer import TRANSFORMER_300M, EditorTransformer
+    from .models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
+    from .models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipEncoder
+    from .models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer
+
+    picture = torch.zeros(1, 3, 256, 256, device="meta")
+    return {
+        "U-Net editor, 512 px, 4 references": (lambda: EditorUNet(UNET_250M), _edit(64)),
+        "Transformer editor, 512 px, 4 references": (lambda: EditorTransformer(TRANSFORMER_300M), _edit(64)),
+        "bundled editor, 256 px, 4 references": (lambda: EditorUNet(UNET_MINI), _edit(32)),
+        "bundled codec, 256 px, both ways": (MiniCodec, lambda codec: lambda: codec.decode(codec.encode(picture))),
+        "lip encoder ResNet-34": (lambda: LipEncoder(LIP_ENCODER_RESNET34), lambda encoder: lambda: encoder(picture)),
+        "bundled lip encoder": (lambda: LipEncoder(LIP_ENCODER_MINI), lambda encoder: lambda: encoder(picture)),
+        "pose transformer, one step of 25 frames": (lambda: PoseTransformer(POSE_150M), _velocity),
+        "bundled pose transformer, one step of 25 frames": (lambda: PoseTransformer(POSE_MINI), _velocity),
+    }
+
+
+def _edit(cells: int, references: int = 4) -> Callable[[nn.Module], Work]:
+    def prepared(editor: nn.Module) -> Work:
+        context = editor.prepare_references(torch.zeros(1, references, 4, cells, cells))
+        return lambda: editor(torch.zeros(1, 4, cells, cells), context, torch.zeros(1, POSE_DIM))
+
+    return prepared
+
+
+def _velocity(network: nn.Module) -> Work:
+    audio = torch.zeros(1, 25, network.config.audio_dim)
+    return lambda: network(torch.zeros(1, 25, POSE_DIM), torch.zeros(1), audio, torch.zeros(1, 4, POSE_DIM))
+
+
+def _dub_and_report(video: str, audio: str, out: str, batch: int, results: multiprocessing.SimpleQueue) -> None:
+    from .pipeline import LipSync
+
+    LipSync.load().dub(video, audio, out, batch=batch)
+    results.put(_peak_resident_bytes())
+
+
+def _peak_resident_bytes() -> int | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def _demo_file(pattern: str) -> Path:
+    found = sorted(DEMO.glob(pattern))
+    if not found:
+        raise FlashLipsError(f"The bundled {pattern} is missing; reinstall, or name your own files with --video and --audio.")
+    return found[0]

@@ -1,0 +1,163 @@
+"""How faithful the pictures are: reconstruction beside its two yardsticks, pixels outside alpha, the codecs compared.
+
+N frames, S crop side in pixels. Pictures are (3, S, S) crops in [-1, 1], taken before any video encoder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .codec import Codec
+from .compose import cut, paste
+from .editing import CropEditor
+from .face_motion import FACE_OVAL, FaceMotion, padded_box
+from .measures import flops_of, outside_is_identical, psnr, psnr_from_error, to_crop
+from .media import read_frames
+from .types import FaceTrack, Frame
+
+
+@dataclass(frozen=True)
+class FaceFrames:
+    """Some frames of one clip, as the editor sees them."""
+
+    frames: list[Frame]
+    boxes: np.ndarray  # (N, 4) crop squares, frame pixels
+    crops: Tensor  # (N, 3, S, S)
+    mouth_boxes: np.ndarray  # (N, 4) around the lips, crop pixels
+    face_masks: Tensor  # (N, S, S) bool, inside the face's outline
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+
+def face_frames(path: str | Path, track: FaceTrack, motion: FaceMotion, indices: Sequence[int], size: int) -> FaceFrames:
+    """Collect those of ``indices`` in which both the tracker and MediaPipe see the face."""
+    wanted = [i for i in indices if i < len(motion) and track.present[i] and motion.found[i]]
+    frames = {}
+    for index, frame in enumerate(read_frames(path)):
+        if index in wanted:
+            frames[index] = frame
+    wanted = [i for i in wanted if i in frames]
+    boxes = track.boxes[wanted]
+    lips = padded_box(motion.mouth_box[wanted])
+    outlines = [to_crop_points(motion.landmarks[i][list(FACE_OVAL)], track.boxes[i], size) for i in wanted]
+    return FaceFrames(
+        frames=[frames[i] for i in wanted],
+        boxes=boxes,
+        crops=torch.stack([cut(frames[i], track.boxes[i], size) for i in wanted]),
+        mouth_boxes=np.stack([to_crop(lip, box, size) for lip, box in zip(lips, boxes, strict=True)]),
+        face_masks=torch.stack([polygon_mask(o, size) for o in outlines]),
+    )
+
+
+def to_crop_points(points: np.ndarray, crop_box: np.ndarray, size: int) -> np.ndarray:
+    """Points (L, 2) in frame pixels, in the pixels of a crop of side ``size``."""
+    return (points - crop_box[:2]) * size / (crop_box[2] - crop_box[0])
+
+
+def polygon_mask(points: np.ndarray, size: int) -> Tensor:
+    """(size, size) bool, True inside the polygon (L, 2)."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("1", (size, size))
+    ImageDraw.Draw(image).polygon([tuple(p) for p in points.tolist()], fill=1)
+    return torch.from_numpy(np.array(image))
+
+
+@torch.inference_mode()
+def reconstruction(crop_editor: CropEditor, clip: FaceFrames, poses: Tensor) -> dict[str, list[float]]:
+    """PSNR in the mouth box of each frame, in dB, by four ways to make it.
+
+    "codec": encoded and decoded. "same frame": edited with its own true pose. "changed mouth": first edited to another frame's
+    pose and pasted, then back to the true one, so that the answer is not in the input. "pasted mouth": another frame of the clip
+    shown in its place, through the codec. The other frame is half the clip away.
+
+    Args:
+        poses: (N, 12) true poses of the frames.
+    """
+    codec = crop_editor.codec
+    other = np.roll(np.arange(len(clip)), -(len(clip) // 2))
+    round_trip = codec.decode(codec.encode(clip.crops))
+    changed, alpha = crop_editor(clip.crops, poses[other])
+    changed = alpha * changed + (1 - alpha) * clip.crops
+    ways = {
+        "codec": round_trip,
+        "same frame": edit_whole(crop_editor, clip.crops, poses),
+        "changed mouth": edit_whole(crop_editor, changed, poses),
+        "pasted mouth": round_trip[other],
+    }
+    frames = range(len(clip))
+    return {name: [psnr(made[i], clip.crops[i], clip.mouth_boxes[i]) for i in frames] for name, made in ways.items()}
+
+
+@torch.inference_mode()
+def edit_whole(crop_editor: CropEditor, crops: Tensor, poses: Tensor) -> Tensor:
+    """Edited crops (N, 3, S, S) decoded whole and without the blend, so that nothing of the input shines through."""
+    weight = next(crop_editor.editor.parameters())
+    given = crops if crop_editor.mask is None else crop_editor.mask(crops)
+    latents = crop_editor.codec.encode(given.to(weight))
+    return crop_editor.codec.decode(crop_editor.editor(latents, crop_editor.context, poses.to(weight))).float().cpu()
+
+
+def untouched_frames(crop_editor: CropEditor, clip: FaceFrames, poses: Tensor) -> int:
+    """How many edited frames are bit-identical to the source, before encoding, wherever alpha is zero."""
+    count = 0
+    for index, frame in enumerate(clip.frames):
+        box = clip.boxes[index]
+        rgb, alpha = crop_editor(clip.crops[index : index + 1], poses[index : index + 1], float(box[2] - box[0]))
+        edited = paste(frame, box, rgb[0], alpha[0])
+        count += outside_is_identical(frame, edited, reached_pixels(alpha[0, 0], box, frame.height, frame.width))
+    return count
+
+
+def reached_pixels(alpha: Tensor, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Frame pixels that a crop's alpha (S, S) can reach when it is resized into ``box``. Returns (height, width) bool."""
+    size = alpha.shape[-1]
+    step = size / float(box[2] - box[0])  # crop pixels per frame pixel
+    radius = math.ceil(max(step, 1.0)) + 1  # of the linear filter that resizes alpha, and one for rounding
+    near = F.max_pool2d((alpha > 0).float()[None, None], 2 * radius + 1, stride=1, padding=radius)[0, 0] > 0
+    x = np.floor((np.arange(width) + 0.5 - box[0]) * step).astype(int)
+    y = np.floor((np.arange(height) + 0.5 - box[1]) * step).astype(int)
+    reached = near.numpy()[np.ix_(y.clip(0, size - 1), x.clip(0, size - 1))]
+    inside = ((y >= 0) & (y < size))[:, None] & ((x >= 0) & (x < size))
+    return reached & inside
+
+
+@torch.inference_mode()
+def codec_comparison(ours: Codec, theirs: Codec, clips: Sequence[FaceFrames]) -> dict[str, float]:
+    """Mean PSNR in dB inside the face for each pairing of encoder and decoder."""
+    pairs = {
+        f"{a.name} > {b.name}": (a, b) for a, b in ((ours, ours), (theirs, theirs), (ours, theirs), (theirs, ours))
+    }
+    scores: dict[str, list[float]] = {name: [] for name in pairs}
+    for clip in clips:
+        for name, (encoder, decoder) in pairs.items():
+            decoded = decoder.decode(encoder.encode(clip.crops))
+            scores[name] += [masked_psnr(d, c, m) for d, c, m in zip(decoded, clip.crops, clip.face_masks, strict=True)]
+    return {name: float(np.mean(values)) for name, values in scores.items()}
+
+
+def masked_psnr(first: Tensor, second: Tensor, mask: Tensor) -> float:
+    """PSNR in dB of two (3, S, S) pictures where ``mask`` (S, S) is True."""
+    difference = (first.float().clamp(-1, 1) - second.float().clamp(-1, 1)) / 2
+    return psnr_from_error(float(difference[:, mask].square().mean()))
+
+
+def codec_flops(codec: Codec, size: int = 256) -> int:
+    """FLOPs of one picture's way through encoder and decoder."""
+    weight = next(codec.network.parameters())
+    return flops_of(lambda: codec.decode(codec.encode(torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype))))
+
+
+@torch.inference_mode()
+def identity_distances(embed: Callable[[Tensor], Tensor] | nn.Module, outputs: Tensor, sources: Tensor) -> Tensor:
+    """Distance between the embeddings of the same frames (N, 3, S, S) after and before. Returns (N,)."""
+    return torch.linalg.vector_norm(embed(outputs).float() - embed(sources).float(), dim=-1)
