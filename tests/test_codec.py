@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from flashlips_core import checkpoint
 from flashlips_core import codec as codecs
 from flashlips_core.codec import CallableCodec, KLCodec, TinyCodec, crop_decode, load_codec
+from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.types import FlashLipsError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -179,6 +181,19 @@ def test_two_functions_make_a_codec():
     latents = torch.randn(1, 4, 6, 6)
     torch.testing.assert_close(crop_decode(codec, latents, (1, 2, 4, 5)), codec.decode(latents)[..., 16:40, 8:32])
     assert codec.encode(torch.zeros(2, 3, 16, 24)).shape == (2, 4, 2, 3)
+
+
+def test_codec_checkpoint_of_our_own_round_trips_and_crops_exactly(tmp_path):
+    torch.manual_seed(0)
+    network = MiniCodec()
+    checkpoint.save(network, tmp_path / "codec.safetensors", "codec", {"version": "test"}, dtype=torch.float32)
+    codec = load_codec(tmp_path / "codec.safetensors").double()
+    latents, region = torch.randn(1, 4, 40, 40, dtype=torch.float64), (14, 16, 26, 24)
+    whole = codec.decode(latents)
+    torch.testing.assert_close(whole, network.double().decode(latents))
+    x0, y0, x1, y1 = region
+    part = whole[..., 8 * y0 : 8 * y1, 8 * x0 : 8 * x1]
+    torch.testing.assert_close(crop_decode(codec, latents, region), part, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("source", ["no-such-codec", "/no/such/folder", "missing.safetensors"])
