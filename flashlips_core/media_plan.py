@@ -54,7 +54,9 @@ def plan_frames(num_frames: int, fps: Fraction, audio_duration: Fraction, mode: 
     if mode not in get_args(LengthMode):
         raise FlashLipsError(f"Unknown length mode '{mode}'; choose one of {', '.join(get_args(LengthMode))}.")
     if num_frames < 1 or audio_duration <= 0:
-        raise FlashLipsError(f"Got {num_frames} frames and {float(audio_duration):.3f} s of sound; both must be longer than zero.")
+        raise FlashLipsError(
+            f"Got {num_frames} frames and {float(audio_duration):.3f} s of sound; both must be longer than zero."
+        )
     num_heard = math.ceil(audio_duration * fps)
     num_shown = {"cut": min(num_frames, num_heard), "silence": num_frames}.get(mode, max(num_frames, num_heard))
     shown = np.arange(num_shown, dtype=np.int64)

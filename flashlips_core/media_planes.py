@@ -22,7 +22,6 @@ COLORSPACE_RGB, COLORSPACE_BT709 = 0, 1  # FFmpeg's AVColorSpace
 _PLANAR_YUV = re.compile(r"yuv(?P<alpha>a?)(?P<full>j?)(?P<sampling>420|422|444|440|411|410)p(?P<depth>\d*)(?P<order>le|be)?")
 _GRAY = re.compile(r"gray(?P<depth>\d*)(?P<order>le|be)?")
 _REPEATS = {"411": ("422", 2, 1), "410": ("420", 2, 2)}  # layouts that Frame does not have: (wider one, columns, rows)
-_DEPTHS = (8, 9, 10, 12, 14, 16)
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,9 @@ def encodable_layout(layout: Layout, width: int, height: int, formats: list[str]
     sampling = layout.sampling
     if sampling == "440" or not allows_odd and (horizontal and width % 2 or vertical and height % 2):
         sampling = "444"
-    offered = [Layout(m["sampling"], int(m["depth"] or 8)) for m in map(_PLANAR_YUV.fullmatch, formats) if m and not m["alpha"] and not m["full"]]
-    same = [option for option in offered if option.sampling == sampling] or [option for option in offered if option.sampling == "444"]
+    matches = [match for match in map(_PLANAR_YUV.fullmatch, formats) if match and not match["alpha"] and not match["full"]]
+    offered = [Layout(match["sampling"], int(match["depth"] or 8)) for match in matches]
+    same = [o for o in offered if o.sampling == sampling] or [o for o in offered if o.sampling == "444"]
     if not same:
         raise FlashLipsError(f"The encoder cannot take {layout.name} at {width}x{height}; choose libx264 or another container.")
     enough = [option for option in same if option.depth >= layout.depth]

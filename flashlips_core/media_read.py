@@ -84,7 +84,9 @@ def read_from(path: str | Path, start: int = 0, stop: int | None = None, seek_pt
         pictures = _stamped(_decode(container, stream, path), step, _is_counted(container))
         first = next(pictures, None)
         if first is None and not can_seek:
-            raise FlashLipsError(f"{Path(path).name} holds no picture that can be decoded; it is empty or damaged: export it again.")
+            raise FlashLipsError(
+                f"{Path(path).name} holds no picture that can be decoded; it is empty or damaged: export it again."
+            )
         if not can_seek or (first is not None and first[1] <= seek_pts):
             orientation = orientation_of(first[0])
             wanted = itertools.chain([first], pictures)
@@ -154,7 +156,9 @@ def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
     try:
         container = av.open(str(path), metadata_errors="replace")
     except (av.FFmpegError, OSError) as error:
-        raise FlashLipsError(f"{path.name} cannot be read as video or audio ({_reason(error)}); it is damaged or not a media file.") from error
+        raise FlashLipsError(
+            f"{path.name} cannot be read as video or audio ({_reason(error)}); it is damaged or not a media file."
+        ) from error
     with container:
         yield container
 
@@ -188,7 +192,9 @@ def _frames(stamped: Iterator[tuple[av.VideoFrame, int]], orientation: Orientati
 
 def _same_layout(planes: Planes, layout: Layout, wanted: Layout, path: str | Path) -> Planes:
     if layout.sampling != wanted.sampling and wanted.sampling != "444":
-        raise FlashLipsError(f"{Path(path).name} changes from {wanted.name} to {layout.name} midway; convert it to one format first.")
+        raise FlashLipsError(
+            f"{Path(path).name} changes from {wanted.name} to {layout.name} midway; convert it to one format first."
+        )
     return change_depth(resample_chroma(planes, layout, wanted.sampling), layout.depth, wanted.depth)
 
 

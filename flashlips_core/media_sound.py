@@ -43,7 +43,9 @@ class CopiedSound:
     clock, less ``shift`` seconds.
     """
 
-    def __init__(self, output: av.container.OutputContainer, source: av.container.InputContainer, start: Fraction | None, shift: Fraction) -> None:
+    def __init__(
+        self, output: av.container.OutputContainer, source: av.container.InputContainer, start: Fraction | None, shift: Fraction
+    ) -> None:
         self.output = output
         self.delay = -shift if start is None else start - _file_start(source)
         self.streams = {stream.index: output.add_stream_from_template(stream) for stream in source.streams.audio}

@@ -97,7 +97,14 @@ def write_video(
         raise
 
 
-def _mux(output: av.container.OutputContainer, video: av.VideoStream, sound: Sound | None, frames: Iterable[Frame], like: ClipInfo, shift: Fraction) -> None:
+def _mux(
+    output: av.container.OutputContainer,
+    video: av.VideoStream,
+    sound: Sound | None,
+    frames: Iterable[Frame],
+    like: ClipInfo,
+    shift: Fraction,
+) -> None:
     """Encode picture and sound side by side, so that the muxer never holds back more than the encoder's delay."""
     name = Path(output.name).stem
     layout = parse_layout(video.pix_fmt)
@@ -107,7 +114,9 @@ def _mux(output: av.container.OutputContainer, video: av.VideoStream, sound: Sou
         output.start_encoding()
     for frame, following in _with_next(frames):
         if (frame.width, frame.height) != (video.width, video.height):
-            raise FlashLipsError(f"All frames must be {video.width}x{video.height} like the first, got {frame.width}x{frame.height}.")
+            raise FlashLipsError(
+                f"All frames must be {video.width}x{video.height} like the first, got {frame.width}x{frame.height}."
+            )
         picture = to_picture(frame, layout)
         picture.pts, picture.time_base = frame.pts - offset, like.time_base
         picture.duration = following.pts - frame.pts if following else nominal
@@ -123,12 +132,17 @@ def _mux(output: av.container.OutputContainer, video: av.VideoStream, sound: Sou
             sound.finish(end)
 
 
-def _add_video(output: av.container.OutputContainer, codec: str, first: Frame, like: ClipInfo, options: dict[str, str]) -> av.VideoStream:
+def _add_video(
+    output: av.container.OutputContainer, codec: str, first: Frame, like: ClipInfo, options: dict[str, str]
+) -> av.VideoStream:
+    options = _encoder_options(codec, options, like)
     try:
         formats = [f.name for f in av.codec.Codec(codec, "w").video_formats or []]
-        stream = output.add_stream(codec, rate=like.fps.limit_denominator(1_001_000), options=_encoder_options(codec, options, like))
+        stream = output.add_stream(codec, rate=like.fps.limit_denominator(1_001_000), options=options)
     except (av.FFmpegError, ValueError) as error:
-        raise FlashLipsError(f"{codec} cannot be written into {Path(output.name).stem} ({error}); choose libx264 and .mp4.") from error
+        raise FlashLipsError(
+            f"{codec} cannot be written into {Path(output.name).stem} ({error}); choose libx264 and .mp4."
+        ) from error
     source = parse_layout(first.pix_fmt)
     layout = encodable_layout(source, first.width, first.height, formats, codec in ODD_SIZES)
     _warn_of_change(source, layout, codec)
@@ -160,7 +174,9 @@ def _warn_of_change(source: Layout, layout: Layout, codec: str) -> None:
     if layout.depth < source.depth:
         logger.warning("%s takes at most %d bits here; the picture is rounded from %d bits.", codec, layout.depth, source.depth)
     if layout.sampling != source.sampling:
-        logger.warning("%s is written as %s to keep its exact size; some hardware players show 4:2:0 only.", source.name, layout.name)
+        logger.warning(
+            "%s is written as %s to keep its exact size; some hardware players show 4:2:0 only.", source.name, layout.name
+        )
 
 
 def _sound_for(
@@ -179,7 +195,9 @@ def _sound_for(
         if can_copy(source, output):
             is_same = Path(keep_audio_from).resolve() == Path(like.path).resolve()
             return CopiedSound(output, source, None if is_same else start, _clock_start(like) if is_same else Fraction(0))
-        logger.warning("%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(keep_audio_from).name)
+        logger.warning(
+            "%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(keep_audio_from).name
+        )
         audio = load_audio(keep_audio_from)
     return EncodedSound(output, audio, container.audio, start) if audio is not None else None
 
@@ -239,7 +257,9 @@ def _writing(name: str) -> Iterator[None]:
         yield
     except (av.FFmpegError, OSError) as error:
         reason = error.strerror or error
-        raise FlashLipsError(f"Writing {name} failed ({reason}); check the free space, the folder's permissions and the settings.") from error
+        raise FlashLipsError(
+            f"Writing {name} failed ({reason}); check the free space, the folder's permissions and the settings."
+        ) from error
 
 
 def _with_next(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:

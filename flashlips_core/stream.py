@@ -34,7 +34,9 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
 def windows(total: int, hop: int, before: int = 0, after: int = 0) -> Iterator[Window]:
     """Cut ``total`` frames into cores of ``hop``, each with up to ``before`` and ``after`` frames of context."""
     if hop < 1 or before < 0 or after < 0:
-        raise ValueError(f"Windows need a hop of at least 1 and no negative context, got hop {hop}, before {before}, after {after}.")
+        raise ValueError(
+            f"Windows need a hop of at least 1 and no negative context, got hop {hop}, before {before}, after {after}."
+        )
     for start in range(0, total, hop):
         stop = min(start + hop, total)
         yield Window(range(start, stop), range(max(0, start - before), min(total, stop + after)))

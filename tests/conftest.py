@@ -14,6 +14,8 @@ import av
 import numpy as np
 import pytest
 
+from flashlips_core.types import Frame
+
 NUM_FRAMES = 25
 
 
@@ -107,6 +109,13 @@ def _picture(spec: ClipSpec, index: int, pts: int) -> av.VideoFrame:
         rows[:, : target.width] = source
     picture.pts, picture.time_base = pts, spec.time_base
     return picture
+
+
+def same_frames(left: list[Frame], right: list[Frame]) -> bool:
+    """Whether two lists hold the same pictures in the same layout; timestamps may differ."""
+    return len(left) == len(right) and all(
+        a.pix_fmt == b.pix_fmt and all(map(np.array_equal, a.planes, b.planes)) for a, b in zip(left, right, strict=True)
+    )
 
 
 @pytest.fixture

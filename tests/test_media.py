@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import weakref
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_FRAMES, picture_planes, tone
+from conftest import NUM_FRAMES, picture_planes, same_frames, tone
 
-from flashlips_core import media_plan
-from flashlips_core.media import load_audio, plan_frames, probe, read_frames, read_planned, write_video
+from flashlips_core.media import load_audio, probe, read_frames, write_video
 from flashlips_core.media_planes import Orientation, planar
 from flashlips_core.media_read import read_from
 from flashlips_core.types import Audio, FlashLipsError, Frame
-
-
-def same_frames(left, right) -> bool:
-    return len(left) == len(right) and all(
-        a.pix_fmt == b.pix_fmt and all(np.array_equal(p, q) for p, q in zip(a.planes, b.planes, strict=True)) for a, b in zip(left, right, strict=True)
-    )
 
 
 def seconds(frames, time_base) -> list[Fraction]:
@@ -89,7 +81,9 @@ def test_a_rotated_clip_with_half_width_chroma_becomes_full_chroma(clip):
     frame = next(read_frames(path))
     assert (frame.pix_fmt, probe(path).pix_fmt, frame.chroma_shift) == ("yuv444p10le", "yuv444p10le", (0, 0))
     stored = picture_planes(0, 64, 48, "yuv422p10le")[2]
-    np.testing.assert_allclose(np.rot90(frame.planes[2], 1)[:, ::2].astype(int), stored.astype(int), atol=2)  # 10-bit crf 0 loses a little
+    np.testing.assert_allclose(
+        np.rot90(frame.planes[2], 1)[:, ::2].astype(int), stored.astype(int), atol=2
+    )  # 10-bit crf 0 loses a little
 
 
 @pytest.mark.parametrize(
@@ -125,9 +119,18 @@ def test_gray_pictures_get_neutral_chroma():
     assert layout.name == "yuv420p" and np.all(planes[1] == 128) and planes[2].shape == (24, 32)
 
 
-@pytest.mark.parametrize(("codec", "pix_fmt"), [("mpeg4", "yuv420p"), ("mjpeg", "yuvj420p"), ("libx265", "yuv420p10le"), ("libvpx-vp9", "yuv420p")])
+@pytest.mark.parametrize(
+    ("codec", "pix_fmt"), [("mpeg4", "yuv420p"), ("mjpeg", "yuvj420p"), ("libx265", "yuv420p10le"), ("libvpx-vp9", "yuv420p")]
+)
 def test_other_codecs_are_read(clip, codec, pix_fmt):
-    path = clip(name="other.mkv", codec=codec, pix_fmt=pix_fmt, time_base=Fraction(1, 25), pts=tuple(range(NUM_FRAMES)), color=(2 if "j" in pix_fmt else 1, 1, 1, 1))
+    path = clip(
+        name="other.mkv",
+        codec=codec,
+        pix_fmt=pix_fmt,
+        time_base=Fraction(1, 25),
+        pts=tuple(range(NUM_FRAMES)),
+        color=(2 if "j" in pix_fmt else 1, 1, 1, 1),
+    )
     frames = list(read_frames(path))
     assert len(frames) == NUM_FRAMES
     assert (frames[0].pix_fmt, frames[0].color_range) == (pix_fmt.replace("j", ""), 2 if "j" in pix_fmt else 1)
@@ -144,13 +147,20 @@ def test_rgb_video_becomes_tagged_bt709(tmp_path):
         red[..., 0] = 255
         output.mux(stream.encode(av.VideoFrame.from_ndarray(red, "rgb24")) + stream.encode())
     frame, info = next(read_frames(path)), probe(path)
-    assert (frame.pix_fmt, frame.color_range, frame.colorspace) == (info.pix_fmt, info.color_range, info.colorspace) == ("yuv444p", 1, 1)
+    assert (
+        (frame.pix_fmt, frame.color_range, frame.colorspace)
+        == (info.pix_fmt, info.color_range, info.colorspace)
+        == ("yuv444p", 1, 1)
+    )
     assert [int(plane[0, 0]) for plane in frame.planes] == pytest.approx([63, 102, 240], abs=1)  # BT.709 limited range red
 
 
 def test_a_cover_image_is_not_a_video_stream(clip, tmp_path):
     path = tmp_path / "song.m4a"
-    with av.open(str(clip(name="v.m4a", size=None, audio_rate=44_100))) as source, av.open(str(path), "w", format="mp4") as output:
+    with (
+        av.open(str(clip(name="v.m4a", size=None, audio_rate=44_100))) as source,
+        av.open(str(path), "w", format="mp4") as output,
+    ):
         cover = output.add_stream("mjpeg", rate=25)
         cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
         cover.disposition = av.stream.Disposition.attached_pic
@@ -287,7 +297,10 @@ def test_audio_kept_from_another_file_starts_with_the_picture(clip, audio_only, 
 
 
 def test_broadcast_time_is_counted_from_zero(clip, tmp_path):
-    source, path = clip(name="tv.ts", pts=tuple(range(900_000, 990_000, 3600)), audio_rate=48_000, audio_start_s=10), tmp_path / "out.mp4"
+    source, path = (
+        clip(name="tv.ts", pts=tuple(range(900_000, 990_000, 3600)), audio_rate=48_000, audio_start_s=10),
+        tmp_path / "out.mp4",
+    )
     write_video(path, read_frames(source), probe(source), keep_audio_from=source)
     assert next(read_frames(path)).pts * probe(path).time_base < Fraction(1, 2)
     assert torch.equal(load_audio(path).samples, load_audio(source).samples)
@@ -309,7 +322,7 @@ def test_new_audio_keeps_its_rate_and_channels_and_place(plain_clip, tmp_path, s
     got = load_audio(path)
     assert (got.sample_rate, got.samples.shape[0]) == (rate, channels)
     middle = slice(rate // 10, -rate // 5)
-    error = (got.samples[:, : rate][:, middle] - audio.samples[:, middle])[:3]  # AAC may low-pass the fourth: LFE
+    error = (got.samples[:, :rate][:, middle] - audio.samples[:, middle])[:3]  # AAC may low-pass the fourth: LFE
     assert error.pow(2).mean().sqrt() < tolerance
 
 
@@ -324,7 +337,9 @@ def test_new_audio_is_cut_or_padded_to_the_picture(plain_clip, tmp_path, length)
 
 def test_a_rate_that_aac_lacks_is_raised_with_a_warning(plain_clip, tmp_path, caplog):
     path = tmp_path / "out.mp4"
-    write_video(path, read_frames(plain_clip), probe(plain_clip), audio=Audio(torch.from_numpy(tone(20_000, 1, Fraction(1))), 20_000))
+    write_video(
+        path, read_frames(plain_clip), probe(plain_clip), audio=Audio(torch.from_numpy(tone(20_000, 1, Fraction(1))), 20_000)
+    )
     assert load_audio(path).sample_rate == 22_050
     assert "resampled to 22050 Hz" in caplog.text
 
@@ -427,89 +442,3 @@ def test_frames_of_different_sizes_are_refused(plain_clip, tmp_path):
     frames[1] = Frame(tuple(plane[::2] for plane in frames[1].planes), "yuv420p", frames[1].pts)
     with pytest.raises(FlashLipsError, match="64x48"):
         write_video(tmp_path / "out.mp4", frames, probe(plain_clip))
-
-
-@pytest.mark.parametrize(
-    ("mode", "sound_s", "wanted"),
-    [
-        ("cut", Fraction(2, 25), [0, 1]),
-        ("cut", Fraction(1), [0, 1, 2, 3]),
-        ("silence", Fraction(2, 25), [0, 1, 2, 3]),
-        ("silence", Fraction(1), [0, 1, 2, 3]),
-        ("hold", Fraction(7, 25), [0, 1, 2, 3, 3, 3, 3]),
-        ("hold", Fraction(2, 25), [0, 1, 2, 3]),
-        ("loop", Fraction(10, 25), [0, 1, 2, 3, 0, 1, 2, 3, 0, 1]),
-        ("ping-pong", Fraction(10, 25), [0, 1, 2, 3, 2, 1, 0, 1, 2, 3]),
-        ("ping-pong", Fraction(13, 50), [0, 1, 2, 3, 2, 1, 0]),  # a frame that has begun is shown
-    ],
-)
-def test_a_plan_shows_the_expected_frames(mode, sound_s, wanted):
-    assert plan_frames(4, Fraction(25), sound_s, mode).indices.tolist() == wanted
-
-
-@pytest.mark.parametrize("mode", ["loop", "ping-pong", "hold"])
-def test_a_single_picture_can_be_made_longer(mode):
-    assert plan_frames(1, Fraction(25), Fraction(3, 25), mode).indices.tolist() == [0, 0, 0]
-
-
-def test_impossible_plans_are_refused():
-    with pytest.raises(FlashLipsError, match="length mode"):
-        plan_frames(4, Fraction(25), Fraction(1), "bounce")
-    with pytest.raises(FlashLipsError, match="longer than zero"):
-        plan_frames(4, Fraction(25), Fraction(0))
-
-
-@pytest.mark.parametrize("mode", ["cut", "loop", "ping-pong", "hold", "silence"])
-@pytest.mark.parametrize("piece_frames", [4, 250])
-def test_a_planned_stream_shows_what_the_plan_says(plain_clip, monkeypatch, mode, piece_frames):
-    monkeypatch.setattr(media_plan, "PIECE_FRAMES", piece_frames)
-    source = list(read_frames(plain_clip))
-    plan = plan_frames(len(source), Fraction(25), Fraction(3), mode)
-    shown = list(read_planned(plain_clip, plan))
-    assert same_frames(shown, [source[index] for index in plan.indices])
-    assert [frame.pts for frame in shown] == [3600 * index for index in range(len(shown))]
-
-
-@pytest.mark.parametrize("mode", ["loop", "ping-pong", "hold"])
-def test_a_planned_stream_holds_only_a_few_frames(clip, monkeypatch, mode):
-    monkeypatch.setattr(media_plan, "PIECE_FRAMES", 4)
-    path = clip(pts=tuple(range(0, 100 * 3600, 3600)))
-    alive: dict[int, weakref.ref] = {}
-    most = 0
-    for frame in read_planned(path, plan_frames(100, Fraction(25), Fraction(12), mode)):
-        alive[id(frame.planes[0])] = weakref.ref(frame.planes[0])
-        most = max(most, sum(ref() is not None for ref in alive.values()))
-    assert most <= 4 + 3  # a backward piece, the frame shown, the one before it
-
-
-def test_going_backwards_mirrors_uneven_timestamps(variable_rate_clip):
-    source = [frame.pts for frame in read_frames(variable_rate_clip)]
-    plan = plan_frames(len(source), Fraction(25), Fraction(17, 25), "ping-pong")
-    shown = [frame.pts for frame in read_planned(variable_rate_clip, plan)]
-    assert np.diff(shown).tolist() == np.diff(source).tolist() + np.diff(source).tolist()[::-1]
-
-
-def test_held_frames_do_not_drift_when_a_tick_is_coarse(clip):
-    path = clip(name="coarse.mkv", time_base=Fraction(1, 30), rate=Fraction(30), pts=tuple(range(NUM_FRAMES)))  # Matroska stores 33, 67, 100 ms
-    info = probe(path)
-    shown = list(read_planned(path, plan_frames(NUM_FRAMES, info.fps, Fraction(40), "hold")))
-    assert shown[-1].pts * info.time_base == pytest.approx((len(shown) - 1) / info.fps, abs=0.01)
-
-
-@pytest.mark.parametrize("mode", ["cut", "hold", "loop", "ping-pong"])
-def test_a_clip_shorter_than_its_plan_still_gives_a_stream(plain_clip, mode, caplog):
-    plan = plan_frames(NUM_FRAMES + 5, Fraction(25), Fraction(3), mode)
-    shown = list(read_planned(plain_clip, plan))
-    source = list(read_frames(plain_clip))
-    wanted = np.minimum(plan.indices, NUM_FRAMES - 1)[: NUM_FRAMES if mode == "cut" else None]
-    assert same_frames(shown, [source[index] for index in wanted])
-    assert "were expected" in caplog.text
-
-
-def test_a_planned_clip_can_be_written_with_its_longer_sound(plain_clip, tmp_path):
-    audio = Audio(torch.from_numpy(tone(16_000, 1, Fraction(5, 2))), 16_000)
-    plan = plan_frames(NUM_FRAMES, Fraction(25), audio.duration, "ping-pong")
-    path = tmp_path / "out.mkv"
-    write_video(path, read_planned(plain_clip, plan), probe(plain_clip), audio=audio)
-    assert len(list(read_frames(path))) == len(plan) == 63
-    assert load_audio(path).duration == Fraction(63, 25)
