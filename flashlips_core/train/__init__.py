@@ -8,9 +8,10 @@ from typing import Any
 from ..types import FlashLipsError, Progress
 
 STAGES = {
-    "prepare": "cut face and mouth crops of all labelled clips",
+    "prepare": "measure the people's faces, cut face and mouth crops of all clips",
     "codec": "distil TAESDXL into the small face codec",
     "lip-teacher": "learn what the 12 pose numbers mean and label every frame",
+    "heads": "label the rendered heads",
     "lip-encoder": "distil the labels into a network that reads the picture alone",
     "looks": "encode augmented looks of the training clips",
     "editor": "stage 1: masked reconstruction",

@@ -20,7 +20,8 @@ from ..types import Progress
 from . import augment
 from .loop import MakeBatch, TrainConfig, fit
 
-WEIGHTS = {"latent": 4.0, "pixel": 1.0, "sharpness": 2.0}
+OWN_LATENTS = 0.65  # share of images that are decoded from the encoder's own latents rather than the teacher's
+WEIGHTS = {"latent": 1.0, "pixel": 2.0, "sharpness": 4.0}
 
 
 @dataclass(frozen=True)
@@ -75,10 +76,10 @@ def cached_batches(path: Path, batch_size: int) -> MakeBatch:
 
 
 def codec_step(network: nn.Module, batch: CodecBatch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Latent regression for the encoder; image regression for the decoder from a mix of both encoders' latents."""
+    """Latent regression for the encoder; image regression for both, from a mix of the two encoders' latents."""
     latents = network.encode(batch.images)
-    mine = torch.rand(len(latents), 1, 1, 1, generator=generator) < 0.5
-    decoded = network.decode(torch.where(mine, latents.detach(), batch.latents))
+    mine = torch.rand(len(latents), 1, 1, 1, generator=generator) < OWN_LATENTS
+    decoded = network.decode(torch.where(mine, latents, batch.latents))
     return {
         "latent": (latents - batch.latents).square().mean(),
         "pixel": (decoded - batch.images).abs().mean(),
@@ -88,12 +89,13 @@ def codec_step(network: nn.Module, batch: CodecBatch, generator: torch.Generator
 
 def train_codec(
     stores: list[CropStore], teacher: str, run_dir: str, steps: int = 3000, batch_size: int = 4, cached: int = 2400,
-    seed: int = 0, lr: float = 1.5e-3, progress: Progress | None = None,
+    seed: int = 0, lr: float = 1.5e-3, start: str | None = None, progress: Progress | None = None,
 ) -> MiniCodec:
-    """Train the bundled codec. ``teacher`` is what :func:`codec.load_codec` takes."""
+    """Train the bundled codec. ``teacher`` is what :func:`codec.load_codec` takes; ``start`` a checkpoint to go on from."""
     cache = Path(run_dir) / f"cache_{cached}_{seed}.npz"
     if not cache.is_file():
         build_cache(stores, teacher, cache, cached, seed, progress)
     config = TrainConfig(run_dir, steps, lr=lr, ema=0.995, seed=seed, weights=WEIGHTS)
-    network = MiniCodec().to(memory_format=torch.channels_last)
+    network = load_codec(start).network.requires_grad_(True) if start else MiniCodec()
+    network = network.to(memory_format=torch.channels_last)
     return fit(network, cached_batches(cache, batch_size), codec_step, config, progress=progress)

@@ -16,21 +16,12 @@ from torch.nn import functional as F
 from ..codec import Codec
 from ..models.codec_mini import sharpness_loss
 from ..models.editor_unet import UNET_MINI, EditorContext, EditorUNet, EditorUNetConfig
+from ..models.masks import lower_face_mask
 from ..types import Progress
 from .editor_data import EditorFrames, draw_rows, lip_weights, window_cells, window_pixels
 from .loop import MakeBatch, Step, TrainConfig, Validate, fit
 
-# Lower face in latent cells of the 256 px crop: from slightly above the nose tip, full cheek width, to the lower edge.
-MASK_TOP, MASK_SIDE = 14 / 32, 5 / 32
 WEIGHTS = {"latent": 0.2, "mask": 0.4, "pixel": 2.0, "lips": 3.0, "sharpness": 3.0}
-
-
-def lower_face_mask(height: int, width: int) -> Tensor:
-    """Soft mask of what stage 1 hides, (1, 1, h, w) in [0, 1]; one cell of transition."""
-    y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
-    rows = ((y - MASK_TOP) * height + 0.5).clamp(0, 1)
-    columns = (torch.minimum(x - MASK_SIDE, 1 - MASK_SIDE - x) * width + 0.5).clamp(0, 1)
-    return (rows[:, None] * columns[None])[None, None]
 
 
 def blend_mask(height: int, width: int) -> Tensor:

@@ -18,10 +18,11 @@ from .. import checkpoint
 from ..codec import load_codec
 from ..data import Clip, CropStore, load_clips
 from ..expression import mirrored
+from ..face_motion import LANDMARKER_FILE
 from ..models.editor_unet import EditorUNet, EditorUNetConfig
 from ..models.lip_encoder import LipTeacher, LipTeacherConfig
 from ..types import FlashLipsError, Progress
-from . import lip
+from . import labels, lip
 from .codec import train_codec
 from .editor import refine_editor, train_editor
 from .editor_data import PoseTable, encode_looks, load_frames
@@ -59,7 +60,9 @@ def training_ids(clips: list[Clip]) -> set[str]:
 
 
 def prepare(run: Run) -> Path:
-    """Cut face and mouth crops of all clips."""
+    """Measure the people's faces with MediaPipe, and cut face and mouth crops of all clips."""
+    if not (run.folder / "people_mediapipe.npz").is_file():
+        labels.label_videos(run.data / "grid_people", run.weights / LANDMARKER_FILE, run.folder / "people_mediapipe.npz", run.progress)
     clips = run.clips()
     people = [c for c in clips if c.id in training_ids(clips) and c.speaker != "s1"]
     first = sorted((c for c in clips if c.id.startswith("s1/train/")), key=lambda c: c.id)
@@ -124,6 +127,19 @@ def read_poses(path: Path) -> dict[str, np.ndarray]:
     return {str(i): p for i, p in zip(table["ids"], parts)}
 
 
+def heads(run: Run) -> Path:
+    """Label the rendered heads (``synth.npz``, see train.synthetic) and store them beside the real crops."""
+    rendered = np.load(run.folder / "synth.npz")
+    images = rendered["images"]
+    clips, rows = labels.head_clips(images, rendered["identity"], rendered["group"], run.weights / LANDMARKER_FILE, run.progress)
+    teacher = checkpoint.load(run.folder / "lip-teacher.safetensors", "lip-teacher", {"LipTeacher": build_teacher})
+    plain, mirror = labels.head_poses(teacher, images, clips, rows)
+    np.savez(run.folder / "poses_heads.npz", **plain)
+    np.savez(run.folder / "poses_heads_mirror.npz", **mirror)
+    labels.build_head_store(images, clips, rows, run.folder / "crops_heads")
+    return run.folder / "crops_heads"
+
+
 def lip_encoder(run: Run) -> Path:
     """Distil the teacher's labels into the network that reads the picture alone."""
     clips = run.clips()
@@ -136,12 +152,16 @@ def lip_encoder(run: Run) -> Path:
 
 
 def looks(run: Run) -> Path:
-    """Encode augmented looks of every training clip for the editor."""
+    """Encode augmented looks of every training clip for the editor; the option ``only`` names one store, to share the work."""
     network = load_codec(str(run.folder / "codec.safetensors"))
-    poses = PoseTable(read_poses(run.folder / "poses_grid.npz"), read_poses(run.folder / "poses_mirror.npz"))
+    plain, mirror = read_poses(run.folder / "poses_grid.npz"), read_poses(run.folder / "poses_mirror.npz")
+    if (run.folder / "poses_heads.npz").is_file():
+        plain |= dict(np.load(run.folder / "poses_heads.npz"))
+        mirror |= dict(np.load(run.folder / "poses_heads_mirror.npz"))
+    poses = PoseTable(plain, mirror)
     plan = {"crops_people": (4, 25), "crops_s1": (1, 25), "crops_heads": (2, 12)}
     for seed, (name, (count, frames)) in enumerate(plan.items()):
-        if (run.folder / name / "table.npz").is_file() and not (run.folder / f"looks_{name}" / "frames.npz").is_file():
+        if run.options.get("only", name) == name and (run.folder / name / "table.npz").is_file() and not (run.folder / f"looks_{name}" / "frames.npz").is_file():
             encode_looks(CropStore(run.folder / name), poses, network, run.folder / f"looks_{name}", count, frames, seed, progress=run.progress)
     return run.folder
 

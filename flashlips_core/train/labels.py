@@ -1,0 +1,110 @@
+"""Labels for training: MediaPipe's landmarks and blendshapes for folders of videos and for rendered heads.
+
+N frames, T frames of one clip. Files have the arrays that ``data.load_clips`` reads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ..data import CROP_PX, STORED_MARGIN, Clip, CropStore
+from ..expression import mirrored, mouth_opening, neutral_features, raw_features
+from ..face_motion import FaceMotion, measure_frames, measure_video
+from ..models.lip_encoder import LipTeacher
+from ..types import Progress
+from .lip import STORED_MOUTH, STORED_PX, view_mouths
+
+# Outer lips, inner lips, face oval, eyes, irises, nose, brows: MediaPipe's indices, in the order that data and expression use.
+LANDMARKS = (
+    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409,
+    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415,
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+    33, 133, 159, 145, 362, 263, 386, 374, 468, 473, 168, 6, 4, 1, 2, 98, 327, 70, 105, 107, 300, 334, 336,
+)  # fmt: skip
+FIVE = (468, 473, 4, 61, 291)
+
+
+def label_videos(folder: str | Path, model: str | Path, out: str | Path, progress: Progress | None = None) -> None:
+    """Measure every .mp4 under ``folder`` and save the label file ``out``."""
+    paths = sorted(Path(folder).rglob("*.mp4"))
+    motions = []
+    for index, path in enumerate(paths):
+        motions.append(measure_video(path, model))
+        if progress is not None:
+            progress(index + 1, len(paths))
+    landmarks = np.concatenate([m.landmarks[:, LANDMARKS] for m in motions])
+    np.savez(
+        out, ids=[p.relative_to(folder).with_suffix("").as_posix() for p in paths], num_frames=[len(m) for m in motions],
+        found=np.concatenate([m.found for m in motions]), landmark_index=np.array(LANDMARKS),
+        blendshapes=np.nan_to_num(np.concatenate([m.blendshapes for m in motions])).astype(np.float16),
+        landmarks_px_x32=np.nan_to_num(landmarks * 32).round().astype(np.int16),
+    )  # fmt: skip
+
+
+def head_clips(
+    images: np.ndarray, identity: np.ndarray, group: np.ndarray, model: str | Path, progress: Progress | None = None
+) -> tuple[list[Clip], list[np.ndarray]]:
+    """Rendered heads as clips: one per group of renders that differ in the expression alone; and each clip's rows of ``images``.
+
+    Args:
+        images: (N, 256, 256, 3) uint8, each the editor's crop.
+    """
+    motion: FaceMotion = measure_frames(images, model, progress)
+    clips, rows_of_clip = [], []
+    for number in np.unique(group):
+        rows = np.flatnonzero((group == number) & motion.found)
+        if len(rows) >= 4:
+            rows_of_clip.append(rows)
+            five = motion.landmarks[rows][:, FIVE]
+            clips.append(Clip(
+                f"heads/train/{number:04d}", f"head{identity[rows[0]]:03d}", "", np.ones(len(rows), bool),
+                motion.landmarks[rows][:, LANDMARKS], motion.blendshapes[rows], five,
+            ))  # fmt: skip
+    return clips, rows_of_clip
+
+
+def build_head_store(images: np.ndarray, clips: list[Clip], rows: list[np.ndarray], folder: str | Path) -> CropStore:
+    """Save rendered crops as a store of wide crops; what lies beyond a render repeats its edge."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    order = np.concatenate(rows)
+    inner = round(CROP_PX / STORED_MARGIN)
+    before = (CROP_PX - inner) // 2
+    padding = (before, CROP_PX - inner - before) * 2
+    wide = np.lib.format.open_memmap(folder / "crops.npy", "w+", np.uint8, (len(order), CROP_PX, CROP_PX, 3))
+    for place, row in enumerate(order):
+        pixels = torch.from_numpy(images[row]).permute(2, 0, 1)[None].float()
+        small = F.interpolate(pixels, size=(inner, inner), mode="bilinear", antialias=True)
+        wide[place] = F.pad(small, padding, mode="replicate")[0].round().byte().permute(1, 2, 0).numpy()
+    wide.flush()
+    np.savez(
+        folder / "table.npz", clip_of=np.concatenate([np.full(len(c), i) for i, c in enumerate(clips)]),
+        frame_of=np.concatenate([np.arange(len(c)) for c in clips]), landmarks=np.concatenate([c.landmarks / CROP_PX for c in clips]),
+        clip_ids=[c.id for c in clips], speakers=[c.speaker for c in clips],
+    )  # fmt: skip
+    return CropStore(folder)
+
+
+@torch.inference_mode()
+def head_poses(teacher: LipTeacher, images: np.ndarray, clips: list[Clip], rows: list[np.ndarray]) -> tuple[dict, dict]:
+    """Teacher poses of rendered heads and of their mirror images: clip id -> (T, 12), twice."""
+    plain, mirror = {}, {}
+    speakers = sorted({c.speaker for c in clips})
+    for speaker in speakers:
+        own = [(c, r) for c, r in zip(clips, rows) if c.speaker == speaker]
+        raw = [raw_features(c.landmarks[:, :40], c.points, c.blendshapes) for c, _ in own]
+        opening = np.concatenate([mouth_opening(c.landmarks[:, :40], c.points) for c, _ in own])
+        neutral = neutral_features(np.concatenate(raw), opening)
+        for (clip, place), features in zip(own, raw):
+            pixels = torch.from_numpy(images[place]).permute(0, 3, 1, 2).float() / 127.5 - 1
+            left, top, right, bottom = (round(share * CROP_PX) for share in STORED_MOUTH)
+            stored = F.interpolate(F.pad(pixels, (0, 0, 0, max(bottom - CROP_PX, 0)), mode="replicate")[:, :, top:bottom, left:right], size=STORED_PX)
+            for table, sign, values in ((plain, 1.0, features - neutral), (mirror, -1.0, mirrored(features - neutral))):
+                mouths = view_mouths(stored, teacher.config.mouth_px, torch.Generator(), 0.0, 0.0, torch.full((len(place),), sign))
+                table[clip.id] = teacher(torch.from_numpy(values.astype(np.float32)), mouths).numpy()
+    return plain, mirror
