@@ -61,7 +61,7 @@ def add_models(parser: argparse.ArgumentParser) -> None:
     """Other networks than the bundled ones."""
     group = parser.add_argument_group("models (a path or a hub id; default: the bundled ones)")
     group.add_argument("--models", metavar="DIR", help="folder with <role>.safetensors files")
-    for name in ("codec", "editor", "pose-model", "audio-encoder", "lip-encoder", "detector"):
+    for name in ("codec", "editor", "pose-model", "audio-encoder", "lip-encoder", "detector", "emotion-encoder"):
         group.add_argument(f"--{name}", dest=name.replace("-", "_"), metavar="MODEL")
     group.add_argument("--device", help="cuda, mps or cpu (default: the first there is)")
     group.add_argument(
@@ -79,7 +79,7 @@ def load_lipsync(args: argparse.Namespace) -> Any:
         torch.empty(0, device=args.device)
     except (RuntimeError, AssertionError) as error:
         raise FlashLipsError(f"The device '{args.device}' cannot be used ({str(error).splitlines()[0]}); choose cpu.") from error
-    names = ("codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "device", "crop_px")
+    names = ("codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "emotion_encoder", "device", "crop_px")
     return LipSync.load(args.models, **{name: getattr(args, name) for name in names if getattr(args, name) is not None})
 
 

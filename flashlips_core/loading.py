@@ -82,6 +82,7 @@ class Parts:
     Args:
         codec, editor, pose_model, audio_encoder, lip_encoder: "bundled", a path, a hub id, or the loaded part.
         detector: weights of the face detector, or an object with its ``detect``; None for the default one.
+        emotion_encoder: path, hub id or object, for pose models that take an audio-emotion embedding; None goes without.
         device: None picks CUDA, MPS or the CPU.
         dtype: of codec, editor and lip encoder; None picks by device.
         crop_px: side of the square that the editor sees; None takes what the editor was trained on.
@@ -95,6 +96,7 @@ class Parts:
         audio_encoder: Any = "bundled",
         lip_encoder: Any = "bundled",
         detector: Any = None,
+        emotion_encoder: Any = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         crop_px: int | None = None,
@@ -102,7 +104,7 @@ class Parts:
         self.device = device_of(device)
         self.dtype = dtype or dtype_for(self.device)
         self._given = {"codec": codec, "editor": editor, "pose-model": pose_model, "audio-encoder": audio_encoder}
-        self._given |= {"lip-encoder": lip_encoder, "detector": detector}
+        self._given |= {"lip-encoder": lip_encoder, "detector": detector, "emotion-encoder": emotion_encoder}
         self._crop_px = crop_px
 
     @classmethod
@@ -149,6 +151,14 @@ class Parts:
 
         given = self._given["audio-encoder"]
         return load_audio_encoder(given, device=self.device) if self._is_name("audio-encoder") else given
+
+    @functools.cached_property
+    def emotion_encoder(self) -> Any:
+        """16 kHz samples to an emotion embedding, or None."""
+        from .audio import load_emotion_encoder
+
+        given = self._given["emotion-encoder"]
+        return load_emotion_encoder(given, self.device) if self._is_name("emotion-encoder") else given
 
     @functools.cached_property
     def detector(self) -> Any:

@@ -132,8 +132,10 @@ class LipSync(Parts):
         from .audio import to_mono_16k
 
         audio = audio if isinstance(audio, Audio) else load_audio(audio)
-        features = self.audio_encoder.encode(to_mono_16k(audio))
-        poses = sample_poses(self.pose_model, features, sources, settings.sampler, progress=progress)
+        samples = to_mono_16k(audio)
+        features = self.audio_encoder.encode(samples)
+        emotion = self.emotion_encoder.encode(samples) if self.emotion_encoder and self.pose_model.config.emotion_dim else None
+        poses = sample_poses(self.pose_model, features, sources, settings.sampler, emotion, progress)
         rest = self.pose_model.rest_pose.float().cpu()
         if settings.gain != 1.0:
             poses = gain(poses, settings.gain, settings.gain, rest)
@@ -176,8 +178,8 @@ class LipSync(Parts):
 
     def crops(self, video: Source, track: FaceTrack, frames: Sequence[int]) -> Tensor:
         """Crops of some frames (sorted), in one pass. -> (K, 3, S, S) in [-1, 1]."""
-        wanted, found = set(int(i) for i in frames), []
-        if min(wanted) < 0 or max(wanted) >= len(track):
+        wanted, found = {int(i) for i in frames}, []
+        if not wanted or min(wanted) < 0 or max(wanted) >= len(track):
             raise FlashLipsError(
                 f"Reference frames {sorted(wanted)} must lie within the track's {len(track)} frames; choose others."
             )
@@ -277,14 +279,16 @@ class LipSync(Parts):
         settings = replace(settings, **changes)
         check_output(out, [video, audio], tuple(CONTAINERS))
         clip = probe(video)
-        voice = audio if isinstance(audio, Audio) else load_audio(video if audio is None else audio)
+        needs_sound = audio is not None or poses is None
+        voice = load_audio(audio or video) if needs_sound and not isinstance(audio, Audio) else audio
         _ = self.codec, self.editor  # a wrong checkpoint is said before the long work, not after
         clock = StageClock(self.device)
-        tracked = _tracked_frames(clip, voice, settings) if track is None else 0
         shown = clip.num_frames if audio is None else len(plan_frames(clip.num_frames, clip.fps, voice.duration, settings.length))
+        stop = _last_frame_heard(clip, shown, settings)
+        tracked = 0 if track is not None else stop or clip.num_frames
         if track is None:
             with clock("track"):
-                track = self.track(video, settings, tracked, _part(progress, 0, tracked + shown))
+                track = self.track(video, settings, stop, _part(progress, 0, tracked + shown))
         with clock("choose references"):
             look = self.look(video, track, settings.num_references)
         if poses is None:
@@ -345,11 +349,10 @@ def no_face_in(path: Source) -> FlashLipsError:
     )
 
 
-def _tracked_frames(clip: ClipInfo, voice: Audio, settings: DubSettings) -> int:
-    """How many frames need a track: short sound ends the clip early. Uneven frames cannot be counted ahead."""
-    if settings.length != "cut" or clip.is_variable_rate:
-        return clip.num_frames
-    return len(plan_frames(clip.num_frames, clip.fps, voice.duration, "cut"))
+def _last_frame_heard(clip: ClipInfo, num_shown: int, settings: DubSettings) -> int | None:
+    """Where the sound ends, None where every frame is needed; neither uneven frames nor a container's guess can be counted on."""
+    is_shorter = settings.length == "cut" and num_shown < clip.num_frames and not clip.is_variable_rate
+    return num_shown if is_shorter else None
 
 
 def _check_track(track: FaceTrack, clip: ClipInfo) -> None:

@@ -211,6 +211,29 @@ def test_output_says_that_it_is_synthetic_unless_told_not_to(lipsync, plain_clip
     assert tags == {True: PROVENANCE["comment"], False: ""}
 
 
+def test_a_stage_1_editor_runs_masked_only_and_changes_the_lower_face_alone(model_folder, plain_clip, tmp_path):
+    checkpoint.save(toy_networks()["editor"], tmp_path / "stage_1.safetensors", "editor-masked", {"crop_px": CROP_PX})
+    masked = LipSync.load(model_folder, device="cpu", editor=tmp_path / "stage_1.safetensors")
+    track = make_track()
+    with pytest.raises(FlashLipsError, match="use mode 'masked'"):
+        masked.crop_editor(plain_clip, track, [0])
+    editor = masked.crop_editor(plain_clip, track, [0], mode="masked")
+    crops = masked.crops(plain_clip, track, [3, 8])
+    _, alpha = editor(crops, make_poses().values[[3, 8]])
+    assert alpha[..., 40:, 16:48].amax() > 0
+    with torch.inference_mode():
+        source = masked.codec.encode(crops)
+        edited = editor.edit(source, make_poses().values[[3, 8]])
+    assert torch.equal(edited[..., :3, :], source[..., :3, :]) and not torch.equal(edited[..., 5:, 2:6], source[..., 5:, 2:6])
+
+
+def test_given_poses_need_no_sound_and_keep_the_clips_own(lipsync, talking_clip, plain_clip, tmp_path):
+    for clip in (talking_clip, plain_clip):
+        report = lipsync.dub(clip, None, tmp_path / "out.mp4", track=make_track(), poses=make_poses(), **QUICK)
+        assert report.edited == 25 and "sound to poses" not in report.seconds
+        assert probe(tmp_path / "out.mp4").audio_rate == probe(clip).audio_rate
+
+
 def test_progress_counts_every_frame_and_stopping_in_it_leaves_no_file(lipsync, plain_clip, tmp_path):
     calls = []
     lipsync.edit_video(
