@@ -44,9 +44,8 @@ class SamplerSettings:
         if self.solver not in SOLVERS:
             raise FlashLipsError(f"The sampler has no solver '{self.solver}'; choose one of {', '.join(SOLVERS)}.")
         if self.steps < 1 or self.hop < 1 or self.prefix < 0 or self.lookahead < 0:
-            raise FlashLipsError(
-                f"Sampling needs steps >= 1, hop >= 1, prefix >= 0 and lookahead >= 0; got {self.steps}, {self.hop}, {self.prefix}, {self.lookahead}."
-            )
+            got = f"{self.steps}, {self.hop}, {self.prefix} and {self.lookahead}"
+            raise FlashLipsError(f"Sampling needs steps and hop of 1 or more, prefix and lookahead of 0 or more; got {got}.")
         if not (math.isfinite(self.temperature) and self.temperature >= 0 and math.isfinite(self.guidance)):
             raise FlashLipsError(f"Temperature must be >= 0 and guidance finite; got {self.temperature} and {self.guidance}.")
 
@@ -138,7 +137,13 @@ def integrate(velocity: Velocity, z: Tensor, steps: int, solver: str) -> Tensor:
 
 @torch.inference_mode()
 def sample_window(
-    network: nn.Module, noise: Tensor, committed: Tensor, audio: Tensor, sources: Tensor, emotion: Tensor | None, settings: SamplerSettings
+    network: nn.Module,
+    noise: Tensor,
+    committed: Tensor,
+    audio: Tensor,
+    sources: Tensor,
+    emotion: Tensor | None,
+    settings: SamplerSettings,
 ) -> Tensor:
     """Poses of one window, (T, P).
 
@@ -229,7 +234,9 @@ class PoseStream:
         """Start at absolute pose frame ``first_frame``, which keys the noise; ``sources`` (K, P) default to the rest pose."""
         config = network.config
         if kind != config.audio_kind:
-            raise FlashLipsError(f"This pose model listens to '{config.audio_kind}' features, got '{kind}'; load the audio encoder it was trained with.")
+            raise FlashLipsError(
+                f"This pose model listens to '{config.audio_kind}', got '{kind}'; load the audio encoder it was trained with."
+            )
         self.network, self.rate_hz, self.emotion = network, Fraction(rate_hz), emotion
         self.settings = settings or SamplerSettings()
         self.sources = network.rest_pose[None].cpu() if sources is None else sources
@@ -245,7 +252,10 @@ class PoseStream:
         """Add encoder rows (N, D); returns the poses that became final, possibly none."""
         values = features if isinstance(features, Tensor) else features.values
         if values.ndim != 2 or values.shape[1] != self._rows.shape[1]:
-            raise FlashLipsError(f"This pose model takes {self._rows.shape[1]} audio numbers per row, got {tuple(values.shape)}; load its own audio encoder.")
+            raise FlashLipsError(
+                f"This pose model takes {self._rows.shape[1]} audio numbers per row, got {tuple(values.shape)}; "
+                "load the audio encoder it was trained with."
+            )
         if not torch.isfinite(values).all():
             raise FlashLipsError("The audio features hold NaN or infinite numbers; check the audio file.")
         self._rows = torch.cat([self._rows, values.float()])

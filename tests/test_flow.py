@@ -229,7 +229,8 @@ def test_no_temperature_means_no_randomness():
 
 def test_guidance_of_one_is_the_conditional_velocity():
     network, heard = make(), features(12)
-    plain, near = (sample_poses(network, heard, None, dataclasses.replace(SETTINGS, guidance=g)).values for g in (1.0, 1.0 + 1e-7))
+    settings = [dataclasses.replace(SETTINGS, guidance=g) for g in (1.0, 1.0 + 1e-7)]
+    plain, near = (sample_poses(network, heard, None, s).values for s in settings)
     torch.testing.assert_close(plain, near, atol=1e-4, rtol=1e-4)
 
 
@@ -239,7 +240,7 @@ def test_bad_features_are_refused_in_one_sentence():
         sample_poses(network, features(0))
     with pytest.raises(FlashLipsError, match="listens to 'toy'"):
         sample_poses(network, dataclasses.replace(features(5), kind="other"))
-    with pytest.raises(FlashLipsError, match="3 audio numbers"):
+    with pytest.raises(FlashLipsError, match="takes 3 audio numbers"):
         sample_poses(network, features(5, dim=4))
     with pytest.raises(FlashLipsError, match="NaN"):
         sample_poses(network, dataclasses.replace(features(5), values=torch.full((5, 3), math.nan)))

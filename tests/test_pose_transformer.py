@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flashlips_core import checkpoint
+from flashlips_core.flow import integrate
 from flashlips_core.loading import load_network
 from flashlips_core.models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig
 
@@ -34,7 +35,7 @@ def inputs(batch: int = 2, frames: int = 20, config: PoseTransformerConfig = TIN
     }
 
 
-@pytest.mark.parametrize(("config", "count"), [(POSE_150M, 149_644_812), (POSE_MINI, 4_190_220)])
+@pytest.mark.parametrize(("config", "count"), [(POSE_150M, 149_748_492), (POSE_MINI, 2_450_700)])
 def test_presets_have_their_number_of_parameters(config, count):
     with torch.device("meta"):
         network = PoseTransformer(config)
@@ -99,6 +100,22 @@ def test_audio_is_standardised_by_the_buffers():
     network.audio_mean.fill_(3.0)
     network.audio_std.fill_(2.0)
     torch.testing.assert_close(network(**{**given, "audio": given["audio"] * 2 + 3}), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_untrained_network_samples_around_its_linear_forecast():
+    network, given = PoseTransformer(TINY).eval().requires_grad_(False), inputs()
+    random = torch.Generator().manual_seed(2)
+    network.forecast_audio.copy_(0.1 * torch.randn(network.forecast_audio.shape, generator=random))
+    network.forecast_source.copy_(0.3 * torch.eye(12))
+    network.forecast_bias.fill_(0.2)
+    network.forecast_spread.copy_(torch.linspace(0.5, 1, 12))
+    mean, spread = network.forecast(given["audio"], given["sources"], None)
+
+    def velocity(z: torch.Tensor, t: float) -> torch.Tensor:
+        return network(z, torch.full((2,), t), given["audio"], given["sources"])
+
+    drawn = integrate(velocity, given["z_t"], 60, "midpoint")
+    torch.testing.assert_close(drawn, mean + spread * given["z_t"], atol=2e-3, rtol=2e-3)
 
 
 def test_a_checkpoint_gives_the_same_network_back(tmp_path):

@@ -31,11 +31,12 @@ class PoseTransformerConfig:
     depth: int = 12
     num_heads: int = 15
     mlp_ratio: int = 4
-    audio_kernel: int = 5  # pose frames that the input convolution sees at once
+    kernel: int = 5  # pose frames that the input convolutions see at once
+    forecast_kernel: int = 9  # pose frames of the linear forecast
 
 
 POSE_150M = PoseTransformerConfig()
-POSE_MINI = PoseTransformerConfig(audio_kind="flashlips-mel-conv", audio_dim=2 * 128, width=256, depth=4, num_heads=4)
+POSE_MINI = PoseTransformerConfig(audio_kind="flashlips-mel-conv", audio_dim=2 * 128, width=192, depth=4, num_heads=3)
 
 
 class PoseTransformer(nn.Module):
@@ -43,8 +44,8 @@ class PoseTransformer(nn.Module):
 
     Frames attend to each other in both directions with rotary positions, so a window means the same wherever it
     lies in the clip. Sources are a set: each passes an MLP and their mean joins every frame, so any K >= 0 will do.
-    Ours: the network's output is scaled and added to the velocity that unit Gaussian poses would have; on standardised
-    poses its target then has about unit variance at every t.
+    Ours: the velocity starts from the closed form for Gaussian poses around a linear forecast from the audio, fitted once
+    before training (see :meth:`forecast`); the transformer learns what the linear model misses.
     """
 
     def __init__(self, config: PoseTransformerConfig):
@@ -54,9 +55,13 @@ class PoseTransformer(nn.Module):
         self.register_buffer("rest_pose", torch.zeros(config.pose_dim))  # closed, relaxed lips, standardised
         self.register_buffer("audio_mean", torch.zeros(config.audio_dim))  # of the training features
         self.register_buffer("audio_std", torch.ones(config.audio_dim))
-        self.pose_in = nn.Linear(config.pose_dim, width)
+        self.register_buffer("forecast_audio", torch.zeros(config.pose_dim, config.audio_dim, config.forecast_kernel))
+        self.register_buffer("forecast_source", torch.zeros(config.pose_dim, config.pose_dim))
+        self.register_buffer("forecast_bias", torch.zeros(config.pose_dim))
+        self.register_buffer("forecast_spread", torch.ones(config.pose_dim))  # deviation of the poses around the forecast
+        self.pose_in = nn.Conv1d(2 * config.pose_dim, width, config.kernel, padding=config.kernel // 2)
         self.is_known = nn.Parameter(torch.zeros(width))  # marks frames whose pose is finished, not noisy
-        self.audio_in = nn.Conv1d(config.audio_dim, width, config.audio_kernel, padding=config.audio_kernel // 2)
+        self.audio_in = nn.Conv1d(config.audio_dim, width, config.kernel, padding=config.kernel // 2)
         self.no_audio = nn.Parameter(torch.zeros(width))
         self.emotion_in = nn.Linear(config.emotion_dim, width) if config.emotion_dim else None
         self.source_in = nn.Sequential(nn.Linear(config.pose_dim, width), nn.SiLU(), nn.Linear(width, width))
@@ -91,7 +96,10 @@ class PoseTransformer(nn.Module):
             known: (B, T) bool, the committed frames.
             drop_audio: (B,) bool, items that must do without their audio.
         """
-        x = self.pose_in(z_t) + self.condition(audio, sources, emotion, drop_audio)  # B T D
+        audio = (audio - self.audio_mean) / self.audio_std
+        mean, spread = self.forecast(audio, sources, drop_audio)
+        x = self.pose_in(torch.cat([z_t, mean], dim=2).transpose(1, 2)).transpose(1, 2)  # B T D
+        x = x + self.condition(audio, sources, emotion, drop_audio)
         if known is not None:
             x = x + known[..., None].to(x.dtype) * self.is_known
         c = self.time_in(time_features(t).to(x.dtype))[:, None]  # B 1 D
@@ -102,18 +110,31 @@ class PoseTransformer(nn.Module):
         scale, shift = self.out_modulation(c).chunk(2, dim=-1)
         residual = self.out(self.out_norm(x) * (1 + scale) + shift)
         t = t[:, None, None].to(x.dtype)
-        variance = (1 - t) ** 2 + t**2  # of z_t, were poses unit Gaussian
-        return (2 * t - 1) / variance * z_t + variance.rsqrt() * residual
+        variance = (1 - t) ** 2 + (t * spread) ** 2  # of z_t, were poses normal around the forecast
+        gaussian = mean + (t * spread**2 - (1 - t)) / variance * (z_t - t * mean)  # E[z - eps | z_t] for such poses
+        return gaussian + spread * variance.rsqrt() * residual
+
+    def forecast(self, audio: Tensor, sources: Tensor, drop_audio: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Linear guess of the poses from a few frames of audio and the mean source: (B, T, P) and its spread (B, 1, P).
+
+        Without audio it is the prior of standardised poses: zero mean, unit spread.
+        """
+        mean = F.conv1d(audio.transpose(1, 2), self.forecast_audio, padding="same").transpose(1, 2)
+        mean = mean + F.linear(source_mean(sources), self.forecast_source, self.forecast_bias)[:, None]
+        spread = self.forecast_spread.expand(len(audio), 1, -1)
+        if drop_audio is not None:
+            mean = mean.masked_fill(drop_audio[:, None, None], 0.0)
+            spread = spread.masked_fill(drop_audio[:, None, None], 1.0)
+        return mean, spread
 
     def condition(self, audio: Tensor, sources: Tensor, emotion: Tensor | None, drop_audio: Tensor | None) -> Tensor:
         """Concat[a, e(a), z_lips^K] and its projection, written as a sum of projections. Returns (B, T, D)."""
-        audio = (audio - self.audio_mean) / self.audio_std
         heard = self.audio_in(audio.transpose(1, 2)).transpose(1, 2)  # B T D
         if self.emotion_in is not None and emotion is not None:
             heard = heard + self.emotion_in(emotion)[:, None]
         if drop_audio is not None:
             heard = torch.where(drop_audio[:, None, None], self.no_audio, heard)
-        person = self.source_in(sources).sum(dim=1, keepdim=True) / max(sources.shape[1], 1)  # B 1 D
+        person = source_mean(self.source_in(sources))[:, None]  # B 1 D
         return heard + person
 
 
@@ -144,6 +165,11 @@ class Block(nn.Module):
         x = x + gate_1 * h
         h = self.contract(F.gelu(self.expand(self.norm_2(x) * (1 + scale_2) + shift_2), approximate="tanh"))
         return x + gate_2 * h
+
+
+def source_mean(sources: Tensor) -> Tensor:
+    """(B, K, P) -> (B, P); zero without any source."""
+    return sources.sum(dim=1) / max(sources.shape[1], 1)
 
 
 def time_features(t: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 
+from ..audio import AudioEncoder, to_mono_16k
 from ..flow import POSE_RATE, FlowBatch, features_at_pose_rate
-from ..types import SAMPLE_RATE, AudioFeatures, FlashLipsError, Progress
+from ..media import load_audio
+from ..types import SAMPLE_RATE, FlashLipsError, Progress
 
 log = logging.getLogger(__name__)
 
@@ -25,17 +26,11 @@ FRAME_SAMPLES = int(SAMPLE_RATE / POSE_RATE)
 CLOSING_FRAMES = 5  # a mouth takes about 0.2 s to come to rest
 SILENT_TRACKS = 120  # tracks without any speech
 SILENT_FRAMES = 125
+MAX_SOURCES = 8  # source poses of a batch: none for a tenth of the batches, else 1 to this many
+AUDIO_NOISE, AUDIO_LOST = 0.15, 0.05  # in deviations of each number; share of an item's numbers replaced by their mean
 SILENT_SHARE, OTHERS_SHARE = 0.12, 0.35  # of the crops: silent tracks; people other than the one with most clips
 LABEL_FOLDERS = {"s1": "grid_s1", "grid_people": "grid_people"}  # first part of a label's id -> folder of the data
 UNSYNCED = ("s4", "s33", "s25", "uG")  # sound and picture disagree, or it cannot be decided
-
-
-class Encoder(Protocol):
-    """What is needed of an audio encoder here."""
-
-    kind: str
-
-    def encode(self, samples: torch.Tensor) -> AudioFeatures: ...
 
 
 @dataclass(frozen=True)
@@ -52,10 +47,11 @@ class PoseLabels:
     def load(path: str | Path) -> PoseLabels:
         """Read the ``.npz`` with ids, num_frames, poses, found, rest."""
         if not Path(path).is_file():
-            raise FlashLipsError(f"No pose labels at {path}; make them with the lip encoder's stage, then name the file with --labels.")
+            raise FlashLipsError(f"No pose labels at {path}; make them with the lip encoder's stage, then name the file.")
         file = np.load(path)
         starts = np.concatenate([[0], np.cumsum(file["num_frames"])])
-        return PoseLabels([str(i) for i in file["ids"]], starts, file["poses"].astype(np.float32), file["found"], file["rest"].astype(np.float32))
+        poses, rest = file["poses"].astype(np.float32), file["rest"].astype(np.float32)
+        return PoseLabels([str(i) for i in file["ids"]], starts, poses, file["found"], rest)
 
     def clip(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Poses and found of one clip."""
@@ -64,7 +60,8 @@ class PoseLabels:
 
     def split(self, name: str) -> list[int]:
         """Clips of ``train``, ``val`` or ``test`` whose sound is in sync."""
-        return [i for i, id in enumerate(self.ids) if id.split("/")[1] == name and speaker_of(id) not in UNSYNCED and self.clip(i)[1].any()]
+        named = [i for i, id in enumerate(self.ids) if id.split("/")[1] == name and speaker_of(id) not in UNSYNCED]
+        return [i for i in named if self.clip(i)[1].any()]
 
 
 def speaker_of(clip_id: str) -> str:
@@ -81,9 +78,6 @@ def clip_path(data: str | Path, clip_id: str) -> Path:
 
 def read_samples(path: Path) -> np.ndarray:
     """A clip's sound, mono at 16 kHz."""
-    from ..audio import to_mono_16k
-    from ..media import load_audio
-
     return to_mono_16k(load_audio(path)).numpy()
 
 
@@ -101,8 +95,8 @@ def quiet_tone(random: np.random.Generator, num_samples: int, like: np.ndarray |
         noise = np.convolve(noise, 0.97 ** np.arange(200), "same")
     if kind == 3:
         room = quietest(like, SAMPLE_RATE // 5)
-        size = len(room)
-        shape = np.interp(np.linspace(0, 1, num_samples // 2 + 1), np.linspace(0, 1, size // 2 + 1), np.abs(np.fft.rfft(room * np.hanning(size))))
+        spectrum = np.abs(np.fft.rfft(room * np.hanning(len(room))))
+        shape = np.interp(np.linspace(0, 1, num_samples // 2 + 1), np.linspace(0, 1, len(spectrum)), spectrum)
         noise = np.fft.irfft(np.fft.rfft(noise) * shape, num_samples)
         level = room.std()
     return (noise / (noise.std() + 1e-12) * level).astype(np.float32)
@@ -155,18 +149,19 @@ class PoseTracks:
         """Track indices of the person with most clips, of the others, of silence."""
         speaking = self.person[self.person >= 0]
         most = np.bincount(speaking).argmax() if len(speaking) else 0
-        return [np.flatnonzero(self.person == most), np.flatnonzero((self.person >= 0) & (self.person != most)), np.flatnonzero(self.person < 0)]
+        is_other = (self.person >= 0) & (self.person != most)
+        return [np.flatnonzero(which) for which in (self.person == most, is_other, self.person < 0)]
 
     @functools.cached_property
     def frames_of(self) -> list[np.ndarray]:
         """Frames with a label, for each speaking track: where its source poses are drawn from."""
         return [np.flatnonzero(self.found[a:b]) + a for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)]
 
-    def batch(self, size: int, num_frames: int, generator: torch.Generator, noise: float = 0.15, max_sources: int = 8) -> FlowBatch:
+    def batch(self, size: int, num_frames: int, generator: torch.Generator) -> FlowBatch:
         """Random crops; audio gets noise (relative to each number's deviation) and loses a twentieth of its numbers."""
         random = np.random.default_rng(torch.randint(2**62, (1,), generator=generator).item())
         shares = np.array([1 - SILENT_SHARE - OTHERS_SHARE, OTHERS_SHARE, SILENT_SHARE]) * [len(g) > 0 for g in self.groups]
-        num_sources = 0 if random.random() < 0.1 else random.integers(1, max_sources + 1)
+        num_sources = 0 if random.random() < 0.1 else random.integers(1, MAX_SOURCES + 1)
         rows, sources = [], []
         for group in random.choice(3, size, p=shares / shares.sum()):
             track = random.choice(self.groups[group])
@@ -176,13 +171,14 @@ class PoseTracks:
             sources.append(random.choice(self.frames_of[owner], num_sources))
         rows = np.stack(rows)
         audio = self.audio[rows].astype(np.float32)
-        audio += noise * self.audio_stats[1] * random.standard_normal(audio.shape, np.float32)
-        lost = random.random((size, 1, audio.shape[2])) < 0.05
+        audio += AUDIO_NOISE * self.audio_stats[1] * random.standard_normal(audio.shape, np.float32)
+        lost = random.random((size, 1, audio.shape[2])) < AUDIO_LOST
         audio = np.where(lost, self.audio_stats[0], audio)
-        poses = torch.from_numpy(self.poses[rows])
         return FlowBatch(
-            poses, torch.from_numpy(audio), torch.from_numpy(self.poses[np.stack(sources)]),
-            torch.from_numpy(self.found[rows]).float(),
+            poses=torch.from_numpy(self.poses[rows]),
+            audio=torch.from_numpy(audio),
+            sources=torch.from_numpy(self.poses[np.stack(sources)]),
+            weight=torch.from_numpy(self.found[rows]).float(),
         )
 
     @functools.cached_property
@@ -193,7 +189,13 @@ class PoseTracks:
 
     @staticmethod
     def build(
-        labels: PoseLabels, data: str | Path, encoder: Encoder, cache: Path, variants: int = 2, seed: int = 0, progress: Progress | None = None
+        labels: PoseLabels,
+        data: str | Path,
+        encoder: AudioEncoder,
+        cache: Path,
+        variants: int = 2,
+        seed: int = 0,
+        progress: Progress | None = None,
     ) -> PoseTracks:
         """Encode the training clips, ``variants`` times each with other silences, gains and noise, or read the cache."""
         key = _key(labels, encoder, variants, seed)
@@ -217,24 +219,22 @@ class PoseTracks:
             rest = np.repeat(labels.rest[None], SILENT_FRAMES, 0)
             parts.append((encode_frames(encoder, sound, SILENT_FRAMES), rest, np.ones(SILENT_FRAMES, bool), -1))
         audio, poses, found, person = zip(*parts, strict=True)
-        tracks = PoseTracks(
-            np.concatenate([[0], np.cumsum([len(p) for p in poses])]), np.concatenate(audio), np.concatenate(poses), np.concatenate(found),
-            np.array(person),
-        )
+        starts = np.concatenate([[0], np.cumsum([len(p) for p in poses])])
+        tracks = PoseTracks(starts, np.concatenate(audio), np.concatenate(poses), np.concatenate(found), np.array(person))
         cache.parent.mkdir(parents=True, exist_ok=True)
         np.savez(cache, key=key, **vars(tracks))
         log.info("%d tracks, %.0f minutes, %d people", len(parts), len(tracks.poses) / 25 / 60, len(people))
         return tracks
 
 
-def encode_frames(encoder: Encoder, samples: np.ndarray, num_frames: int) -> np.ndarray:
+def encode_frames(encoder: AudioEncoder, samples: np.ndarray, num_frames: int) -> np.ndarray:
     """Features of a sound at the pose rate, exactly ``num_frames`` of them (the last one repeated), float16."""
     features = encoder.encode(torch.from_numpy(np.ascontiguousarray(samples, dtype=np.float32)))
     rows = features_at_pose_rate(features.values, features.rate_hz)
     return rows[torch.arange(num_frames).clamp(max=len(rows) - 1)].half().numpy()
 
 
-def _key(labels: PoseLabels, encoder: Encoder, variants: int, seed: int) -> str:
+def _key(labels: PoseLabels, encoder: AudioEncoder, variants: int, seed: int) -> str:
     probe = torch.sin(torch.arange(SAMPLE_RATE) * 0.05) * torch.linspace(0, 0.5, SAMPLE_RATE)
     digest = hashlib.sha256(encoder.encode(probe).values.numpy().tobytes() + labels.poses.tobytes()).hexdigest()[:16]
     return json.dumps([encoder.kind, digest, variants, seed, len(labels.ids)])

@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checkpoint
+from ..audio import AudioEncoder, load_audio_encoder
 from ..flow import FlowBatch, SamplerSettings, flow_matching_loss, sample_poses
-from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig
+from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
 from ..types import SAMPLE_RATE, AudioFeatures, Progress
 from .loop import TrainConfig, fit
-from .pose_tracks import Encoder, PoseLabels, PoseTracks, clip_path, quiet_tone, read_samples
+from .pose_tracks import PoseLabels, PoseTracks, clip_path, quiet_tone, read_samples, speaker_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class PoseTraining:
     steps: int = 2000
     batch: int = 10
     num_frames: int = 64  # 2.6 s
-    lr: float = 1.5e-3
+    lr: float = 1e-3
     ema: float = 0.995
     audio_dropout: float = 0.1  # for guidance (paper: classifier-free)
     variants: int = 2  # renditions of each clip's sound
@@ -50,12 +52,13 @@ class PoseTraining:
     seed: int = 0
 
 
-def train(config: PoseTraining, encoder: Encoder | None = None, progress: Progress | None = None) -> Path:
+def train(config: PoseTraining, encoder: AudioEncoder | None = None, progress: Progress | None = None) -> Path:
     """Train and save a pose model; returns the checkpoint's path. Resumes from ``run_dir``."""
     torch.set_num_threads(config.threads)
     labels = PoseLabels.load(config.labels)
-    encoder = encoder or _load_encoder(config.audio_encoder)
-    tracks = PoseTracks.build(labels, config.data, encoder, Path(config.run_dir) / "tracks.npz", config.variants, config.seed, progress)
+    encoder = encoder or load_audio_encoder(config.audio_encoder)
+    cache = Path(config.run_dir) / "tracks.npz"
+    tracks = PoseTracks.build(labels, config.data, encoder, cache, config.variants, config.seed, progress)
     held_out = held_out_clips(labels, "val", config.data, encoder, limit=8)
     jaw = JawReadout.fit(labels, config.data)
 
@@ -69,7 +72,15 @@ def train(config: PoseTraining, encoder: Encoder | None = None, progress: Progre
         build_network(config, labels, tracks, encoder),
         lambda generator: tracks.batch(config.batch, config.num_frames, generator),
         step,
-        TrainConfig(config.run_dir, config.steps, config.lr, ema=config.ema, seed=config.seed, validate_every=config.validate_every),
+        TrainConfig(
+            run_dir=config.run_dir,
+            steps=config.steps,
+            lr=config.lr,
+            ema=config.ema,
+            seed=config.seed,
+            log_every=100,
+            validate_every=config.validate_every,
+        ),
         validate,
         progress,
     )
@@ -78,7 +89,7 @@ def train(config: PoseTraining, encoder: Encoder | None = None, progress: Progre
     return out
 
 
-def build_network(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: Encoder) -> PoseTransformer:
+def build_network(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder) -> PoseTransformer:
     """The preset, fitted to the encoder's features and the labels' rest pose; the same weights for the same seed."""
     preset: PoseTransformerConfig = dataclasses.replace(
         PRESETS[config.preset], audio_kind=encoder.kind, audio_dim=tracks.audio.shape[1], pose_dim=labels.poses.shape[1]
@@ -90,18 +101,46 @@ def build_network(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, 
     network.rest_pose.copy_(torch.from_numpy(labels.rest))
     network.audio_mean.copy_(torch.from_numpy(mean))
     network.audio_std.copy_(torch.from_numpy(std))
+    fit_forecast(network, tracks, config)
     return network
 
 
-def training_notes(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: Encoder) -> dict:
+@torch.inference_mode()
+def fit_forecast(
+    network: PoseTransformer, tracks: PoseTracks, config: PoseTraining, num_frames: int = 60_000, ridge: float = 0.01
+) -> None:
+    """Fill the network's linear forecast by ridge regression on training crops, padded at the edges as in ``forward``."""
+    kernel, generator = network.config.forecast_kernel, torch.Generator().manual_seed(config.seed)
+    moments, count = 0.0, 0
+    while count < num_frames:
+        batch = tracks.batch(32, config.num_frames, generator)
+        audio = F.pad((batch.audio - network.audio_mean) / network.audio_std, (0, 0, kernel // 2, kernel // 2))
+        heard = audio.unfold(1, kernel, 1).flatten(2)  # B T A * kernel
+        person = source_mean(batch.sources)[:, None].expand(-1, heard.shape[1], -1)
+        row = torch.cat([heard, person, torch.ones_like(heard[..., :1]), batch.poses], dim=2)[batch.weight > 0]
+        moments, count = moments + row.T @ row, count + len(row)
+    moments, num_poses = moments.double() / count, network.config.pose_dim
+    inputs = len(moments) - num_poses
+    penalty = ridge * torch.eye(inputs, dtype=torch.float64)
+    weights = torch.linalg.solve(moments[:inputs, :inputs] + penalty, moments[:inputs, inputs:]).T  # P, inputs
+    joint = torch.cat([-weights, torch.eye(num_poses, dtype=torch.float64)], dim=1)
+    network.forecast_spread.copy_((joint @ moments @ joint.T).diagonal().sqrt())
+    heard, person, bias = weights.split([inputs - num_poses - 1, num_poses, 1], dim=1)
+    network.forecast_audio.copy_(heard.reshape(network.forecast_audio.shape))
+    network.forecast_source.copy_(person)
+    network.forecast_bias.copy_(bias[:, 0])
+
+
+def training_notes(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder) -> dict:
     """What the checkpoint says of its training."""
     clips = labels.split("train")
+    people = {speaker_of(labels.ids[i]) for i in clips}
     found = np.concatenate([labels.clip(i)[0][labels.clip(i)[1]] for i in clips])
     return {
         "licence": "Apache-2.0",
-        "data": f"GRID corpus (CC BY 4.0), {len(clips)} clips of {len({labels.ids[i].rsplit('/', 1)[0] for i in clips})} people, and silence",
-        "steps": config.steps, "batch": config.batch, "frames": config.num_frames, "learning_rate": config.lr, "seed": config.seed,
-        "audio": encoder.kind, "minutes": round(len(tracks.poses) / 25 / 60, 1),
+        "data": f"GRID corpus (CC BY 4.0), {len(clips)} clips of {len(people)} people, and silence",
+        "steps": config.steps, "batch": config.batch, "frames": config.num_frames, "learning_rate": config.lr,
+        "seed": config.seed, "audio": encoder.kind, "minutes": round(len(tracks.poses) / 25 / 60, 1),
         "pose_mean": found.mean(0).round(3).tolist(), "pose_std": found.std(0).round(3).tolist(),
     }  # fmt: skip
 
@@ -118,7 +157,9 @@ class HeldOutClip:
     sources: Tensor  # (K, P)
 
 
-def held_out_clips(labels: PoseLabels, split: str, data: str | Path, encoder: Encoder, limit: int | None = None) -> list[HeldOutClip]:
+def held_out_clips(
+    labels: PoseLabels, split: str, data: str | Path, encoder: AudioEncoder, limit: int | None = None
+) -> list[HeldOutClip]:
     """Clips of a split with their features, and 4 source poses spread over the clip."""
     clips = []
     for index in labels.split(split)[:limit]:
@@ -162,7 +203,12 @@ class JawReadout:
 
 @torch.inference_mode()
 def score(
-    network: PoseTransformer, labels: PoseLabels, clips: list[HeldOutClip], encoder: Encoder, settings: SamplerSettings, jaw: JawReadout | None
+    network: PoseTransformer,
+    labels: PoseLabels,
+    clips: list[HeldOutClip],
+    encoder: AudioEncoder,
+    settings: SamplerSettings,
+    jaw: JawReadout | None,
 ) -> dict[str, float]:
     """How well sampled poses follow held-out speech, and how close to rest they stay in silence.
 
@@ -188,7 +234,9 @@ def score(
     return scores | {"silence": silence_distance(network, [clip.sources for clip in clips], encoder, settings)}
 
 
-def silence_distance(network: PoseTransformer, sources: list[Tensor], encoder: Encoder, settings: SamplerSettings, seed: int = 0) -> float:
+def silence_distance(
+    network: PoseTransformer, sources: list[Tensor], encoder: AudioEncoder, settings: SamplerSettings, seed: int = 0
+) -> float:
     """Root mean square distance of sampled poses from rest over two seconds of a quiet sound for each of ``sources``."""
     random = np.random.default_rng(seed)
     distances = []
@@ -204,19 +252,13 @@ def silence_distance(network: PoseTransformer, sources: list[Tensor], encoder: E
 
 def main(arguments: list[str] | None = None) -> None:
     """``--name=value`` for every field of :class:`PoseTraining`."""
-    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.poses", description="Train the pose model (audio to lip poses).")
+    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.poses", description="Train the pose model.")
     for field in dataclasses.fields(PoseTraining):
         is_needed = field.default is dataclasses.MISSING
         kind = str if is_needed else type(field.default)
         parser.add_argument(f"--{field.name}", type=kind, required=is_needed, default=None if is_needed else field.default)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(PoseTraining(**vars(parser.parse_args(arguments))))
-
-
-def _load_encoder(name: str) -> Encoder:
-    from ..audio import load_audio_encoder
-
-    return load_audio_encoder(name)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,146 @@
+"""Training of the pose model on toy clips: what it is fed, and that it learns."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from flashlips_core.flow import flow_matching_loss
+from flashlips_core.loading import load_network
+from flashlips_core.train.pose_tracks import FRAME_SAMPLES, PoseLabels, PoseTracks, padded_track, quiet_tone, speaker_of
+from flashlips_core.train.poses import PoseTraining, build_network, train
+from flashlips_core.types import AudioFeatures, FlashLipsError
+
+CLIPS = ["s1/train/a", "s1/train/b", "grid_people/train/s2/c", "grid_people/train/s33/d", "s1/val/e"]
+FRAMES = 30
+
+
+class Loudness:
+    """An encoder of two numbers per 20 ms: loudness, and loudness squared."""
+
+    kind = "loudness"
+
+    def encode(self, samples: torch.Tensor) -> AudioFeatures:
+        rows = torch.nn.functional.pad(samples, (0, -len(samples) % 320)).reshape(-1, 320)
+        level = rows.square().mean(1).sqrt()
+        return AudioFeatures(torch.stack([level, level**2], 1), Fraction(50), self.kind, 20 * (level + 1e-5).log10())
+
+
+def speech(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noise whose loudness opens and closes the mouth. Returns samples and (FRAMES, 12) poses."""
+    random = np.random.default_rng(seed)
+    level = np.clip(np.convolve(random.random(FRAMES + 4), np.ones(5) / 5, "valid") - 0.4, 0.02, 1).astype(np.float32)
+    samples = np.repeat(level, FRAME_SAMPLES) * random.uniform(-1, 1, FRAMES * FRAME_SAMPLES).astype(np.float32)
+    return samples, (10 * level[:, None] * np.linspace(0.5, 1, 12) - 1).astype(np.float32)
+
+
+@pytest.fixture
+def toy(tmp_path) -> PoseTraining:
+    """A data folder of sounds, and the labels that belong to them."""
+    poses = []
+    for seed, clip in enumerate(CLIPS):
+        samples, pose = speech(seed)
+        path = tmp_path / "data" / clip.replace("s1/", "grid_s1/", 1).replace("people/train/s33", "people/train/s33")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sound(path.with_suffix(".mp4"), samples)
+        poses.append(pose)
+    np.savez(
+        tmp_path / "labels.npz", ids=CLIPS, num_frames=[FRAMES] * len(CLIPS), poses=np.concatenate(poses),
+        found=np.ones(FRAMES * len(CLIPS), bool), rest=np.full(12, -1, np.float32),
+    )
+    return PoseTraining(
+        str(tmp_path / "labels.npz"), str(tmp_path / "data"), str(tmp_path / "run"), steps=6, batch=4, num_frames=20, validate_every=6
+    )
+
+
+def write_sound(path: Path, samples: np.ndarray) -> None:
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def test_labels_name_their_speakers_and_leave_out_those_out_of_sync(toy):
+    labels = PoseLabels.load(toy.labels)
+    assert [labels.ids[i] for i in labels.split("train")] == CLIPS[:3]
+    assert [speaker_of(i) for i in CLIPS] == ["s1", "s1", "s2", "s33", "s1"]
+
+
+def test_missing_labels_are_named(tmp_path):
+    with pytest.raises(FlashLipsError, match="No pose labels"):
+        PoseLabels.load(tmp_path / "none.npz")
+
+
+def test_silence_around_a_clip_closes_the_mouth_smoothly():
+    samples, poses = speech(0)
+    rest = np.full(12, -1, np.float32)
+    found = np.ones(FRAMES, bool)
+    for seed in range(20):
+        sound, track, sure = padded_track(np.random.default_rng(seed), samples, poses, found, rest)
+        assert len(sound) == len(track) * FRAME_SAMPLES and len(sure) == len(track)
+        at = next(i for i in range(len(track)) if np.array_equal(track[i : i + FRAMES], poses))
+        after = len(track) - at - FRAMES
+        if at >= 6:
+            np.testing.assert_allclose(track[0], rest)
+        if after >= 6:
+            np.testing.assert_allclose(track[-1], rest)
+        steps = np.abs(np.diff(track[:, 11]))
+        assert steps.max() <= max(np.abs(np.diff(poses[:, 11])).max(), 0.45 * np.abs(poses - rest).max())
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_quiet_sounds_are_quiet_and_finite(seed):
+    like = speech(1)[0] * 0.1
+    sound = quiet_tone(np.random.default_rng(seed), 8000, like)
+    assert sound.dtype == np.float32 and len(sound) == 8000 and np.isfinite(sound).all()
+    assert np.sqrt((sound**2).mean()) < 0.02
+
+
+def test_tracks_are_cached_until_the_labels_or_the_encoder_change(toy, tmp_path):
+    labels, cache = PoseLabels.load(toy.labels), tmp_path / "run" / "tracks.npz"
+    first = PoseTracks.build(labels, toy.data, Loudness(), cache)
+    stamp = cache.stat().st_mtime_ns
+    again = PoseTracks.build(labels, toy.data, Loudness(), cache)
+    assert cache.stat().st_mtime_ns == stamp
+    assert np.array_equal(first.audio, again.audio) and np.array_equal(first.poses, again.poses)
+    labels.poses[:] += 1
+    assert np.allclose(PoseTracks.build(labels, toy.data, Loudness(), cache).poses[first.person[0]], first.poses[0] + 1, atol=1.0)
+    assert cache.stat().st_mtime_ns != stamp
+
+
+def test_a_batch_is_a_function_of_the_generator(toy, tmp_path):
+    tracks = PoseTracks.build(PoseLabels.load(toy.labels), toy.data, Loudness(), tmp_path / "tracks.npz")
+    one, two = (tracks.batch(4, 20, torch.Generator().manual_seed(3)) for _ in range(2))
+    assert torch.equal(one.poses, two.poses) and torch.equal(one.audio, two.audio) and torch.equal(one.sources, two.sources)
+    assert one.poses.shape == (4, 20, 12) and one.audio.shape == (4, 20, 4)
+
+
+def test_the_forecast_is_better_than_the_prior_before_any_step(toy, tmp_path):
+    labels = PoseLabels.load(toy.labels)
+    tracks = PoseTracks.build(labels, toy.data, Loudness(), tmp_path / "tracks.npz")
+    network = build_network(toy, labels, tracks, Loudness()).eval()
+    batch = tracks.batch(32, 20, torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        loss = flow_matching_loss(network, batch, torch.Generator().manual_seed(2), audio_dropout=0.0)
+        network.forecast_audio.zero_()
+        network.forecast_source.zero_()
+        network.forecast_bias.zero_()
+        network.forecast_spread.fill_(1.0)
+        prior = flow_matching_loss(network, batch, torch.Generator().manual_seed(2), audio_dropout=0.0)
+    assert loss < 0.7 * prior
+
+
+def test_training_writes_a_checkpoint_that_loads_and_a_finished_run_gives_it_again(toy, tmp_path):
+    path = train(toy, Loudness())
+    network = load_network("pose-model", path)
+    assert network.config.audio_kind == "loudness"
+    assert torch.equal(network.rest_pose, torch.full((12,), -1.0))
+    content = path.read_bytes()
+    assert train(toy, Loudness()).read_bytes() == content
