@@ -6,7 +6,6 @@ A timed run is file to file: reading, tracking, audio, the networks, pasting, x2
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import platform
 import statistics
@@ -22,11 +21,10 @@ from torch import nn
 
 from .long_clip import write_long_clip, write_long_voice
 from .measures import flops_of
-from .types import POSE_DIM, FlashLipsError
+from .media import probe
+from .pipeline import LipSync
+from .types import POSE_DIM, FlashLipsError, Progress
 
-log = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
 DEMO = Path(__file__).parent / "demo"
 
 
@@ -40,12 +38,8 @@ def demo_voice() -> Path:
     return _demo_file("voice.*")
 
 
-def timed_runs(video: Path, audio: Path, repeats: int, batch: int, say: Say = log.info) -> dict:
+def timed_runs(lipsync: LipSync, video: Path, audio: Path, repeats: int, batch: int, progress: Progress | None = None) -> dict:
     """Dub ``video`` with ``audio`` once to warm up, then ``repeats`` times. Medians over the timed runs."""
-    from .media import probe
-    from .pipeline import LipSync
-
-    lipsync = LipSync.load()
     seconds, stages, frames = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         for index in range(repeats + 1):
@@ -55,7 +49,8 @@ def timed_runs(video: Path, audio: Path, repeats: int, batch: int, say: Say = lo
                 seconds.append(time.perf_counter() - start)
                 stages.append(report.seconds)
                 frames = report.frames
-                say(f"run {index} of {repeats}: {frames / seconds[-1]:.2f} frames a second")
+            if progress is not None:
+                progress(index + 1, repeats + 1)
     info = probe(video)
     return {
         "video": f"{info.width}x{info.height}, {frames} frames",
@@ -77,31 +72,33 @@ def stage_shares(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]
     return {name: {"seconds": value, "share": value / total if total else 0.0} for name, value in medians.items()}
 
 
-def peak_memory(video: Path, audio: Path, batch: int) -> int | None:
+def peak_memory(video: Path, audio: Path, batch: int, models: Path | None = None) -> int | None:
     """Peak resident bytes of a fresh process that loads the models and dubs ``video``; None where the system cannot tell."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (str(video), str(audio), str(Path(folder) / "out.mp4"), batch, results)
+        arguments = (str(video), str(audio), str(Path(folder) / "out.mp4"), batch, models, results)
         child = context.Process(target=_dub_and_report, args=arguments)
         child.start()
         child.join()
-        if child.exitcode:
-            raise FlashLipsError(f"The measured dub stopped with exit code {child.exitcode}; mend what its message above says.")
-        return results.get()
+        if child.exitcode or results.empty():
+            raise FlashLipsError(f"The dub was killed (exit code {child.exitcode}); if memory ran out, try fewer minutes.")
+        peak, message = results.get()
+        if message:
+            raise FlashLipsError(message)
+        return peak
 
 
-def long_clip_memory(minutes: float, face: Path, voice: Path, batch: int, say: Say = log.info) -> dict:
+def long_clip_memory(minutes: float, face: Path, voice: Path, batch: int, models: Path | None = None) -> dict:
     """Peak memory on a synthetic 1080p clip of one minute and one of ``minutes``: equal means constant in length."""
     result: dict = {"clip": "the face scaled to 1920x1080, repeated", "includes": "Python, PyTorch, all models; a new process"}
     with tempfile.TemporaryDirectory() as folder:
         for length in sorted({min(1.0, minutes), minutes}):
             video = write_long_clip(face, Path(folder) / "long.mp4", Fraction(length).limit_denominator(600) * 60)
             sound = write_long_voice(voice, Path(folder) / "long.wav", Fraction(length).limit_denominator(600) * 60)
-            peak = peak_memory(video, sound, batch)
+            peak = peak_memory(video, sound, batch, models)
             key = f"peak MB, {length:g} min"
             result[key] = None if peak is None else round(peak / 1e6)
-            say(f"{key}: {result[key]}")
     return result
 
 
@@ -135,17 +132,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--audio", type=Path, help="voice (default: the bundled voice)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs after one warm-up; 0 skips the timing")
     parser.add_argument("--batch", type=int, default=8, help="frames edited at once")
+    parser.add_argument("--models", type=Path, metavar="DIR", help="folder with <role>.safetensors (default: the bundled)")
     parser.add_argument("--long", type=float, metavar="MINUTES", help="also report the peak memory on a 1080p clip this long")
 
 
-def run(args: argparse.Namespace, say: Say = log.info) -> dict:
-    """Measure; returns everything as one dict."""
+def run(args: argparse.Namespace, progress: Progress | None = None) -> dict:
+    """Measure; ``progress`` counts the timed runs. Returns everything as one dict."""
     video, audio = args.video or demo_clip(), args.audio or demo_voice()
     result: dict = {"conditions": conditions(), "networks": network_sizes()}
     if args.repeats:
-        result["end to end"] = timed_runs(video, audio, args.repeats, args.batch, say)
+        result["end to end"] = timed_runs(LipSync.load(args.models), video, audio, args.repeats, args.batch, progress)
     if args.long:
-        result["long clip"] = long_clip_memory(args.long, video, audio, args.batch, say)
+        result["long clip"] = long_clip_memory(args.long, video, audio, args.batch, args.models)
     return result
 
 
@@ -186,11 +184,15 @@ def _velocity(network: nn.Module) -> Work:
     return lambda: network(torch.zeros(1, 25, POSE_DIM), torch.zeros(1), audio, torch.zeros(1, 4, POSE_DIM))
 
 
-def _dub_and_report(video: str, audio: str, out: str, batch: int, results: multiprocessing.SimpleQueue) -> None:
-    from .pipeline import LipSync
-
-    LipSync.load().dub(video, audio, out, batch=batch)
-    results.put(_peak_resident_bytes())
+def _dub_and_report(
+    video: str, audio: str, out: str, batch: int, models: Path | None, results: multiprocessing.SimpleQueue
+) -> None:
+    try:
+        LipSync.load(models).dub(video, audio, out, batch=batch)
+    except FlashLipsError as error:
+        results.put((None, str(error)))
+    else:
+        results.put((_peak_resident_bytes(), ""))
 
 
 def _peak_resident_bytes() -> int | None:

@@ -11,9 +11,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from .audio import to_mono_16k
 from .bench import demo_clip, demo_voice
+from .media import load_audio, probe, read_frames, write_video
 from .pictures import plot_motion, side_by_side, side_by_side_info, write_mouth_sheet
-from .types import FlashLipsError, Progress
+from .pipeline import LipSync
+from .types import FaceTrack, FlashLipsError, Progress
 
 OUT = Path("output") / "demo"
 
@@ -50,18 +55,13 @@ class Demo:
         self.seconds[step] = time.perf_counter() - start
 
 
-def run_demo(video: Path, audio: Path, out: Path, progress: Callable[[str], Progress], lipsync=None) -> Demo:
+def run_demo(video: Path, audio: Path, out: Path, progress: Callable[[str], Progress], lipsync: LipSync | None = None) -> Demo:
     """Dub ``video`` with ``audio`` into the folder ``out``.
 
     Args:
         progress: Makes a progress callback for a step of that name.
         lipsync: Loaded models; None loads the bundled ones.
     """
-    from .audio import to_mono_16k
-    from .media import load_audio, probe, read_frames
-    from .media_write import write_video
-    from .pipeline import LipSync
-
     demo = Demo(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _opening(lipsync, video: Path, track):
+def _opening(lipsync: LipSync, video: Path, track: FaceTrack) -> np.ndarray:
     """The mouth opening of each frame as the lip encoder reads it, without looking at the sound. (T,)."""
     poses = lipsync.poses_from_video(video, track).values
     return lipsync.lip_encoder.opening(poses.to(lipsync.lip_encoder.opening_weight)).float().cpu().numpy()

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import random
 import shlex
 import wave
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +23,7 @@ from .fidelity import FaceFrames, codec_comparison, codec_flops, face_frames, id
 from .measures import Measure
 from .pictures import spread, write_mouth_sheet
 from .pipeline import LipSync
-from .types import FaceTrack, FlashLipsError, LipPoses
-
-log = logging.getLogger(__name__)
+from .types import FaceTrack, FlashLipsError, LipPoses, Progress
 
 SEED = 0  # which clip gets which voice
 
@@ -64,7 +61,9 @@ class Session:
     lipsync: LipSync
     landmarker: Path
     out: Path
-    say: Callable[[str], None] = log.info
+    progress: Progress | None = None  # counts dubs
+    num_dubs: int = 0
+    done: int = 0
     tracks: dict[Path, FaceTrack] = field(default_factory=dict)
     motions: dict[Path, FaceMotion] = field(default_factory=dict)
 
@@ -80,12 +79,14 @@ class Session:
             self.tracks[clip] = self.lipsync.track(clip)
         return self.tracks[clip]
 
-    def dub(self, clip: Path, part: str, driver: Path, poses: LipPoses | None = None, audio: Path | None = None) -> Dub:
-        """Write ``clip`` with the lips of ``poses``, or of the sound of ``audio``, and that sound."""
+    def dub(self, clip: Path, part: str, driver: Path, poses: LipPoses | None = None) -> Dub:
+        """Write ``clip`` with the sound of ``driver``, and the lips of ``poses`` or of that sound."""
         output = self.out / part / f"{clip.parent.name}-{clip.stem}-by-{driver.stem}.mp4"
         output.parent.mkdir(parents=True, exist_ok=True)
-        self.lipsync.dub(clip, audio or driver, output, track=self.track(clip), poses=poses)
-        self.say(f"{part}: {output.name}")
+        self.lipsync.dub(clip, driver, output, track=self.track(clip), poses=poses)
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.num_dubs)
         return Dub(clip, driver, output)
 
 
@@ -219,17 +220,19 @@ def evaluate(session: Session, data: Path, weights: Path, suite: Suite) -> list[
     people = clips_under(data / "grid_people" / "test", suite.people)
     if not own:
         raise FlashLipsError(f"No clips under {data}/grid_s1/test; give the folder that holds grid_s1 and grid_people as --data.")
+    session.motion(own[0])  # a missing MediaPipe is said before the long work, not after
     pool = clips_under(data / "grid_s1" / "test", 10_000)
+    driven_clips, mixed = own[: suite.driven], [clip for pair in zip(own, people, strict=False) for clip in pair]
+    silent_clips = mixed[: suite.silent]
+    session.num_dubs = len(own) + len(people) + len(driven_clips) + len(silent_clips)
     silence = write_silence(session.out / "silence.wav", seconds=3)
     voiced = [session.dub(c, "s1-audio", d) for c, d in zip(own, drivers_for(own, pool), strict=True)]
     strangers = [session.dub(c, "people-audio", d) for c, d in zip(people, drivers_for(people, pool), strict=True)]
-    driven_clips = own[: suite.driven]
     driven = [
         session.dub(c, "s1-video", d, poses=session.lipsync.poses_from_video(d, session.track(d)))
         for c, d in zip(driven_clips, drivers_for(driven_clips, pool, SEED + 1), strict=True)
     ]
-    mixed = [clip for pair in zip(own, people, strict=False) for clip in pair]
-    silent = [session.dub(c, "silent", silence, audio=silence) for c in mixed[: suite.silent]]
+    silent = [session.dub(c, "silent", silence) for c in silent_clips]
     sheets(session, [*voiced[:4], *strangers[:5], *driven[:2], *silent[:3]])
     rows = [
         *sync_rows(session, voiced, "jaw correlation: s1 test, another clip's audio", 0.60),
@@ -278,11 +281,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, default=Path("output/eval"), help="folder for the dubs, contact sheets and the table")
 
 
-def run(args: argparse.Namespace, lipsync: LipSync | None = None, say: Callable[[str], None] = log.info) -> dict:
+def run(args: argparse.Namespace, lipsync: LipSync | None = None, progress: Progress | None = None) -> dict:
     """Evaluate; writes ``table.md`` and ``table.json`` under ``--out`` and returns what the latter holds."""
     weights = args.weights or args.data.parent / "weights"
     landmarker = weights / LANDMARKER_FILE
-    session = Session(lipsync or LipSync.load(), landmarker, args.out, say)
+    session = Session(lipsync or LipSync.load(), landmarker, args.out, progress)
     rows = evaluate(session, args.data, weights, SUITES[args.suite])
     command = _command(args)
     table = m.markdown_table(rows, command)

@@ -53,7 +53,7 @@ def shown(name: str, value: float | None, count: int, note: str = "") -> Measure
 
 def not_measured(name: str, reason: str) -> Measure:
     """A row whose network or data is absent; never approximated under the same name."""
-    return Measure(name, None, "", None, 0, f"not measured: {reason}")
+    return Measure(name, None, "", None, 0, reason)
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:

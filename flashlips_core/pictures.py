@@ -120,7 +120,7 @@ def plot_motion(
 
     figure = Figure(figsize=(12, 9), layout="constrained")
     sound, curves, opening = figure.subplots(3, 1, sharex=True, height_ratios=[1, 2, 1])
-    sound.fill_between(np.arange(len(level_db)) / level_rate, level_db, level_db.min(initial=-80), color="tab:gray")
+    sound.fill_between(np.arange(len(level_db)) / level_rate, np.maximum(level_db, -80), -80, color="tab:gray")
     sound.set_ylabel("sound, dB full scale")
     values = poses.values.numpy()
     seconds = np.arange(len(values)) / float(poses.fps)
