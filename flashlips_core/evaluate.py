@@ -203,7 +203,8 @@ def codec_rows(session: Session, clips: Sequence[Path], weights: Path, frames: i
     seen = [_face_frames(session, clip, frames) for clip in clips]
     total = sum(len(s) for s in seen)
     scores = codec_comparison(ours, theirs, seen)
-    rows = [m.shown(f"codec, face PSNR, dB: {pair}", value, total, f"{session.lipsync.crop_px} px crops") for pair, value in scores.items()]
+    where = f"{session.lipsync.crop_px} px crops"
+    rows = [m.shown(f"codec, face PSNR, dB: {pair}", value, total, where) for pair, value in scores.items()]
     own, reference = scores[f"{ours.name} > {ours.name}"], scores[f"{theirs.name} > {theirs.name}"]
     flops = codec_flops(ours)
     note = f"{flops / 1e9:.1f} GFLOP per 256 px picture, both ways"
