@@ -42,7 +42,9 @@ def config_from_dict(config_class: type, fields: dict[str, Any]) -> Any:
     known = {f.name for f in dataclasses.fields(config_class)}
     unknown = sorted(set(fields) - known - {"class"})
     if unknown:
-        raise FlashLipsError(f"{config_class.__name__} does not know {', '.join(unknown)}; the file comes from a newer version: update FlashLips.")
+        raise FlashLipsError(
+            f"{config_class.__name__} does not know {', '.join(unknown)}; the file comes from a newer version: update FlashLips."
+        )
     hints = typing.get_type_hints(config_class)
     values = {}
     for name, value in fields.items():
@@ -87,10 +89,14 @@ def read_header(path: str | Path) -> dict[str, Any]:
     except (SafetensorError, OSError) as error:
         raise FlashLipsError(f"{path.name} is not a readable safetensors file ({error}); download or train it again.") from error
     if "flashlips" not in metadata:
-        raise FlashLipsError(f"{path.name} holds no FlashLips model (its metadata lacks 'flashlips'); choose a file made by this software.")
+        raise FlashLipsError(
+            f"{path.name} holds no FlashLips model (its metadata lacks 'flashlips'); choose a file made by this software."
+        )
     header = json.loads(metadata["flashlips"])
     if header["version"] > FORMAT_VERSION:
-        raise FlashLipsError(f"{path.name} has format version {header['version']}, this software reads up to {FORMAT_VERSION}: update FlashLips.")
+        raise FlashLipsError(
+            f"{path.name} has format version {header['version']}, this software reads up to {FORMAT_VERSION}: update FlashLips."
+        )
     return header
 
 
@@ -100,14 +106,22 @@ def info(path: str | Path) -> CheckpointInfo:
     return CheckpointInfo(header["role"], header["config"], header["notes"], str(path))
 
 
-def load(path: str | Path, role: str, builders: dict[str, Builder], device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
+def load(
+    path: str | Path,
+    role: str,
+    builders: dict[str, Builder],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> nn.Module:
     """Build the network that a checkpoint names and fill it, strictly.
 
     ``builders`` maps a network's class name to a function from its config fields to the module.
     """
     tensors, header = read_tensors(path)
     if header["role"] != role:
-        raise FlashLipsError(f"{Path(path).name} is a checkpoint for '{header['role']}', but '{role}' is needed here; choose another file.")
+        raise FlashLipsError(
+            f"{Path(path).name} is a checkpoint for '{header['role']}', but '{role}' is needed here; choose another file."
+        )
     name = header["config"]["class"]
     if name not in builders:
         raise FlashLipsError(f"{Path(path).name} needs the network '{name}', which this version does not know: update FlashLips.")
@@ -115,7 +129,10 @@ def load(path: str | Path, role: str, builders: dict[str, Builder], device: torc
         network = builders[name](header["config"])
     missing, unexpected = _key_difference(network, tensors)
     if missing or unexpected:
-        raise FlashLipsError(f"{Path(path).name} does not fit {name}: missing {missing[:3]}, unknown {unexpected[:3]}; it is damaged or from another version.")
+        raise FlashLipsError(
+            f"{Path(path).name} does not fit {name}: missing {missing[:3]}, unknown {unexpected[:3]}; "
+            "it is damaged or from another version."
+        )
     try:
         network.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
@@ -127,7 +144,9 @@ def bundled(role: str) -> Path:
     """The path of the bundled checkpoint for a role."""
     path = BUNDLED_DIR / f"{role}.safetensors"
     if not path.is_file():
-        raise FlashLipsError(f"The bundled {role} is missing ({path.name}); reinstall the pack, or name a checkpoint of your own.")
+        raise FlashLipsError(
+            f"The bundled {role} is missing ({path.name}); reinstall the pack, or name a checkpoint of your own."
+        )
     return path
 
 

@@ -68,10 +68,17 @@ def load_clips(landmark_file: str | Path, folder: str | Path, prefix: str = "") 
             continue
         relative = path.relative_to(folder)
         speaker = prefix or relative.parent.name
-        clips.append(Clip(
-            f"{prefix or 'grid_people'}/{relative.with_suffix('').as_posix()}", speaker, str(path), labels["found"][start:stop],
-            landmarks[start:stop], labels["blendshapes"][start:stop].astype(np.float32), five[start:stop],
-        ))
+        clips.append(
+            Clip(
+                f"{prefix or 'grid_people'}/{relative.with_suffix('').as_posix()}",
+                speaker,
+                str(path),
+                labels["found"][start:stop],
+                landmarks[start:stop],
+                labels["blendshapes"][start:stop].astype(np.float32),
+                five[start:stop],
+            )
+        )
     if not clips:
         raise FlashLipsError(f"No clip of {landmark_file} has its video under {folder}; check both paths.")
     return clips
@@ -128,8 +135,12 @@ class CropStore:
 
     @staticmethod
     def build(
-        clips: list[Clip], folder: str | Path, every: int = 2, size: int = CROP_PX,
-        region: tuple[float, float, float, float] = FACE_REGION, progress: Progress | None = None,
+        clips: list[Clip],
+        folder: str | Path,
+        every: int = 2,
+        size: int = CROP_PX,
+        region: tuple[float, float, float, float] = FACE_REGION,
+        progress: Progress | None = None,
     ) -> CropStore:
         """Decode, crop and store the clips; an interrupted build leaves no usable table, so it is simply run again."""
         folder = Path(folder)
@@ -150,7 +161,11 @@ class CropStore:
             raise FlashLipsError(f"The clips hold {start} frames where their labels promise {total}; rebuild the labels.")
         images.flush()
         np.savez(
-            folder / "table.npz", clip_of=np.concatenate(clip_of), frame_of=np.concatenate(frame_of),
-            landmarks=np.concatenate(landmarks).astype(np.float32), clip_ids=[c.id for c in clips], speakers=[c.speaker for c in clips],
+            folder / "table.npz",
+            clip_of=np.concatenate(clip_of),
+            frame_of=np.concatenate(frame_of),
+            landmarks=np.concatenate(landmarks).astype(np.float32),
+            clip_ids=[c.id for c in clips],
+            speakers=[c.speaker for c in clips],
         )
         return CropStore(folder)

@@ -15,11 +15,20 @@ INNER_TOP, INNER_BOTTOM = 35, 25  # landmarks 13 and 14
 
 BLENDSHAPES = (
     "jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft",
-    "mouthFrownRight", "mouthFunnel", "mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight",
+    "mouthFrownRight", "mouthFunnel", "mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft",
+    "mouthPressRight",
     "mouthPucker", "mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft",
     "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight",
 )  # fmt: skip
-FIRST_BLENDSHAPE = 23  # jawForward in MediaPipe's list of 52; the 27 above follow without a gap
+_BEFORE = (
+    "_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
+    "cheekSquintLeft",
+    "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight", "eyeLookInLeft", "eyeLookInRight",
+    "eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight", "eyeSquintLeft", "eyeSquintRight", "eyeWideLeft",
+    "eyeWideRight",
+)  # fmt: skip
+MEDIAPIPE_BLENDSHAPES = (*_BEFORE, *BLENDSHAPES, "noseSneerLeft", "noseSneerRight")  # all 52, in MediaPipe's order
+FIRST_BLENDSHAPE = len(_BEFORE)
 NUM_FEATURES = 2 * 2 * OUTER_LIP + len(BLENDSHAPES)
 _SWAP = {"Left": "Right", "Right": "Left"}
 

@@ -99,7 +99,9 @@ class FaceTrack:
 
     def __post_init__(self) -> None:
         if not len(self.boxes) == len(self.points) == len(self.present):
-            raise ValueError(f"Track arrays disagree: {len(self.boxes)} boxes, {len(self.points)} points, {len(self.present)} flags.")
+            raise ValueError(
+                f"Track arrays disagree: {len(self.boxes)} boxes, {len(self.points)} points, {len(self.present)} flags."
+            )
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -7,7 +7,13 @@ from flashlips_core.models.editor_unet import UNET_250M, UNET_MINI, EditorUNet, 
 from flashlips_core.types import FlashLipsError
 
 TINY = EditorUNetConfig(
-    channels=(16, 32), encoder_blocks=(1, 1), decoder_blocks=(1, 1), reference_channels=16, reference_blocks=1, condition_dim=16, head_dim=16
+    channels=(16, 32),
+    encoder_blocks=(1, 1),
+    decoder_blocks=(1, 1),
+    reference_channels=16,
+    reference_blocks=1,
+    condition_dim=16,
+    head_dim=16,
 )
 
 
@@ -41,7 +47,7 @@ def test_a_fresh_editor_changes_nothing():
 def test_a_batch_equals_its_frames_one_by_one(editor):
     latents, references, poses = inputs()
     context = editor.prepare_references(references)
-    single = torch.cat([editor(z[None], context, p[None]) for z, p in zip(latents, poses)])
+    single = torch.cat([editor(z[None], context, p[None]) for z, p in zip(latents, poses, strict=False)])
     torch.testing.assert_close(editor(latents, context, poses), single, rtol=1e-4, atol=1e-5)
 
 
@@ -55,7 +61,9 @@ def test_one_clips_context_equals_the_same_references_per_frame(editor):
 def test_the_order_of_references_does_not_matter(editor):
     latents, references, poses = inputs(references=4)
     forward = editor(latents, editor.prepare_references(references), poses)
-    torch.testing.assert_close(forward, editor(latents, editor.prepare_references(references.flip(1)), poses), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        forward, editor(latents, editor.prepare_references(references.flip(1)), poses), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_pose_and_references_both_matter(editor):

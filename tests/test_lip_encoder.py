@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from flashlips_core.models.lip_encoder import LIP_ENCODER_RESNET34, LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig, mouth_region
+from flashlips_core.models.lip_encoder import (
+    LIP_ENCODER_RESNET34,
+    LipEncoder,
+    LipEncoderConfig,
+    LipTeacher,
+    LipTeacherConfig,
+    mouth_region,
+)
 from flashlips_core.types import FlashLipsError
 
 TINY = LipEncoderConfig(channels=(8, 16), blocks=(1, 1), mouth_px=32)
@@ -12,7 +19,10 @@ def test_the_full_preset_has_resnet_34s_layout():
         state = LipEncoder(LIP_ENCODER_RESNET34).state_dict()
     # ResNet-34 without its classifier has 21.28 M weights in 180 convolution and norm tensors plus 36 batch counters.
     body = {k: v for k, v in state.items() if not k.startswith(("fc", "opening"))}
-    assert sum(v.numel() for k, v in body.items() if not k.endswith(("running_mean", "running_var", "num_batches_tracked"))) == 21_284_672
+    assert (
+        sum(v.numel() for k, v in body.items() if not k.endswith(("running_mean", "running_var", "num_batches_tracked")))
+        == 21_284_672
+    )
     assert body["layer2.0.downsample.0.weight"].shape == (128, 64, 1, 1)
     assert body["layer4.2.conv2.weight"].shape == (512, 512, 3, 3)
 

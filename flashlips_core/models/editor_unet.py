@@ -29,7 +29,12 @@ class EditorUNetConfig:
     head_dim: int = 64
     pose_dim: int = POSE_DIM
     latent_channels: int = 4
-    window: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)  # part of the crop that is read and may change: left, top, right, bottom shares
+    window: tuple[float, ...] = (
+        0.0,
+        0.0,
+        1.0,
+        1.0,
+    )  # part of the crop that is read and may change: left, top, right, bottom shares
 
 
 UNET_250M = EditorUNetConfig()
@@ -101,14 +106,16 @@ class EditorUNet(nn.Module):
         self.to_query = nn.Linear(condition, config.reference_channels)
         self.conv_in = nn.Conv2d(config.latent_channels + config.reference_channels + config.pose_dim, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
-            nn.ModuleList(ModulatedBlock(w, w, condition) for _ in range(n)) for w, n in zip(widths, config.encoder_blocks)
+            nn.ModuleList(ModulatedBlock(w, w, condition) for _ in range(n))
+            for w, n in zip(widths, config.encoder_blocks, strict=True)
         )
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:]))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False))
         self.attention = SelfAttention(widths[-1], config.head_dim)
         self.up = nn.ModuleList(
-            nn.ModuleList(ModulatedBlock(w, w, condition) for _ in range(n)) for w, n in zip(widths, config.decoder_blocks)
+            nn.ModuleList(ModulatedBlock(w, w, condition) for _ in range(n))
+            for w, n in zip(widths, config.decoder_blocks, strict=True)
         )
-        self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:]))
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
         self.norm_out = nn.GroupNorm(16, widths[0])
         self.conv_out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
@@ -171,9 +178,15 @@ class EditorUNet(nn.Module):
 
     def _check(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> None:
         if tuple(z_input.shape[2:]) != context.cells:
-            raise FlashLipsError(f"References have {context.cells} latent cells, the frame {tuple(z_input.shape[2:])}; use crops of one size for both.")
+            raise FlashLipsError(
+                f"References have {context.cells} latent cells, the frame {tuple(z_input.shape[2:])}; "
+                "use crops of one size for both."
+            )
         multiple = 2 ** (len(self.config.channels) - 1)
         if context.values.shape[3] % multiple or context.values.shape[4] % multiple:
             raise FlashLipsError(f"Latents of {context.cells} cells do not suit this editor; use crops of 256 or 512 pixels.")
         if poses.shape[-1] != self.config.pose_dim:
-            raise FlashLipsError(f"Poses have {poses.shape[-1]} numbers, this editor uses {self.config.pose_dim}; choose a pose model that matches.")
+            raise FlashLipsError(
+                f"Poses have {poses.shape[-1]} numbers, this editor uses {self.config.pose_dim}; "
+                "choose a pose model that matches."
+            )

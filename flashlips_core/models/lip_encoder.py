@@ -46,11 +46,13 @@ class LipTeacher(nn.Module):
         super().__init__()
         self.config = config
         self.linear = nn.Linear(config.expression_dim, config.main_dim)
-        self.mlp = nn.Sequential(nn.Linear(config.expression_dim, config.hidden_dim), nn.SiLU(), nn.Linear(config.hidden_dim, config.main_dim))
+        self.mlp = nn.Sequential(
+            nn.Linear(config.expression_dim, config.hidden_dim), nn.SiLU(), nn.Linear(config.hidden_dim, config.main_dim)
+        )
         nn.init.zeros_(self.mlp[-1].weight)
         nn.init.zeros_(self.mlp[-1].bias)
         layers: list[nn.Module] = []
-        for before, after in zip((3, *config.channels), config.channels):
+        for before, after in zip((3, *config.channels), config.channels, strict=False):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         cells = (config.mouth_px // 2 ** len(config.channels)) ** 2
         self.cnn = nn.Sequential(*layers, nn.Flatten(), nn.Linear(config.channels[-1] * cells, config.extra_dim))
@@ -94,7 +96,9 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels_out)
         self.downsample: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels_out:
-            self.downsample = nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out))
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = F.relu(self.bn1(self.conv1(x)))
@@ -110,7 +114,7 @@ class LipEncoder(nn.Module):
         self.conv1 = nn.Conv2d(3, config.channels[0], 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(config.channels[0])
         width = config.channels[0]
-        for level, (channels, count) in enumerate(zip(config.channels, config.blocks), start=1):
+        for level, (channels, count) in enumerate(zip(config.channels, config.blocks, strict=False), start=1):
             blocks = [BasicBlock(width if i == 0 else channels, channels, 2 if i == 0 and level > 1 else 1) for i in range(count)]
             self.add_module(f"layer{level}", nn.Sequential(*blocks))
             width = channels
@@ -133,5 +137,7 @@ class LipEncoder(nn.Module):
     def opening(self, poses: Tensor) -> Tensor:
         """Mouth opening read from poses (..., 12): inner-lip gap over eye distance, (...)."""
         if poses.shape[-1] != self.config.pose_dim:
-            raise FlashLipsError(f"Poses have {poses.shape[-1]} numbers, this lip encoder uses {self.config.pose_dim}; choose matching models.")
+            raise FlashLipsError(
+                f"Poses have {poses.shape[-1]} numbers, this lip encoder uses {self.config.pose_dim}; choose matching models."
+            )
         return poses @ self.opening_weight + self.opening_bias

@@ -22,7 +22,12 @@ STAGES = {
 
 
 def run_stage(
-    name: str, data: str | Path, weights: str | Path, folder: str | Path, options: dict[str, Any] | None = None, progress: Progress | None = None
+    name: str,
+    data: str | Path,
+    weights: str | Path,
+    folder: str | Path,
+    options: dict[str, Any] | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Run one stage, or continue it where it stopped; returns what it wrote.
 

@@ -37,7 +37,9 @@ def draw_view(count: int, generator: torch.Generator, strength: float = 1.0) -> 
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5 * min(strength, 1.0), -1.0, 1.0)
     shift = _uniform(generator, (count, 2), -0.05, 0.05) * strength
     cos, sin = torch.cos(turn) * scale, torch.sin(turn) * scale
-    geometry = torch.stack([torch.stack([cos * mirror, -sin, shift[:, 0]], -1), torch.stack([sin * mirror, cos, shift[:, 1]], -1)], 1)
+    geometry = torch.stack(
+        [torch.stack([cos * mirror, -sin, shift[:, 0]], -1), torch.stack([sin * mirror, cos, shift[:, 1]], -1)], 1
+    )
     saturation = torch.exp(_uniform(generator, (count, 1, 1), -0.7, 0.5) * strength)
     gain = torch.exp(_uniform(generator, (count, 1, 1), -0.35, 0.25) * strength)
     tint = torch.exp(_uniform(generator, (count, 3, 1), -0.2, 0.2) * strength)
@@ -45,9 +47,12 @@ def draw_view(count: int, generator: torch.Generator, strength: float = 1.0) -> 
     grey = torch.full((3, 3), 1 / 3)
     colour = gain * tint * (grey + saturation * (torch.eye(3) - grey)) + mixing
     return View(
-        geometry, colour, _uniform(generator, (count, 3), -0.12, 0.12) * strength,
+        geometry,
+        colour,
+        _uniform(generator, (count, 3), -0.12, 0.12) * strength,
         torch.exp(_uniform(generator, (count,), -0.35, 0.35) * strength),
-        torch.rand(count, generator=generator).square() * strength, torch.rand(count, generator=generator).square() * 0.05 * strength,
+        torch.rand(count, generator=generator).square() * strength,
+        torch.rand(count, generator=generator).square() * 0.05 * strength,
     )
 
 

@@ -88,8 +88,16 @@ def codec_step(network: nn.Module, batch: CodecBatch, generator: torch.Generator
 
 
 def train_codec(
-    stores: list[CropStore], teacher: str, run_dir: str, steps: int = 3000, batch_size: int = 4, cached: int = 2400,
-    seed: int = 0, lr: float = 1.5e-3, start: str | None = None, progress: Progress | None = None,
+    stores: list[CropStore],
+    teacher: str,
+    run_dir: str,
+    steps: int = 3000,
+    batch_size: int = 4,
+    cached: int = 2400,
+    seed: int = 0,
+    lr: float = 1.5e-3,
+    start: str | None = None,
+    progress: Progress | None = None,
 ) -> MiniCodec:
     """Train the bundled codec. ``teacher`` is what :func:`codec.load_codec` takes; ``start`` a checkpoint to go on from."""
     cache = Path(run_dir) / f"cache_{cached}_{seed}.npz"

@@ -119,8 +119,16 @@ def refinement_step(codec: Codec, masked: nn.Module) -> Step:
 
 
 def train_editor(
-    frames: EditorFrames, codec: Codec, run_dir: str, config: EditorUNetConfig = UNET_MINI, steps: int = 4000, batch_size: int = 8,
-    seed: int = 0, lr: float = 1e-3, validate: Validate | None = None, progress: Progress | None = None,
+    frames: EditorFrames,
+    codec: Codec,
+    run_dir: str,
+    config: EditorUNetConfig = UNET_MINI,
+    steps: int = 4000,
+    batch_size: int = 8,
+    seed: int = 0,
+    lr: float = 1e-3,
+    validate: Validate | None = None,
+    progress: Progress | None = None,
 ) -> EditorUNet:
     """Stage 1 from random weights."""
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.998)
@@ -129,8 +137,16 @@ def train_editor(
 
 
 def refine_editor(
-    masked: EditorUNet, frames: EditorFrames, codec: Codec, run_dir: str, steps: int = 4000, batch_size: int = 8, seed: int = 1,
-    lr: float = 7e-4, validate: Validate | None = None, progress: Progress | None = None,
+    masked: EditorUNet,
+    frames: EditorFrames,
+    codec: Codec,
+    run_dir: str,
+    steps: int = 4000,
+    batch_size: int = 8,
+    seed: int = 1,
+    lr: float = 7e-4,
+    validate: Validate | None = None,
+    progress: Progress | None = None,
 ) -> EditorUNet:
     """Stage 1b from the masked editor's weights."""
     network = copy.deepcopy(masked).requires_grad_(True)

@@ -45,8 +45,15 @@ class EditorFrames:
 
 
 def encode_looks(
-    store: CropStore, poses: PoseTable, codec: Codec, folder: str | Path, looks: int, frames: int, seed: int,
-    strength: float = 1.0, progress: Progress | None = None,
+    store: CropStore,
+    poses: PoseTable,
+    codec: Codec,
+    folder: str | Path,
+    looks: int,
+    frames: int,
+    seed: int,
+    strength: float = 1.0,
+    progress: Progress | None = None,
 ) -> None:
     """Draw ``looks`` looks of every clip, ``frames`` frames each, encode them and save them under ``folder``.
 
@@ -104,18 +111,26 @@ def load_frames(folders: list[str | Path]) -> EditorFrames:
     rows_of_group, groups_of_speaker, neighbours, start = [], {}, [], 0
     for table in tables:
         bounds = np.searchsorted(table["group"], np.arange(len(table["speakers"]) + 1)) + start
-        for speaker, a, b in zip(table["speakers"], bounds, bounds[1:]):
+        for speaker, a, b in zip(table["speakers"], bounds, bounds[1:], strict=False):
             groups_of_speaker.setdefault(str(speaker), []).append(len(rows_of_group))
             rows_of_group.append(np.arange(a, b))
             neighbours.append(table["neighbours"][a - start : b - start] + a)
         start += len(table["group"])
     joined = {name: torch.from_numpy(np.concatenate([t[name] for t in tables])) for name in ("latents", "poses", "lips")}
     return EditorFrames(
-        joined["latents"], joined["poses"], np.concatenate(windows), joined["lips"], np.concatenate(neighbours), rows_of_group, groups_of_speaker
+        joined["latents"],
+        joined["poses"],
+        np.concatenate(windows),
+        joined["lips"],
+        np.concatenate(neighbours),
+        rows_of_group,
+        groups_of_speaker,
     )
 
 
-def draw_rows(frames: EditorFrames, count: int, references: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def draw_rows(
+    frames: EditorFrames, count: int, references: int, generator: torch.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of targets (count,), of a neighbour each (count,), and of references (count, references); speakers equally likely."""
     speakers = sorted(frames.groups_of_speaker)
 

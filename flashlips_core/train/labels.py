@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from ..data import CROP_PX, STORED_MARGIN, Clip, CropStore
-from ..expression import mirrored, mouth_opening, neutral_features, raw_features
+from ..expression import MEDIAPIPE_BLENDSHAPES, mirrored, mouth_opening, neutral_features, raw_features
 from ..face_motion import FaceMotion, measure_frames, measure_video
 from ..models.lip_encoder import LipTeacher
 from ..types import Progress
@@ -40,7 +40,8 @@ def label_videos(folder: str | Path, model: str | Path, out: str | Path, progres
     landmarks = np.concatenate([m.landmarks[:, LANDMARKS] for m in motions])
     np.savez(
         out, ids=[p.relative_to(folder).with_suffix("").as_posix() for p in paths], num_frames=[len(m) for m in motions],
-        found=np.concatenate([m.found for m in motions]), landmark_index=np.array(LANDMARKS),
+        found=np.concatenate([m.found for m in motions]), blendshape_names=MEDIAPIPE_BLENDSHAPES,
+        landmark_index=np.array(LANDMARKS),
         blendshapes=np.nan_to_num(np.concatenate([m.blendshapes for m in motions])).astype(np.float16),
         landmarks_px_x32=np.nan_to_num(landmarks * 32).round().astype(np.int16),
     )  # fmt: skip
@@ -84,7 +85,8 @@ def build_head_store(images: np.ndarray, clips: list[Clip], rows: list[np.ndarra
     wide.flush()
     np.savez(
         folder / "table.npz", clip_of=np.concatenate([np.full(len(c), i) for i, c in enumerate(clips)]),
-        frame_of=np.concatenate([np.arange(len(c)) for c in clips]), landmarks=np.concatenate([c.landmarks / CROP_PX for c in clips]),
+        frame_of=np.concatenate([np.arange(len(c)) for c in clips]),
+        landmarks=np.concatenate([c.landmarks / CROP_PX for c in clips]),
         clip_ids=[c.id for c in clips], speakers=[c.speaker for c in clips],
     )  # fmt: skip
     return CropStore(folder)
@@ -96,15 +98,19 @@ def head_poses(teacher: LipTeacher, images: np.ndarray, clips: list[Clip], rows:
     plain, mirror = {}, {}
     speakers = sorted({c.speaker for c in clips})
     for speaker in speakers:
-        own = [(c, r) for c, r in zip(clips, rows) if c.speaker == speaker]
+        own = [(c, r) for c, r in zip(clips, rows, strict=False) if c.speaker == speaker]
         raw = [raw_features(c.landmarks[:, :40], c.points, c.blendshapes) for c, _ in own]
         opening = np.concatenate([mouth_opening(c.landmarks[:, :40], c.points) for c, _ in own])
         neutral = neutral_features(np.concatenate(raw), opening)
-        for (clip, place), features in zip(own, raw):
+        for (clip, place), features in zip(own, raw, strict=False):
             pixels = torch.from_numpy(images[place]).permute(0, 3, 1, 2).float() / 127.5 - 1
             left, top, right, bottom = (round(share * CROP_PX) for share in STORED_MOUTH)
-            stored = F.interpolate(F.pad(pixels, (0, 0, 0, max(bottom - CROP_PX, 0)), mode="replicate")[:, :, top:bottom, left:right], size=STORED_PX)
+            stored = F.interpolate(
+                F.pad(pixels, (0, 0, 0, max(bottom - CROP_PX, 0)), mode="replicate")[:, :, top:bottom, left:right], size=STORED_PX
+            )
             for table, sign, values in ((plain, 1.0, features - neutral), (mirror, -1.0, mirrored(features - neutral))):
-                mouths = view_mouths(stored, teacher.config.mouth_px, torch.Generator(), 0.0, 0.0, torch.full((len(place),), sign))
+                mouths = view_mouths(
+                    stored, teacher.config.mouth_px, torch.Generator(), 0.0, 0.0, torch.full((len(place),), sign)
+                )
                 table[clip.id] = teacher(torch.from_numpy(values.astype(np.float32)), mouths).numpy()
     return plain, mirror

@@ -55,12 +55,13 @@ def speaker_features(clips: list[Clip]) -> dict[str, tuple[np.ndarray, np.ndarra
 def lip_samples(store: CropStore, clips: list[Clip], keep: set[str]) -> LipSamples:
     """Join stored mouths with features, for the clips whose ids are in ``keep``."""
     table = speaker_features(clips)
-    features = np.concatenate([table[str(store.clip_ids[c])][0][f][None] for c, f in zip(store.clip_of, store.frame_of)])
-    opening = np.array([table[str(store.clip_ids[c])][1][f] for c, f in zip(store.clip_of, store.frame_of)], np.float32)
+    places = [(str(store.clip_ids[c]), f) for c, f in zip(store.clip_of, store.frame_of, strict=True)]
+    features = np.stack([table[clip_id][0][frame] for clip_id, frame in places])
+    opening = np.array([table[clip_id][1][frame] for clip_id, frame in places], np.float32)
     bounds = np.searchsorted(store.clip_of, np.arange(len(store.clip_ids) + 1))
-    rows = [np.arange(a, b) for a, b in zip(bounds, bounds[1:])]
+    rows = [np.arange(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
     speakers: dict[str, list[int]] = {}
-    for index, (clip_id, speaker) in enumerate(zip(store.clip_ids, store.speakers)):
+    for index, (clip_id, speaker) in enumerate(zip(store.clip_ids, store.speakers, strict=False)):
         if str(clip_id) in keep:
             speakers.setdefault(str(speaker), []).append(index)
     return LipSamples(store, features.astype(np.float32), opening, rows, speakers)
@@ -90,12 +91,17 @@ def view_mouths(stored: Tensor, size: int, generator: torch.Generator, shift: fl
     zoom = torch.exp(spread(count) * shift * 1.5) / 1.2
     turn = spread(count) * shift * 3
     cos, sin, offset = torch.cos(turn) * zoom, torch.sin(turn) * zoom, spread(count, 2) * shift
-    geometry = torch.stack([torch.stack([cos * flip, -sin, offset[:, 0]], -1), torch.stack([sin * flip, cos, offset[:, 1]], -1)], 1)
+    geometry = torch.stack(
+        [torch.stack([cos * flip, -sin, offset[:, 0]], -1), torch.stack([sin * flip, cos, offset[:, 1]], -1)], 1
+    )
     grid = F.affine_grid(geometry, [count, 3, size, size], align_corners=False)
     mouths = F.grid_sample(stored, grid, mode="bilinear", padding_mode="border", align_corners=False)
     grey = torch.full((3, 3), 1 / 3)
     saturation = torch.exp(spread(count, 1, 1) * 0.6 * colour)
-    mixing = torch.exp(spread(count, 3, 1) * 0.3 * colour) * (grey + saturation * (torch.eye(3) - grey)) + spread(count, 3, 3) * 0.1 * colour
+    mixing = (
+        torch.exp(spread(count, 3, 1) * 0.3 * colour) * (grey + saturation * (torch.eye(3) - grey))
+        + spread(count, 3, 3) * 0.1 * colour
+    )
     mouths = torch.einsum("bij,bjhw->bihw", mixing, mouths) + spread(count, 3, 1, 1) * 0.2 * colour
     grain = torch.randn(mouths.shape, generator=generator) * spread(count, 1, 1, 1).square() * 0.06 * colour
     return mouths + grain
@@ -108,9 +114,9 @@ class MouthDecoder(nn.Module):
         super().__init__()
         self.teacher = teacher
         widths = (24, 48, 96)
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip((3, *widths), widths))
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip((3, *widths), widths, strict=False))
         self.middle = nn.ModuleList(ModulatedBlock(96, 96, 12, groups=8) for _ in range(3))
-        self.grow = nn.ModuleList(nn.Conv2d(a, 4 * b, 3, padding=1) for a, b in zip(reversed(widths), (48, 24, 3)))
+        self.grow = nn.ModuleList(nn.Conv2d(a, 4 * b, 3, padding=1) for a, b in zip(reversed(widths), (48, 24, 3), strict=False))
 
     def forward(self, reference: Tensor, pose: Tensor) -> Tensor:
         skips, x = [], reference
@@ -174,7 +180,9 @@ def start_teacher(features: np.ndarray) -> LipTeacher:
     return teacher
 
 
-def train_teacher(samples: LipSamples, run_dir: str, steps: int = 4000, batch_size: int = 32, seed: int = 0, progress: Progress | None = None) -> LipTeacher:
+def train_teacher(
+    samples: LipSamples, run_dir: str, steps: int = 4000, batch_size: int = 32, seed: int = 0, progress: Progress | None = None
+) -> LipTeacher:
     """Train the teacher and set its standardisation from the training frames."""
     rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
     network = MouthDecoder(start_teacher(samples.features[rows]))
@@ -189,7 +197,11 @@ def train_teacher(samples: LipSamples, run_dir: str, steps: int = 4000, batch_si
 
 @torch.inference_mode()
 def label_rows(
-    teacher: LipTeacher, samples: LipSamples, rows: np.ndarray, standardised: bool = True, mirrored_features: np.ndarray | None = None
+    teacher: LipTeacher,
+    samples: LipSamples,
+    rows: np.ndarray,
+    standardised: bool = True,
+    mirrored_features: np.ndarray | None = None,
 ) -> Tensor:
     """Teacher poses of stored frames, (len(rows), 12); of their mirror images where those features (N, E) are given."""
     teacher.eval()
@@ -227,12 +239,24 @@ def student_step(network: LipEncoder, batch: StudentBatch, generator: torch.Gene
 
 
 def train_student(
-    samples: LipSamples, poses: Tensor, run_dir: str, config: LipEncoderConfig = LIP_ENCODER_MINI, steps: int = 5000,
-    batch_size: int = 64, seed: int = 0, progress: Progress | None = None,
+    samples: LipSamples,
+    poses: Tensor,
+    run_dir: str,
+    config: LipEncoderConfig = LIP_ENCODER_MINI,
+    steps: int = 5000,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> LipEncoder:
     """Distil the teacher's poses of all stored frames (N, 12) into a ResNet, and fit its opening readout."""
     settings = TrainConfig(run_dir, steps, lr=2e-3, ema=0, seed=seed, log_every=100)
-    network = fit(LipEncoder(config), student_batches(samples, poses, batch_size, config.mouth_px), student_step, settings, progress=progress)
+    network = fit(
+        LipEncoder(config),
+        student_batches(samples, poses, batch_size, config.mouth_px),
+        student_step,
+        settings,
+        progress=progress,
+    )
     rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
     design = torch.cat([poses[rows], torch.ones(len(rows), 1)], 1)
     solution = torch.linalg.lstsq(design, torch.from_numpy(samples.opening[rows])[:, None]).solution[:, 0]

@@ -86,7 +86,10 @@ class Trainer:
                 totals[name] = totals.get(name, 0.0) + value.item() / self.config.accumulate
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         if not torch.isfinite(norm):
-            raise FlashLipsError(f"Training stopped at step {self.step}: the gradient is {norm.item()}; the last good weights are kept, lower the rate.")
+            raise FlashLipsError(
+                f"Training stopped at step {self.step}: the gradient is {norm.item()}; "
+                "the last good weights are kept, lower the rate."
+            )
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         if self.ema is not None:
@@ -105,7 +108,9 @@ class Trainer:
             tensors |= {f"ema.{k}": v.contiguous().clone() for k, v in self.ema.state_dict().items()}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v.contiguous() for k, v in state.items()}
-        write_tensors(self.state_path, tensors, {"version": 1, "role": "training-state", "config": {"step": self.step}, "notes": {}})
+        write_tensors(
+            self.state_path, tensors, {"version": 1, "role": "training-state", "config": {"step": self.step}, "notes": {}}
+        )
 
     def resume(self) -> bool:
         """Continue from the run folder's state; False where there is none."""

@@ -62,7 +62,9 @@ def training_ids(clips: list[Clip]) -> set[str]:
 def prepare(run: Run) -> Path:
     """Measure the people's faces with MediaPipe, and cut face and mouth crops of all clips."""
     if not (run.folder / "people_mediapipe.npz").is_file():
-        labels.label_videos(run.data / "grid_people", run.weights / LANDMARKER_FILE, run.folder / "people_mediapipe.npz", run.progress)
+        labels.label_videos(
+            run.data / "grid_people", run.weights / LANDMARKER_FILE, run.folder / "people_mediapipe.npz", run.progress
+        )
     clips = run.clips()
     people = [c for c in clips if c.id in training_ids(clips) and c.speaker != "s1"]
     first = sorted((c for c in clips if c.id.startswith("s1/train/")), key=lambda c: c.id)
@@ -124,7 +126,7 @@ def read_poses(path: Path) -> dict[str, np.ndarray]:
     """Clip id -> poses (T, 12)."""
     table = np.load(path)
     parts = np.split(table["poses"], np.cumsum(table["num_frames"])[:-1])
-    return {str(i): p for i, p in zip(table["ids"], parts)}
+    return {str(i): p for i, p in zip(table["ids"], parts, strict=False)}
 
 
 def heads(run: Run) -> Path:
@@ -146,8 +148,10 @@ def lip_encoder(run: Run) -> Path:
     samples = lip.lip_samples(CropStore(run.folder / "mouths"), clips, training_ids(clips))
     table = read_poses(run.folder / "poses_grid.npz")
     store = samples.store
-    poses = np.stack([table[str(store.clip_ids[c])][f] for c, f in zip(store.clip_of, store.frame_of)])
-    student = lip.train_student(samples, torch.from_numpy(poses), str(run.folder / "run_lip_encoder"), progress=run.progress, **run.options)
+    poses = np.stack([table[str(store.clip_ids[c])][f] for c, f in zip(store.clip_of, store.frame_of, strict=False)])
+    student = lip.train_student(
+        samples, torch.from_numpy(poses), str(run.folder / "run_lip_encoder"), progress=run.progress, **run.options
+    )
     return run.save(student, "lip-encoder")
 
 
@@ -161,14 +165,33 @@ def looks(run: Run) -> Path:
     poses = PoseTable(plain, mirror)
     plan = {"crops_people": (4, 25), "crops_s1": (1, 25), "crops_heads": (2, 12)}
     for seed, (name, (count, frames)) in enumerate(plan.items()):
-        if run.options.get("only", name) == name and (run.folder / name / "table.npz").is_file() and not (run.folder / f"looks_{name}" / "frames.npz").is_file():
-            encode_looks(CropStore(run.folder / name), poses, network, run.folder / f"looks_{name}", count, frames, seed, progress=run.progress)
+        if (
+            run.options.get("only", name) == name
+            and (run.folder / name / "table.npz").is_file()
+            and not (run.folder / f"looks_{name}" / "frames.npz").is_file()
+        ):
+            encode_looks(
+                CropStore(run.folder / name),
+                poses,
+                network,
+                run.folder / f"looks_{name}",
+                count,
+                frames,
+                seed,
+                progress=run.progress,
+            )
     return run.folder
 
 
 def editor(run: Run) -> Path:
     """Stage 1: masked reconstruction."""
-    network = train_editor(_frames(run), load_codec(str(run.folder / "codec.safetensors")), str(run.folder / "run_editor"), progress=run.progress, **run.options)
+    network = train_editor(
+        _frames(run),
+        load_codec(str(run.folder / "codec.safetensors")),
+        str(run.folder / "run_editor"),
+        progress=run.progress,
+        **run.options,
+    )
     return run.save(network, "editor-masked").rename(run.folder / "editor-masked.safetensors")
 
 
@@ -176,7 +199,9 @@ def refinement(run: Run) -> Path:
     """Stage 1b: mask-free."""
     masked = checkpoint.load(run.folder / "editor-masked.safetensors", "editor-masked", {"EditorUNet": _build_unet})
     path = str(run.folder / "codec.safetensors")
-    network = refine_editor(masked, _frames(run), load_codec(path), str(run.folder / "run_refinement"), progress=run.progress, **run.options)
+    network = refine_editor(
+        masked, _frames(run), load_codec(path), str(run.folder / "run_refinement"), progress=run.progress, **run.options
+    )
     return run.save(network, "editor")
 
 
@@ -204,15 +229,22 @@ def audio_encoder(run: Run) -> Path:
     corpus = run.folder / "audio" / "corpus.npz"
     if not corpus.is_file():
         raise FlashLipsError(f"No corpus at {corpus}; build one with flashlips_core.train.audio.build_corpus.")
-    settings = {"steps": 900, "lr": 2e-3, "log_every": 50} | run.options
+    settings = {"steps": 800, "lr": 2.5e-3, "ema": 0.99, "log_every": 25} | run.options
     config = TrainConfig(str(run.folder / "run_audio"), **settings)
-    return run.save(train_audio_encoder(Corpus.load(corpus), config, AudioTrainConfig(), progress=run.progress), "audio-encoder")
+    shares = {"s1": 0.30, "people": 0.22, "espeak": 0.32, "joe": 0.16}
+    batches = AudioTrainConfig(batch=12, crop_rows=140, shares=shares)
+    return run.save(train_audio_encoder(Corpus.load(corpus), config, batches, progress=run.progress), "audio-encoder")
 
 
 def poses(run: Run) -> Path:
     """Flow matching from audio features to the labelled poses."""
     from .poses import PoseTraining, train
 
-    names = {"labels": "poses_grid.npz", "run_dir": "run_poses", "out": "pose-model.safetensors", "audio_encoder": "audio-encoder.safetensors"}
+    names = {
+        "labels": "poses_grid.npz",
+        "run_dir": "run_poses",
+        "out": "pose-model.safetensors",
+        "audio_encoder": "audio-encoder.safetensors",
+    }
     paths = {key: str(run.folder / name) for key, name in names.items()}
     return train(PoseTraining(data=str(run.data), **(paths | run.options)), progress=run.progress)
