@@ -86,13 +86,15 @@ def read_samples(path: Path) -> np.ndarray:
 
 def quiet_tone(random: np.random.Generator, num_samples: int, like: np.ndarray | None = None) -> np.ndarray:
     """Sound without speech: digital zero, white or brownish noise from -90 to -40 dB, or the room of a recording."""
+    from scipy.signal import lfilter
+
     kind = random.choice(4, p=[0.2, 0.25, 0.15, 0.4] if like is not None else [0.25, 0.45, 0.3, 0.0])
     if kind == 0 or num_samples == 0:
         return np.zeros(num_samples, np.float32)
     noise = random.standard_normal(num_samples).astype(np.float32)
     level = 10 ** (random.uniform(-90, -40) / 20)
     if kind == 2:
-        noise = np.convolve(noise, 0.97 ** np.arange(200), "same")
+        noise = lfilter([1.0], [1.0, -0.97], noise)
     if kind == 3:
         room = quietest(like, SAMPLE_RATE // 5)
         spectrum = np.abs(np.fft.rfft(room * np.hanning(len(room))))
@@ -104,17 +106,16 @@ def quiet_tone(random: np.random.Generator, num_samples: int, like: np.ndarray |
 
 def quietest(samples: np.ndarray, size: int) -> np.ndarray:
     """The quietest stretch of ``size`` samples that is not digital zero."""
-    energy = np.convolve(samples.astype(np.float64) ** 2, np.ones(size), "valid")[:: size // 4]
+    total = np.concatenate([[0], np.cumsum(samples.astype(np.float64) ** 2)])
+    energy = (total[size:] - total[:-size])[:: size // 4]
     energy[energy < 1e-9 * size] = np.inf  # below -90 dB: padding
     return samples[np.argmin(energy) * (size // 4) :][:size] if np.isfinite(energy).any() else np.full(size, 1e-4, np.float32)
 
 
-def padded_track(
-    random: np.random.Generator, samples: np.ndarray, poses: np.ndarray, found: np.ndarray, rest: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A clip between two silences, at another loudness, now and then with noise. Returns samples, poses, found."""
-    before, after = random.integers(0, 45, 2)
-    speech = np.zeros(len(poses) * FRAME_SAMPLES, np.float32)
+def padded_sound(random: np.random.Generator, samples: np.ndarray, num_frames: int) -> tuple[np.ndarray, int, int]:
+    """A clip between two silences, at another loudness, now and then with noise. Returns samples and the silent frames."""
+    before, after = (int(n) for n in random.integers(0, 45, 2))
+    speech = np.zeros(num_frames * FRAME_SAMPLES, np.float32)
     speech[: min(len(samples), len(speech))] = samples[: len(speech)]
     if len(samples) < len(speech):
         speech[len(samples) :] = quiet_tone(random, len(speech) - len(samples), samples)
@@ -122,13 +123,20 @@ def padded_track(
     sound = np.concatenate([silences[0], speech, silences[1]]) * 10 ** (random.uniform(-14, 6) / 20)
     if random.random() < 0.3:
         sound = sound + quiet_tone(random, len(sound)) * 3
+    return np.clip(sound, -1, 1).astype(np.float32), before, after
+
+
+def padded_poses(
+    poses: np.ndarray, found: np.ndarray, rest: np.ndarray, before: int, after: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The poses of a padded clip: the mouth comes from rest and returns to it. Returns poses, found."""
     first, last = (poses[found][i] for i in (0, -1))
     fade = np.clip(np.arange(1, max(before, after) + 1) / CLOSING_FRAMES, 0, 1)[:, None].astype(np.float32)
     fade = fade * fade * (3 - 2 * fade)
     lead = (first + (rest - first) * fade[:before])[::-1]
     trail = last + (rest - last) * fade[:after]
     sure = np.concatenate([np.ones(before, bool), found, np.ones(after, bool)])
-    return np.clip(sound, -1, 1).astype(np.float32), np.concatenate([lead, poses, trail]), sure
+    return np.concatenate([lead, poses, trail]), sure
 
 
 # Tracks
@@ -188,6 +196,32 @@ class PoseTracks:
         return some.mean(0), some.std(0) + 1e-3
 
     @staticmethod
+    def build(labels: PoseLabels, sounds: PoseSounds) -> PoseTracks:
+        """Lay the labels under the encoded sounds."""
+        parts, person = [], []
+        people = sorted({speaker_of(id) for id in labels.ids})
+        for clip, before, after in zip(sounds.clip, sounds.before, sounds.after, strict=True):
+            if clip < 0:
+                parts.append((np.repeat(labels.rest[None], SILENT_FRAMES, 0), np.ones(SILENT_FRAMES, bool)))
+                person.append(-1)
+            else:
+                parts.append(padded_poses(*labels.clip(clip), labels.rest, before, after))
+                person.append(people.index(speaker_of(labels.ids[clip])))
+        poses, found = zip(*parts, strict=True)
+        starts = np.concatenate([[0], np.cumsum([len(p) for p in poses])])
+        return PoseTracks(starts, sounds.audio, np.concatenate(poses), np.concatenate(found), np.array(person))
+
+
+@dataclass(frozen=True)
+class PoseSounds:
+    """Encoded sounds, which outlive the labels: the clips in several renditions, and silences."""
+
+    audio: np.ndarray  # (F, A) float16, track after track
+    clip: np.ndarray  # (tracks,) index into the labels, -1: silence
+    before: np.ndarray  # (tracks,) silent frames before the clip
+    after: np.ndarray  # (tracks,)
+
+    @staticmethod
     def build(
         labels: PoseLabels,
         data: str | Path,
@@ -196,35 +230,30 @@ class PoseTracks:
         variants: int = 2,
         seed: int = 0,
         progress: Progress | None = None,
-    ) -> PoseTracks:
+    ) -> PoseSounds:
         """Encode the training clips, ``variants`` times each with other silences, gains and noise, or read the cache."""
         key = _key(labels, encoder, variants, seed)
         if cache.is_file() and str(np.load(cache)["key"]) == key:
-            return PoseTracks(**{k: v for k, v in np.load(cache).items() if k != "key"})
-        random = np.random.default_rng(seed)
-        clips = labels.split("train")
-        people = sorted({speaker_of(labels.ids[i]) for i in clips})
-        parts: list[tuple[np.ndarray, np.ndarray, np.ndarray, int]] = []
+            return PoseSounds(**{k: v for k, v in np.load(cache).items() if k != "key"})
+        random, clips = np.random.default_rng(seed), labels.split("train")
+        parts: list[tuple[np.ndarray, int, int, int]] = []
         for done, index in enumerate(clips):
-            samples = read_samples(clip_path(data, labels.ids[index]))
-            person = people.index(speaker_of(labels.ids[index]))
+            samples, num_frames = read_samples(clip_path(data, labels.ids[index])), len(labels.clip(index)[0])
             for _ in range(variants):
-                sound, poses, found = padded_track(random, samples, *labels.clip(index), labels.rest)
-                parts.append((encode_frames(encoder, sound, len(poses)), poses, found, person))
+                sound, before, after = padded_sound(random, samples, num_frames)
+                parts.append((encode_frames(encoder, sound, before + num_frames + after), index, before, after))
             if progress is not None:
                 progress(done + 1, len(clips))
         for _ in range(SILENT_TRACKS):
             room = read_samples(clip_path(data, labels.ids[random.choice(clips)]))
             sound = quiet_tone(random, SILENT_FRAMES * FRAME_SAMPLES, room)
-            rest = np.repeat(labels.rest[None], SILENT_FRAMES, 0)
-            parts.append((encode_frames(encoder, sound, SILENT_FRAMES), rest, np.ones(SILENT_FRAMES, bool), -1))
-        audio, poses, found, person = zip(*parts, strict=True)
-        starts = np.concatenate([[0], np.cumsum([len(p) for p in poses])])
-        tracks = PoseTracks(starts, np.concatenate(audio), np.concatenate(poses), np.concatenate(found), np.array(person))
+            parts.append((encode_frames(encoder, sound, SILENT_FRAMES), -1, 0, 0))
+        audio, clip, before, after = zip(*parts, strict=True)
+        sounds = PoseSounds(np.concatenate(audio), np.array(clip), np.array(before), np.array(after))
         cache.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(cache, key=key, **vars(tracks))
-        log.info("%d tracks, %.0f minutes, %d people", len(parts), len(tracks.poses) / 25 / 60, len(people))
-        return tracks
+        np.savez(cache, key=key, **vars(sounds))
+        log.info("%d tracks, %.0f minutes", len(parts), len(sounds.audio) / float(POSE_RATE) / 60)
+        return sounds
 
 
 def encode_frames(encoder: AudioEncoder, samples: np.ndarray, num_frames: int) -> np.ndarray:
@@ -235,6 +264,8 @@ def encode_frames(encoder: AudioEncoder, samples: np.ndarray, num_frames: int) -
 
 
 def _key(labels: PoseLabels, encoder: AudioEncoder, variants: int, seed: int) -> str:
+    """What the sounds depend on: the encoder's answer to a known sound, and which clips there are."""
     probe = torch.sin(torch.arange(SAMPLE_RATE) * 0.05) * torch.linspace(0, 0.5, SAMPLE_RATE)
-    digest = hashlib.sha256(encoder.encode(probe).values.numpy().tobytes() + labels.poses.tobytes()).hexdigest()[:16]
-    return json.dumps([encoder.kind, digest, variants, seed, len(labels.ids)])
+    clips = json.dumps([[labels.ids[i], len(labels.clip(i)[0])] for i in labels.split("train")])
+    digest = hashlib.sha256(encoder.encode(probe).values.numpy().tobytes() + clips.encode()).hexdigest()
+    return json.dumps([encoder.kind, digest, variants, seed])

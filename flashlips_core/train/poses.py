@@ -23,7 +23,7 @@ from ..flow import FlowBatch, SamplerSettings, flow_matching_loss, sample_poses
 from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
 from ..types import SAMPLE_RATE, AudioFeatures, Progress
 from .loop import TrainConfig, fit
-from .pose_tracks import PoseLabels, PoseTracks, clip_path, quiet_tone, read_samples, speaker_of
+from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, clip_path, quiet_tone, read_samples, speaker_of
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +57,9 @@ def train(config: PoseTraining, encoder: AudioEncoder | None = None, progress: P
     torch.set_num_threads(config.threads)
     labels = PoseLabels.load(config.labels)
     encoder = encoder or load_audio_encoder(config.audio_encoder)
-    cache = Path(config.run_dir) / "tracks.npz"
-    tracks = PoseTracks.build(labels, config.data, encoder, cache, config.variants, config.seed, progress)
+    cache = Path(config.run_dir) / "sounds.npz"
+    sounds = PoseSounds.build(labels, config.data, encoder, cache, config.variants, config.seed, progress)
+    tracks = PoseTracks.build(labels, sounds)
     held_out = held_out_clips(labels, "val", config.data, encoder, limit=8)
     jaw = JawReadout.fit(labels, config.data)
 
