@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import logging
+import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -14,6 +15,8 @@ import torch
 
 from flashlips_core.face import Detection, Detector, crop_box, load_detector, reference_face, smooth_boxes, track_all, track_faces
 from flashlips_core.face.detect import YuNetDetector, _priors
+from flashlips_core.face.track import thumbnail
+from flashlips_core.media import read_frames
 from flashlips_core.types import ClipInfo, FlashLipsError, Frame
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -249,3 +252,13 @@ def test_a_real_face_is_found_and_its_crop_does_not_shake() -> None:
     assert 140 < np.median(track.boxes[:, 2] - track.boxes[:, 0]) < 190
     assert np.abs(np.diff(track.boxes, 2, axis=0)).mean() < 0.1
     assert detector.find(np.zeros((2, 96, 96, 3), np.uint8)) == [[], []]
+
+
+def test_decoded_frames_are_looked_at_without_a_warning_and_stay_locked(plain_clip, rotated_clip, ten_bit_clip):
+    for path in (plain_clip, rotated_clip, ten_bit_clip):
+        frame = next(read_frames(path))
+        before = frame.planes[0].copy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert max(thumbnail(frame, 32).shape) == 32
+        assert not frame.planes[0].flags.writeable and np.array_equal(frame.planes[0], before)

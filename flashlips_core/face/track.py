@@ -349,10 +349,20 @@ def thumbnail(frame: Frame, longest_side: float) -> np.ndarray:
 
 
 def _resized(plane: np.ndarray, size: tuple[int, int], bit_depth: int) -> Tensor:
-    pixels = torch.from_numpy(plane if bit_depth == 8 else (plane >> (bit_depth - 8)).astype(np.uint8))[None, None]
+    pixels = _on_same_memory(plane if bit_depth == 8 else (plane >> (bit_depth - 8)).astype(np.uint8))[None, None]
     if plane.shape != size:
         pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
     return pixels[0, 0].float()
+
+
+def _on_same_memory(plane: np.ndarray) -> Tensor:
+    """A tensor to read from. Torch has no read-only tensors, so a plane's view of the decoder's memory is unlocked, not copied."""
+    view = plane.view()
+    try:
+        view.flags.writeable = True
+    except ValueError:  # an array of its own that is locked
+        view = plane.copy()
+    return torch.from_numpy(view)
 
 
 def luma_histogram(frame: Frame) -> np.ndarray:
