@@ -235,7 +235,9 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     """Measure the model on held-out clips."""
     from .evaluate import run
 
-    return run(args, load_lipsync(args))
+    lipsync = load_lipsync(args)
+    with progress_bar("eval", args, unit=" dubs") as progress:
+        return run(args, lipsync, progress)
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
@@ -249,7 +251,8 @@ def run_bench(args: argparse.Namespace) -> dict[str, Any]:
     """Measure speed, size and memory."""
     from .bench import run
 
-    return run(args)
+    with progress_bar("bench", args, unit=" runs") as progress:
+        return run(args, progress)
 
 
 def say_as_json(result: dict[str, Any]) -> str:

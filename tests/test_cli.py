@@ -270,6 +270,21 @@ def test_train_passes_settings_on_and_refuses_unknown_ones(monkeypatch, capsys):
     assert capsys.readouterr().err == "The stage 'codec' has no setting 'stepz'; leave it out.\n"
 
 
+@pytest.mark.parametrize(("command", "options"), [("evaluate", ["eval", "--data", "d"]), ("bench", ["bench"])])
+def test_measuring_shows_how_far_it_is(command, options, monkeypatch, capsys):
+    steps = []
+
+    def run(args, *rest):
+        rest[-1](1, 2)
+        steps.append(rest)
+        return {"table": "measured"}
+
+    monkeypatch.setattr(f"flashlips_core.{command}.run", run)
+    monkeypatch.setattr("flashlips_core.cli.load_lipsync", lambda args: None)
+    assert main(options) == 0 and len(steps) == 1
+    assert capsys.readouterr().out == "measured\n"
+
+
 def test_the_module_runs_as_a_program():
     done = subprocess.run(
         [sys.executable, "-m", "flashlips_core", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
