@@ -102,9 +102,8 @@ def reconstruction(crop_editor: CropEditor, clip: FaceFrames, poses: Tensor) -> 
 def edit_whole(crop_editor: CropEditor, crops: Tensor, poses: Tensor) -> Tensor:
     """Edited crops (N, 3, S, S) decoded whole and without the blend, so that nothing of the input shines through."""
     weight = next(crop_editor.editor.parameters())
-    given = crops if crop_editor.mask is None else crop_editor.mask(crops)
-    latents = crop_editor.codec.encode(given.to(weight))
-    return crop_editor.codec.decode(crop_editor.editor(latents, crop_editor.context, poses.to(weight))).float().cpu()
+    latents = crop_editor.codec.encode(crops.to(weight))
+    return crop_editor.codec.decode(crop_editor.edit(latents, poses.to(weight))).float().cpu()
 
 
 def untouched_frames(crop_editor: CropEditor, clip: FaceFrames, poses: Tensor) -> int:

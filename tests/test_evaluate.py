@@ -105,14 +105,14 @@ def test_what_pasting_changes_lies_inside_the_pixels_that_alpha_reaches(clip, na
         assert reached.sum() < 0.5 * side**2
 
 
-def toy_crop_editor(is_still: bool) -> CropEditor:
+def toy_crop_editor(is_still: bool, is_masked: bool = False) -> CropEditor:
     """Real classes at toy size; ``is_still``: an editor whose residual is zero."""
     networks = toy_networks()
     codec = Codec(networks["codec"].eval(), "toy", networks["codec"].halo)
     if is_still:
         nn.init.zeros_(networks["editor"].conv_out.weight)
         nn.init.zeros_(networks["editor"].conv_out.bias)
-    return CropEditor(codec, networks["editor"].eval(), torch.zeros(1, 3, CROP_PX, CROP_PX))
+    return CropEditor(codec, networks["editor"].eval(), torch.zeros(1, 3, CROP_PX, CROP_PX), is_masked)
 
 
 def toy_face_frames(path: Path, count: int = 4) -> fidelity.FaceFrames:
@@ -131,6 +131,12 @@ def test_an_editor_that_changes_nothing_reconstructs_as_well_as_the_codec(plain_
     scores = fidelity.reconstruction(toy_crop_editor(is_still=True), frames, torch.zeros(4, 12))
     assert scores["same frame"] == pytest.approx(scores["codec"]) == scores["changed mouth"]
     assert len(scores["pasted mouth"]) == 4
+
+
+def test_a_masked_editor_reconstructs_without_seeing_the_lower_face(plain_clip):
+    frames, editor = toy_face_frames(plain_clip), toy_crop_editor(is_still=True, is_masked=True)
+    scores = fidelity.reconstruction(editor, frames, torch.zeros(4, 12))
+    assert np.isfinite(scores["same frame"]).all() and scores["same frame"] != scores["codec"]
 
 
 def test_frames_are_untouched_outside_alpha_whatever_the_editor_draws(plain_clip):
