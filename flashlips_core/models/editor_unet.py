@@ -49,6 +49,7 @@ class EditorContext:
     """What the references contribute inside the editor's window of h' x w' cells, computed once per clip."""
 
     cells: tuple[int, int]  # latent height and width of the whole crops
+    latents: Tensor  # (1 or B, R, C, h', w') the references themselves
     keys: Tensor  # (1 or B, R, D, h', w')
     values: Tensor  # (1 or B, R, F, h', w')
 
@@ -104,7 +105,8 @@ class EditorUNet(nn.Module):
         self.reference = ReferenceAdapter(config)
         self.pose = nn.Sequential(nn.Linear(config.pose_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU())
         self.to_query = nn.Linear(condition, config.reference_channels)
-        self.conv_in = nn.Conv2d(config.latent_channels + config.reference_channels + config.pose_dim, widths[0], 3, padding=1)
+        inputs = 2 * config.latent_channels + config.reference_channels + config.pose_dim
+        self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
             nn.ModuleList(ModulatedBlock(w, w, condition) for _ in range(n))
             for w, n in zip(widths, config.encoder_blocks, strict=True)
@@ -117,7 +119,7 @@ class EditorUNet(nn.Module):
         )
         self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
         self.norm_out = nn.GroupNorm(16, widths[0])
-        self.conv_out = nn.Conv2d(widths[0], config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], 2 * config.latent_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
@@ -132,7 +134,7 @@ class EditorUNet(nn.Module):
         rows, columns = self.window_slices(cells)
         keys, values = self.reference(rearrange(references[..., rows, columns], "b r c h w -> (b r) c h w"))
         keys, values = (rearrange(x, "(b r) d h w -> b r d h w", b=batch) for x in (keys, values))
-        return EditorContext(cells, keys, values)
+        return EditorContext(cells, references[..., rows, columns], keys, values)
 
     def forward(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
         """Edit latents.
@@ -151,7 +153,9 @@ class EditorUNet(nn.Module):
     def _residual(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
         condition = self.pose(poses)
         maps = poses[..., None, None].expand(-1, -1, *z_input.shape[2:])
-        x = self.conv_in(torch.cat([z_input, self._gather(context, condition), maps], 1))  # Eq. 1
+        weights = self._suitability(context, condition)
+        blended = _blend(weights, context.latents)
+        x = self.conv_in(torch.cat([z_input, blended, _blend(weights, context.values), maps], 1))  # Eq. 1
         skips = []
         for level, blocks in enumerate(self.down):
             for block in blocks:
@@ -165,16 +169,16 @@ class EditorUNet(nn.Module):
                 x = skips[level] + self.grow[level](F.interpolate(x, scale_factor=2))
             for block in self.up[level]:
                 x = block(x, condition)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        # What a reference already shows is copied rather than redrawn: a short path that small training budgets need (ours).
+        drawn, copied = self.conv_out(F.silu(self.norm_out(x))).chunk(2, dim=1)
+        return drawn + copied * (blended - z_input)
 
-    def _gather(self, context: EditorContext, condition: Tensor) -> Tensor:
-        """At each place, the references weighted by how well they suit the wanted pose. -> (B, F, h, w)."""
+    def _suitability(self, context: EditorContext, condition: Tensor) -> Tensor:
+        """How well each reference suits the wanted pose at each place, (B, R, h', w'), 1 in sum over references."""
         query = self.to_query(condition) * context.keys.shape[2] ** -0.5
         if context.keys.shape[0] == 1:  # one clip's references serve the whole batch
-            logits = torch.einsum("bd,rdhw->brhw", query, context.keys[0])
-            return torch.einsum("brhw,rfhw->bfhw", logits.softmax(1), context.values[0])
-        logits = torch.einsum("bd,brdhw->brhw", query, context.keys)
-        return torch.einsum("brhw,brfhw->bfhw", logits.softmax(1), context.values)
+            return torch.einsum("bd,rdhw->brhw", query, context.keys[0]).softmax(1)
+        return torch.einsum("bd,brdhw->brhw", query, context.keys).softmax(1)
 
     def _check(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> None:
         if tuple(z_input.shape[2:]) != context.cells:
@@ -190,3 +194,10 @@ class EditorUNet(nn.Module):
                 f"Poses have {poses.shape[-1]} numbers, this editor uses {self.config.pose_dim}; "
                 "choose a pose model that matches."
             )
+
+
+def _blend(weights: Tensor, maps: Tensor) -> Tensor:
+    """Sum over references, (B, R, h, w) and (1 or B, R, F, h, w) -> (B, F, h, w)."""
+    if maps.shape[0] == 1:
+        return torch.einsum("brhw,rfhw->bfhw", weights, maps[0])
+    return torch.einsum("brhw,brfhw->bfhw", weights, maps)

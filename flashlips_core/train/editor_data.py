@@ -18,6 +18,7 @@ from ..types import Progress
 from . import augment
 
 NUM_NEIGHBOURS = 6
+HEAD_SHARE = 0.35  # of the drawn frames are rendered heads: a hundred identities with exact pairs, but not real skin
 ANCHORS = slice(76, 99)  # landmarks that no lip moves: eyes, irises, nose, brows (after the lips and the face oval)
 # The pixels kept for the pixel losses: latent cells (top, left, size) around lips, chin and the lower cheeks.
 WINDOW_TOP, WINDOW_LEFT, WINDOW_CELLS = 12, 8, 16
@@ -132,14 +133,16 @@ def draw_rows(
     frames: EditorFrames, count: int, references: int, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows of targets (count,), of a neighbour each (count,), and of references (count, references); speakers equally likely."""
-    speakers = sorted(frames.groups_of_speaker)
+    heads = [s for s in sorted(frames.groups_of_speaker) if s.startswith("head")]
+    people = [s for s in sorted(frames.groups_of_speaker) if not s.startswith("head")]
 
     def pick(items: list | np.ndarray):
         return items[int(torch.randint(len(items), (), generator=generator))]
 
     targets, others = [], []
     for _ in range(count):
-        rows = frames.rows_of_group[pick(frames.groups_of_speaker[pick(speakers)])]
+        is_head = heads and (not people or float(torch.rand((), generator=generator)) < HEAD_SHARE)
+        rows = frames.rows_of_group[pick(frames.groups_of_speaker[pick(heads if is_head else people)])]
         targets.append(pick(rows))
         others.append([pick(rows) for _ in range(references)])
     near = [pick(frames.neighbours[row]) for row in targets]

@@ -163,7 +163,7 @@ def looks(run: Run) -> Path:
         plain |= dict(np.load(run.folder / "poses_heads.npz"))
         mirror |= dict(np.load(run.folder / "poses_heads_mirror.npz"))
     poses = PoseTable(plain, mirror)
-    plan = {"crops_people": (4, 25), "crops_s1": (1, 25), "crops_heads": (2, 12)}
+    plan = {"crops_people": (3, 25), "crops_s1": (1, 25), "crops_heads": (2, 12)}
     for seed, (name, (count, frames)) in enumerate(plan.items()):
         if (
             run.options.get("only", name) == name
