@@ -50,6 +50,7 @@ ICT_MEDIAPIPE_VERTICES = (
 
 PIVOT = np.array([0.0, -4.0, 0.0], np.float32)  # the head turns around the top of its neck
 EYE_INSET = 0.08  # cm: ICT's eyeballs otherwise shine through closed lids
+DRIFT = 0.04  # cm: smaller movements are scan noise; ears that shiver with the mouth would spoil exact pairs
 EYES = ((36, 42), (42, 48))  # image left, image right, in the 68
 NOSE_TIP, MOUTH_LEFT, MOUTH_RIGHT = 30, 48, 54
 INNER_UPPER_LIP, INNER_LOWER_LIP = (61, 62, 63), (65, 66, 67)
@@ -199,10 +200,13 @@ def from_arrays(data: dict[str, np.ndarray]) -> HeadMesh:
         corner_part[quads_uv[valid, k]] = part[valid]
     neutral = data["neutral"].astype(np.float32)
     neutral[np.unique(corner_vertex[corner_part == PARTS.index("eye")]), 2] -= EYE_INSET
+    expressions = data["expr"].astype(np.float32)
+    far = np.linalg.norm(expressions, axis=-1, keepdims=True)
+    expressions *= np.clip((far - DRIFT) / DRIFT, 0, 1)
     return HeadMesh(
         neutral=neutral,
         identity=data["identity"],
-        expressions=data["expr"].astype(np.float32),
+        expressions=expressions,
         expression_names=tuple(str(name) for name in data["expr_names"]),
         triangles=triangles.astype(np.int32),
         corner_vertex=corner_vertex,
