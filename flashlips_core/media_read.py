@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .media_planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
+from .media_whole import breaks_off, check_whole
 from .types import Audio, ClipInfo, FlashLipsError, Frame
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ logger = logging.getLogger(__name__)
 PACKETS_PROBED = 250  # enough to tell a variable frame rate from a constant one
 REORDER_MARGIN = 16  # packets at the end of that stretch that may lack a neighbour in time: H.264's largest delay
 GAP_S = Fraction(1, 10)  # a hole in the sound longer than this becomes silence, a shorter one is clock jitter
+MAX_DAMAGED = 1000  # then the demuxer fails without moving on
 NO_TIMESTAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: raw streams
 
 
@@ -66,7 +68,8 @@ def probe(path: str | Path) -> ClipInfo:
 def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
     """Yield frames ``start`` to ``stop`` (exclusive) upright, as coded, with timestamps that only grow.
 
-    A file that breaks off yields what can be decoded and logs one warning; one without a single picture is an error.
+    A truncated file is an error: at once where its header tells, else after its last readable frame. Damage in the middle
+    is stepped over with one warning.
     """
     return read_from(path, start, stop)
 
@@ -160,6 +163,7 @@ def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
             f"{path.name} cannot be read as video or audio ({_reason(error)}); it is damaged or not a media file."
         ) from error
     with container:
+        check_whole(container, path)
         yield container
 
 
@@ -199,29 +203,43 @@ def _same_layout(planes: Planes, layout: Layout, wanted: Layout, path: str | Pat
 
 
 def _decode(container: av.container.InputContainer, stream: av.stream.Stream, path: str | Path) -> Iterator[av.frame.Frame]:
-    """Decode one stream, step over damaged packets, and say once what was lost."""
-    damaged, ended = 0, False
+    """Decode one stream, step over damaged packets, and say once what was lost. A damaged end is an error."""
+    count, damaged, packet, frame, ended = 0, 0, None, None, False
+    last_pts: int | None = None  # of the packets
     packets = container.demux(stream)
     while not ended:
         try:
-            packet = next(packets, None)
-            ended = packet is None
-            pictures = [] if ended else packet.decode()
+            following = next(packets, None)
+            ended = following is None
+            if not ended and following.size:
+                packet = following
+                last_pts = max(last_pts or packet.pts or 0, packet.pts or 0)
+            frames = [] if ended else following.decode()
         except av.FFmpegError as error:
             damaged += 1
             logger.debug("%s: %s", Path(path).name, error)
-            if damaged > 1000:  # a demuxer that fails without moving on
+            if damaged > MAX_DAMAGED:
                 break
             continue
-        yield from pictures
-    if damaged or _breaks_off(stream, path):
-        logger.warning("%s is damaged or breaks off; only what could be decoded is used.", Path(path).name)
+        for frame in frames:
+            count += 1
+            yield frame
+    if packet is not None and count and _ends_damaged(packet, frame, damaged > 0, last_pts):
+        pieces = "frames" if stream.type == "video" else "pieces of sound"
+        seconds = float((frame.pts - (stream.start_time or 0)) * stream.time_base) if frame.pts is not None else 0.0
+        raise breaks_off(path, f"only the first {count} {pieces} can be read", seconds)
+    if damaged:
+        logger.warning("%s is damaged in %d places; what could be decoded is used.", Path(path).name, damaged)
 
 
-def _breaks_off(stream: av.stream.Stream, path: str | Path) -> bool:
-    """Whether the container's index points past the end of the file."""
-    entries = stream.index_entries
-    return len(entries) > 0 and entries[-1].pos + entries[-1].size > Path(path).stat().st_size
+def _ends_damaged(packet: av.Packet, frame: av.frame.Frame, is_damaged: bool, last_pts: int | None) -> bool:
+    """Whether the last packet is cut short, or could not be decoded, or only in part."""
+    if packet.is_corrupt:
+        return True
+    if not isinstance(frame, av.VideoFrame):
+        return False  # MP3 and AAC files may end in tags
+    is_missing = is_damaged and frame.pts is not None and last_pts is not None and frame.pts < last_pts
+    return is_missing or frame.is_corrupt
 
 
 def _stamped(pictures: Iterator[av.VideoFrame], step: Fraction, is_counted: bool) -> Iterator[tuple[av.VideoFrame, int]]:

@@ -100,7 +100,10 @@ BAD_INPUTS = {
     "zero length": "zero length",
     "NaN": "not numbers",
     "text": "cannot be read",
-    "broken off": "cannot be read",
+    "no index": "cannot be read",
+    "truncated": "breaks off: 10 of 25 frames can be read",
+    "truncated stream": "breaks off",
+    "truncated voice": "breaks off",
     "corrupt checkpoint": "not a readable safetensors",
     "no checkpoint": "No editor at",
     "other role": "checkpoint for 'codec', but 'editor'",
@@ -145,8 +148,16 @@ def bad_input(talking_clip, audio_only, tmp_path, model_folder, clip, monkeypatc
             return good, write_nan_wave(tmp_path / "nan.wav"), [], out
         case "text":
             return written("notes.mp4", b"This is not a video." * 40), voice, [], out
-        case "broken off":
+        case "no index":
             return request.getfixturevalue("headless_clip"), voice, [], out
+        case "truncated":
+            return request.getfixturevalue("truncated_clip"), voice, [], out
+        case "truncated stream":
+            whole = clip(name="stream.flv", size=(256, 192)).read_bytes()
+            return written("cut.flv", whole[: len(whole) // 2]), voice, [], out
+        case "truncated voice":
+            whole = write_wave(tmp_path / "whole.wav", 9000 * np.sin(np.arange(16_000) / 9)).read_bytes()
+            return good, written("cut.wav", whole[:20_000]), [], out
         case "corrupt checkpoint":
             return (
                 good,

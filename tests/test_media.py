@@ -380,11 +380,57 @@ def test_a_stopped_write_leaves_no_file_and_spares_the_old_one(plain_clip, tmp_p
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_a_truncated_clip_gives_its_whole_frames_and_one_warning(truncated_clip, caplog):
-    with caplog.at_level(logging.WARNING):
-        frames = list(read_frames(truncated_clip))
-    assert 1 <= len(frames) < NUM_FRAMES
-    assert len(caplog.records) == 1 and "breaks off" in caplog.text
+def cut_to(path, share: float):
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    return path
+
+
+@pytest.mark.parametrize("use", [probe, lambda path: next(read_frames(path)), load_audio])
+def test_a_truncated_clip_is_refused_at_once_with_what_can_be_kept(clip, use):
+    path = clip(name="cut.mp4", size=(256, 192), audio_rate=44_100, container_options=(("movflags", "faststart"),))
+    words = r"^cut.mp4 breaks off: 10 of 25 frames can be read; .* 'ffmpeg -i cut.mp4 -t 0.40 OUT'\.$"
+    with pytest.raises(FlashLipsError, match=words):
+        use(cut_to(path, 0.5))
+
+
+def test_a_clip_that_lost_the_end_of_its_sound_alone_is_refused(clip):
+    path = clip(name="cut.mp4", audio_rate=44_100, container_options=(("movflags", "faststart"),))
+    with pytest.raises(FlashLipsError, match="packets of sound can be read"):
+        probe(cut_to(path, 0.99))
+
+
+@pytest.mark.parametrize("name", ["cut.mkv", "cut.avi", "cut.wav"])
+def test_a_file_shorter_than_its_header_says_is_refused_at_once(clip, name):
+    is_sound = name.endswith(".wav")
+    path = clip(name=name, size=None, audio_rate=16_000, audio_codec="pcm_s16le") if is_sound else clip(name=name, size=(256, 192))
+    with pytest.raises(FlashLipsError, match=r"breaks off: \d+ of \d+ bytes are there"):
+        (load_audio if is_sound else probe)(cut_to(path, 0.5))
+
+
+@pytest.mark.parametrize(("name", "options"), [("cut.flv", ""), ("cut.mp4", "frag_keyframe+empty_moov"), ("cut.ts", "")])
+def test_a_stream_that_states_no_length_is_refused_where_its_last_frame_is_damaged(clip, name, options):
+    path = clip(name=name, size=(256, 192), container_options=(("movflags", options),) if options else ())
+    with pytest.raises(FlashLipsError, match="breaks off: .* can be read"):
+        list(read_frames(cut_to(path, 0.5)))
+
+
+def test_an_unfinished_recording_without_a_stated_length_is_read_to_its_end(clip):
+    path = clip(name="live.mkv", container_options=(("live", "1"),))
+    assert len(list(read_frames(path))) == NUM_FRAMES
+
+
+def test_damage_in_the_middle_is_stepped_over_with_one_warning(clip, caplog):
+    path = clip(name="hole.mp4", size=(256, 192))
+    with av.open(str(path)) as container:
+        entry = list(container.streams.video[0].index_entries)[14]
+    data = bytearray(path.read_bytes())
+    data[entry.pos : entry.pos + entry.size] = b"\xff" * entry.size
+    path.write_bytes(data)
+    with caplog.at_level(logging.WARNING, "flashlips_core"):
+        frames = list(read_frames(path))
+    assert NUM_FRAMES - 5 <= len(frames) < NUM_FRAMES
+    assert len(caplog.records) == 1 and "damaged" in caplog.text
     np.testing.assert_array_equal(frames[0].planes[0], picture_planes(0, 256, 192, "yuv420p")[0])
 
 
