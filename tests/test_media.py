@@ -403,7 +403,8 @@ def test_a_clip_that_lost_the_end_of_its_sound_alone_is_refused(clip):
 @pytest.mark.parametrize("name", ["cut.mkv", "cut.avi", "cut.wav"])
 def test_a_file_shorter_than_its_header_says_is_refused_at_once(clip, name):
     is_sound = name.endswith(".wav")
-    path = clip(name=name, size=None, audio_rate=16_000, audio_codec="pcm_s16le") if is_sound else clip(name=name, size=(256, 192))
+    sound = {"size": None, "audio_rate": 16_000, "audio_codec": "pcm_s16le"}
+    path = clip(name=name, **(sound if is_sound else {"size": (256, 192)}))
     with pytest.raises(FlashLipsError, match=r"breaks off: \d+ of \d+ bytes are there"):
         (load_audio if is_sound else probe)(cut_to(path, 0.5))
 
