@@ -356,7 +356,7 @@ def _resized(plane: np.ndarray, size: tuple[int, int], bit_depth: int) -> Tensor
 
 
 def _on_same_memory(plane: np.ndarray) -> Tensor:
-    """A tensor to read from. Torch has no read-only tensors, so a plane's view of the decoder's memory is unlocked, not copied."""
+    """A tensor to read from. Torch has no read-only tensors, so the view of the decoder's memory is unlocked, not copied."""
     view = plane.view()
     try:
         view.flags.writeable = True
