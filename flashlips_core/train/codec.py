@@ -21,7 +21,7 @@ from . import augment
 from .loop import MakeBatch, TrainConfig, fit
 
 OWN_LATENTS = 0.65  # share of images that are decoded from the encoder's own latents rather than the teacher's
-WEIGHTS = {"latent": 1.0, "pixel": 2.0, "sharpness": 4.0}
+WEIGHTS = {"latent": 1.0, "pixel": 2.0, "sharpness": 4.0, "squared": 8.0}
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,18 @@ def cached_batches(path: Path, batch_size: int) -> MakeBatch:
     return make
 
 
+def polish_step(network: nn.Module, batch: CodecBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Image regression of the decoder alone, for an encoder whose latents other networks already rely on."""
+    with torch.no_grad():
+        latents = network.encode(batch.images)
+    decoded = network.decode(latents)
+    return {
+        "pixel": (decoded - batch.images).abs().mean(),
+        "squared": (decoded - batch.images).square().mean(),
+        "sharpness": sharpness_loss(decoded, batch.images),
+    }
+
+
 def codec_step(network: nn.Module, batch: CodecBatch, generator: torch.Generator) -> dict[str, Tensor]:
     """Latent regression for the encoder; image regression for both, from a mix of the two encoders' latents."""
     latents = network.encode(batch.images)
@@ -97,13 +109,22 @@ def train_codec(
     seed: int = 0,
     lr: float = 1.5e-3,
     start: str | None = None,
+    decoder_only: bool = False,
     progress: Progress | None = None,
 ) -> MiniCodec:
-    """Train the bundled codec. ``teacher`` is what :func:`codec.load_codec` takes; ``start`` a checkpoint to go on from."""
+    """Train the bundled codec.
+
+    Args:
+        teacher: what :func:`codec.load_codec` takes.
+        start: a checkpoint to go on from.
+        decoder_only: keep the encoder, whose latents an editor may have been trained on.
+    """
     cache = Path(run_dir) / f"cache_{cached}_{seed}.npz"
     if not cache.is_file():
         build_cache(stores, teacher, cache, cached, seed, progress)
     config = TrainConfig(run_dir, steps, lr=lr, ema=0.995, seed=seed, weights=WEIGHTS)
     network = load_codec(start).network.requires_grad_(True) if start else MiniCodec()
     network = network.to(memory_format=torch.channels_last)
-    return fit(network, cached_batches(cache, batch_size), codec_step, config, progress=progress)
+    network.encoder.requires_grad_(not decoder_only)
+    step = polish_step if decoder_only else codec_step
+    return fit(network, cached_batches(cache, batch_size), step, config, progress=progress)

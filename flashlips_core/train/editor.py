@@ -131,7 +131,7 @@ def train_editor(
     progress: Progress | None = None,
 ) -> EditorUNet:
     """Stage 1 from random weights."""
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.998)
+    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.995)
     network = EditorUNet(config).to(memory_format=torch.channels_last)
     return fit(network, editor_batches(frames, batch_size), masked_step(codec), settings, validate, progress)
 
@@ -150,5 +150,5 @@ def refine_editor(
 ) -> EditorUNet:
     """Stage 1b from the masked editor's weights."""
     network = copy.deepcopy(masked).requires_grad_(True)
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.998)
+    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.995)
     return fit(network, editor_batches(frames, batch_size), refinement_step(codec, masked), settings, validate, progress)

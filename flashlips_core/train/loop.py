@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import read_tensors, write_tensors
 from ..types import FlashLipsError, Progress
@@ -59,7 +59,7 @@ class Trainer:
         self.network, self.config, self.step = network, config, 0
         parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
-        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        self.ema = AveragedModel(network, multi_avg_fn=_warm_average(config.ema)) if config.ema else None
         self.state_path = Path(config.run_dir) / "state.safetensors"
 
     def learning_rate(self) -> float:
@@ -169,6 +169,17 @@ def fit(
         if progress is not None:
             progress(trainer.step, config.steps)
     return trainer.best()
+
+
+def _warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """Exponential average whose memory grows with the run, so that a short run does not keep its random start."""
+
+    @torch.no_grad()
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        steps = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
+
+    return update
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
