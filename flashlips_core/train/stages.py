@@ -26,6 +26,7 @@ from . import labels, lip
 from .codec import train_codec
 from .editor import refine_editor, train_editor
 from .editor_data import PoseTable, encode_looks, load_frames
+from .synthetic import load_set
 
 NO_SYNC = ("s33", "s25", "s4", "uG")  # speakers whose sound and lips may disagree by more than a frame
 LICENCE = "Apache-2.0; trained on GRID (CC BY 4.0) and ICT-FaceKit renders (MIT)"
@@ -130,8 +131,8 @@ def read_poses(path: Path) -> dict[str, np.ndarray]:
 
 
 def heads(run: Run) -> Path:
-    """Label the rendered heads (``synth.npz``, see train.synthetic) and store them beside the real crops."""
-    rendered = np.load(run.folder / "synth.npz")
+    """Label the rendered heads (the folder ``synth`` that train.synthetic makes) and store them beside the real crops."""
+    rendered = load_set(run.folder / "synth")
     images = rendered["images"]
     clips, rows = labels.head_clips(images, rendered["identity"], rendered["group"], run.weights / LANDMARKER_FILE, run.progress)
     teacher = checkpoint.load(run.folder / "lip-teacher.safetensors", "lip-teacher", {"LipTeacher": build_teacher})
