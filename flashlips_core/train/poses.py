@@ -40,7 +40,7 @@ class PoseTraining:
     out: str = ""  # checkpoint to write; empty: <run_dir>/pose-model.safetensors
     audio_encoder: str = "bundled"
     preset: str = "mini"
-    steps: int = 2000
+    steps: int = 1500
     batch: int = 10
     num_frames: int = 64  # 2.6 s
     lr: float = 1e-3
@@ -189,6 +189,7 @@ class JawReadout:
             return None
         file = np.load(path)
         jaw = file["blendshapes"][:, [str(n) for n in file["blendshape_names"]].index("jawOpen")].astype(np.float32)
+        jaw[~file["found"]] = np.nan
         ends = np.cumsum(file["num_frames"])
         of_clip = {str(i): jaw[end - n : end] for i, end, n in zip(file["ids"], ends, file["num_frames"], strict=True)}
         measured = np.full(len(labels.poses), np.nan, np.float32)
@@ -228,10 +229,14 @@ def score(
         row = {"correlation": float(np.average([np.corrcoef(a, b)[0, 1] for a, b in pairs], weights=poses[frames].var(0)))}
         if jaw is not None:
             measured, opening = jaw.measured[labels.starts[clip.index] + frames], jaw.read(sampled[frames])
-            row |= {"jaw": float(np.corrcoef(opening, measured)[0, 1]), "jaw_spread": float(opening.std() / measured.std())}
+            known = np.isfinite(measured)
+            if known.sum() > 2 and measured[known].std() > 0:
+                row["jaw"] = float(np.corrcoef(opening[known], measured[known])[0, 1])
+                row["jaw_spread"] = float(opening[known].std() / measured[known].std())
         rows.append(row)
     network.train(was_training)
-    scores = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]} if rows else {}
+    names = dict.fromkeys(name for row in rows for name in row)
+    scores = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
     return scores | {"silence": silence_distance(network, [clip.sources for clip in clips], encoder, settings)}
 
 
