@@ -28,7 +28,8 @@ Velocity = Callable[[Tensor, float], Tensor]
 class SamplerSettings:
     """How poses are drawn. A window is ``prefix`` committed frames, ``hop`` new ones and ``lookahead`` that are thrown away.
 
-    Defaults suit the bundled model on held-out speech: more steps or heat follow its jaw less well. Latency of the streaming form is ``hop + lookahead`` frames.
+    Defaults suit the bundled model on held-out speech: more heat follows its jaw less well, more steps gain nothing.
+    Latency of the streaming form is ``hop + lookahead`` frames.
     """
 
     steps: int = 4
