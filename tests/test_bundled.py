@@ -1,0 +1,94 @@
+"""The weights that ship: that they load, fit each other, and do their work on the demo's face."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import flashlips_core
+from flashlips_core import checkpoint
+from flashlips_core.compose import cut_batch
+from flashlips_core.loading import ROLES, Parts
+from flashlips_core.media import probe, read_frames
+from flashlips_core.pipeline import LipSync
+from flashlips_core.types import Audio
+
+DEMO = Path(flashlips_core.__file__).parent / "demo"
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return Parts(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def lipsync(parts):
+    return LipSync(parts)
+
+
+@pytest.fixture(scope="module")
+def track(lipsync):
+    return lipsync.track(DEMO / "face.mp4")
+
+
+@pytest.fixture(scope="module")
+def crops(track):
+    """Eight frames of the demo's face as the editor sees them, (8, 3, 256, 256)."""
+    rows = range(0, 96, 12)
+    frames = list(read_frames(DEMO / "face.mp4", stop=96))
+    return cut_batch([frames[i] for i in rows], track.boxes[list(rows)], 256)
+
+
+def test_all_roles_are_there_and_small_enough():
+    sizes = [checkpoint.bundled(role).stat().st_size for role in ROLES]
+    assert sum(sizes) < 60e6
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_each_file_says_what_it_is_and_may_be_used_for(role):
+    info = checkpoint.info(checkpoint.bundled(role))
+    assert info.role == role
+    assert "Apache-2.0" in info.notes["licence"]
+
+
+def test_the_pose_model_listens_to_the_bundled_audio_encoder(parts):
+    assert parts.pose_model.config.audio_kind == parts.audio_encoder.kind
+
+
+def test_the_codec_gives_the_face_back(parts, crops):
+    with torch.inference_mode():
+        again = parts.codec.decode(parts.codec.encode(crops)).clamp(-1, 1)
+    psnr = -10 * torch.log10(((again - crops) / 2).square().mean())
+    assert psnr > 28
+
+
+def test_the_demos_face_is_found_in_every_frame(track):
+    assert track.present.all()
+    assert len(track) == probe(DEMO / "face.mp4").num_frames
+
+
+def test_the_lip_encoder_sees_the_demos_mouth_move(lipsync, track, parts):
+    opening = parts.lip_encoder.opening(lipsync.poses_from_video(DEMO / "face.mp4", track).values)
+    assert opening.std() > 0.02
+    assert -0.2 < opening.min() and opening.max() < 1.2
+
+
+def test_silence_keeps_the_lips_near_rest(lipsync, parts):
+    silent = lipsync.poses_from_audio(Audio(torch.zeros(1, 32_000), 16_000))
+    spoken = lipsync.poses_from_audio(DEMO / "voice.wav")
+    rest = parts.pose_model.rest_pose
+    far = (silent.values - rest).square().mean().sqrt()
+    assert far < 0.5 * (spoken.values - rest).square().mean().sqrt()
+
+
+def test_another_pose_changes_the_mouth_and_leaves_the_eyes(parts, crops):
+    with torch.inference_mode():
+        latents = parts.codec.encode(crops)
+        context = parts.editor.prepare_references(latents[None, :4])
+        still = parts.editor(latents[:1], context, torch.zeros(1, 12))
+        moved = parts.editor(latents[:1], context, torch.full((1, 12), 1.5))
+    change = (moved - still).abs().mean(1)[0]
+    assert change[18:26, 11:21].mean() > 3 * change[:8].mean()
+    assert change[18:26, 11:21].mean() > 0.02
