@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 PINS = ROOT / "requirements-dev.txt"
 STAMP = "flashlips-installed.txt"
+# Both OpenCV wheels fill one folder; the one installed last wins, and the other needs libGL, which a bare Linux lacks.
+LAST = "opencv-python-headless=="
 OLDEST_PYTHON = (3, 11)  # numpy 2.4 and scipy 1.17 have no wheels below
 COMMANDS = {
     "demo": ["-m", "flashlips_core.demo_run"],
@@ -51,9 +53,12 @@ def install(environment: Path = ENVIRONMENT, pins: Path = PINS, run=subprocess.r
         print(f"Making a Python environment in {environment}", flush=True)
         venv.EnvBuilder(with_pip=True, clear=environment.exists()).create(environment)
     print(f"Installing the packages of {pins.name} (the first time downloads PyTorch and takes minutes)", flush=True)
-    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-r", str(pins)]
-    if run(command, check=False).returncode != 0:
-        sys.exit("The packages could not be installed; pip's message stands above. Mend that, then run this again.")
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
+    commands = [[*pip, "-r", str(pins)]]
+    commands += [[*pip, "--force-reinstall", "--no-deps", pin] for pin in pins.read_text().splitlines() if pin.startswith(LAST)]
+    for command in commands:
+        if run(command, check=False).returncode != 0:
+            sys.exit("The packages could not be installed; pip's message stands above. Mend that, then run this again.")
     stamp.write_text(fingerprint(pins) + "\n")
 
 

@@ -65,6 +65,14 @@ def test_a_failed_install_is_tried_again_next_time(dev, place):
     assert not dev.is_up_to_date(environment, pins)
 
 
+def test_the_opencv_that_needs_no_display_is_installed_last(dev, place):
+    environment, pins = place
+    pins.write_text("opencv-contrib-python==4.13.0.92\nopencv-python-headless==4.13.0.92\n")
+    calls = []
+    dev.install(environment, pins, run=fake_run(0, calls))
+    assert calls[-1][-1] == "opencv-python-headless==4.13.0.92" and "--force-reinstall" in calls[-1]
+
+
 def test_only_the_pinned_file_is_installed(dev, place):
     environment, pins = place
     calls: list = []
