@@ -10,7 +10,8 @@ from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNetConfig
 from flashlips_core.models.masks import lower_face_mask
 from flashlips_core.train import augment
-from flashlips_core.train.editor import EditorBatch, blend_mask, edit_losses, refine_editor, train_editor
+from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
+from flashlips_core.train.editor import EditorBatch, blend_mask, edit_losses, readback_loss, refine_editor, train_editor
 from flashlips_core.train.editor_data import EditorFrames, draw_rows, lip_weights
 from flashlips_core.train.loop import TrainConfig, Trainer, fit
 from flashlips_core.types import FlashLipsError
@@ -131,6 +132,15 @@ def test_both_editor_stages_run_from_one_to_the_next(tmp_path):
     refined = refine_editor(masked, frames(), tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=2)
     assert all(torch.equal(a, b) for a, b in zip(start, masked.parameters(), strict=False))
     assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters(), strict=False))
+
+
+def test_a_pose_that_is_there_is_read_back():
+    """The crop that the readback loss cuts is the one that the lip encoder sees in whole crops."""
+    torch.manual_seed(0)
+    codec, latents = tiny_codec(), torch.randn(2, 4, 32, 32)
+    reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval().requires_grad_(False)
+    whole = reader(codec.decode(latents).clamp(-1.2, 1.2))
+    assert readback_loss(latents, whole, codec, reader) < 1e-4 < readback_loss(latents, whole + 1, codec, reader)
 
 
 def test_losses_are_zero_for_a_perfect_edit_of_decodable_pixels():

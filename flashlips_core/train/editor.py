@@ -7,6 +7,7 @@ inside the mask, pixel L1 in the mouth window and on the lips; a Laplacian term 
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,12 +17,15 @@ from torch.nn import functional as F
 from ..codec import Codec
 from ..models.codec_mini import sharpness_loss
 from ..models.editor_unet import UNET_MINI, EditorContext, EditorUNet, EditorUNetConfig
+from ..models.lip_encoder import MOUTH_REGION, LipEncoder
 from ..models.masks import lower_face_mask
 from ..types import Progress
 from .editor_data import EditorFrames, draw_rows, lip_weights, window_cells, window_pixels
 from .loop import MakeBatch, Step, TrainConfig, Validate, fit
 
-WEIGHTS = {"latent": 0.2, "mask": 0.4, "pixel": 2.0, "lips": 3.0, "sharpness": 3.0}
+WEIGHTS = {"latent": 0.2, "mask": 0.4, "pixel": 2.0, "lips": 5.0, "sharpness": 3.0}
+READBACK_WEIGHT = 0.6
+FORTH_WEIGHT = 5.0  # edits of real frames are what users ask for
 
 
 def blend_mask(height: int, width: int) -> Tensor:
@@ -100,8 +104,26 @@ def masked_step(codec: Codec) -> Step:
     return step
 
 
-def refinement_step(codec: Codec, masked: nn.Module) -> Step:
-    """Stage 1b: the masked editor draws a variant with a borrowed mouth; the pair supervises mask-free edits both ways."""
+def readback_loss(z_hat: Tensor, pose: Tensor, codec: Codec, lip_encoder: LipEncoder) -> Tensor:
+    """Distance between the pose that was asked for and the one that the frozen lip encoder reads from the edit (ours)."""
+    height, width = z_hat.shape[2:]
+    left, top, right, bottom = MOUTH_REGION
+    rows = slice(int(top * height), min(math.ceil(bottom * height) + 1, height))
+    columns = slice(int(left * width) - 1, math.ceil(right * width) + 1)
+    decoded = codec.decode(z_hat[:, :, rows, columns])
+    y, x = round(8 * height * top) - 8 * rows.start, round(8 * width * left) - 8 * columns.start
+    mouth = decoded[:, :, y : y + round(8 * height * (bottom - top)), x : x + round(8 * width * (right - left))]
+    size = lip_encoder.config.mouth_px
+    mouth = F.interpolate(mouth.clamp(-1.2, 1.2), size=(size, size), mode="bilinear", antialias=True)
+    return F.smooth_l1_loss(lip_encoder.read_mouths(mouth), pose)
+
+
+def refinement_step(codec: Codec, masked: nn.Module, lip_encoder: LipEncoder | None = None) -> Step:
+    """Stage 1b: the masked editor draws a variant with a borrowed mouth; the pair supervises mask-free edits both ways.
+
+    Args:
+        lip_encoder: frozen student that reads every second edit of a real frame back; None goes without.
+    """
     masked = copy.deepcopy(masked).eval().requires_grad_(False)
 
     def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -111,7 +133,10 @@ def refinement_step(codec: Codec, masked: nn.Module) -> Step:
             z_mod = torch.lerp(batch.z_src, variant, mask)
         context = network.prepare_references(batch.references)
         losses = edit_losses(network(z_mod, context, batch.pose), batch.z_src, batch, codec)
-        forth = (network(batch.z_src, context, batch.other_pose) - z_mod).abs()
+        edited = network(batch.z_src, context, batch.other_pose)
+        forth = (edited - z_mod).abs()
+        if lip_encoder is not None:
+            losses["readback"] = readback_loss(edited[::2], batch.other_pose[::2], codec, lip_encoder)
         losses["forth"] = WEIGHTS["latent"] * forth.mean() + WEIGHTS["mask"] * _masked_mean(forth, mask)
         return losses | {"near": near_loss(network, batch, context, codec)}
 
@@ -141,6 +166,7 @@ def refine_editor(
     frames: EditorFrames,
     codec: Codec,
     run_dir: str,
+    lip_encoder: LipEncoder | None = None,
     steps: int = 4000,
     batch_size: int = 8,
     seed: int = 1,
@@ -150,5 +176,7 @@ def refine_editor(
 ) -> EditorUNet:
     """Stage 1b from the masked editor's weights."""
     network = copy.deepcopy(masked).requires_grad_(True)
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.995)
-    return fit(network, editor_batches(frames, batch_size), refinement_step(codec, masked), settings, validate, progress)
+    step = refinement_step(codec, masked, lip_encoder)
+    weights = WEIGHTS | {"forth": FORTH_WEIGHT, "readback": READBACK_WEIGHT}
+    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=0.995)
+    return fit(network, editor_batches(frames, batch_size), step, settings, validate, progress)

@@ -132,7 +132,7 @@ def load_frames(folders: list[str | Path]) -> EditorFrames:
 def draw_rows(
     frames: EditorFrames, count: int, references: int, generator: torch.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of targets (count,), of a neighbour each (count,), and of references (count, references); speakers equally likely."""
+    """Rows of targets (count,), of a neighbour with another mouth each (count,), and of references (count, references)."""
     heads = [s for s in sorted(frames.groups_of_speaker) if s.startswith("head")]
     people = [s for s in sorted(frames.groups_of_speaker) if not s.startswith("head")]
 
@@ -145,8 +145,15 @@ def draw_rows(
         rows = frames.rows_of_group[pick(frames.groups_of_speaker[pick(heads if is_head else people)])]
         targets.append(pick(rows))
         others.append([pick(rows) for _ in range(references)])
-    near = [pick(frames.neighbours[row]) for row in targets]
+    near = [_other_mouth(frames, row) for row in targets]
     return np.array(targets), np.array(near), np.array(others)
+
+
+def _other_mouth(frames: EditorFrames, row: int) -> int:
+    """The neighbour whose mouth differs most: pairs of like mouths teach the editor to ignore the pose."""
+    neighbours = frames.neighbours[row]
+    distance = (frames.poses[neighbours] - frames.poses[row]).square().sum(1)
+    return int(neighbours[int(distance.argmax())])
 
 
 def window_pixels(frames: EditorFrames, rows: np.ndarray) -> Tensor:

@@ -19,6 +19,7 @@ from ..codec import load_codec
 from ..data import Clip, CropStore, load_clips
 from ..expression import mirrored
 from ..face_motion import LANDMARKER_FILE
+from ..loading import load_network
 from ..models.editor_unet import EditorUNet, EditorUNetConfig
 from ..models.lip_encoder import LipTeacher, LipTeacherConfig
 from ..types import FlashLipsError, Progress
@@ -199,10 +200,9 @@ def editor(run: Run) -> Path:
 def refinement(run: Run) -> Path:
     """Stage 1b: mask-free."""
     masked = checkpoint.load(run.folder / "editor-masked.safetensors", "editor-masked", {"EditorUNet": _build_unet})
-    path = str(run.folder / "codec.safetensors")
-    network = refine_editor(
-        masked, _frames(run), load_codec(path), str(run.folder / "run_refinement"), progress=run.progress, **run.options
-    )
+    codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
+    run_dir = str(run.folder / "run_refinement")
+    network = refine_editor(masked, _frames(run), codec, run_dir, reader, progress=run.progress, **run.options)
     return run.save(network, "editor")
 
 
