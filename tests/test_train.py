@@ -11,7 +11,7 @@ from flashlips_core.models.editor_unet import EditorUNetConfig
 from flashlips_core.models.masks import lower_face_mask
 from flashlips_core.train import augment
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train.editor import EditorBatch, blend_mask, edit_losses, readback_loss, refine_editor, train_editor
+from flashlips_core.train.editor import EditorBatch, edit_losses, mouth_mask, readback_loss, refine_editor, train_editor
 from flashlips_core.train.editor_data import EditorFrames, draw_rows, lip_weights
 from flashlips_core.train.loop import TrainConfig, Trainer, fit
 from flashlips_core.types import FlashLipsError
@@ -156,8 +156,9 @@ def test_losses_are_zero_for_a_perfect_edit_of_decodable_pixels():
 def test_the_mask_hides_the_lower_face_and_nothing_else():
     mask = lower_face_mask(32, 32)[0, 0]
     assert mask[20, 16] == 1 and mask[31, 16] == 1
-    soft = blend_mask(32, 32)[0, 0]
-    assert soft[22, 16] == pytest.approx(1) and soft[31, 16] == pytest.approx(1) and 0 < soft[13, 16] < 1 and soft[8].sum() == 0
+    mouth = mouth_mask(32, 32)[0, 0]
+    assert mouth[20, 16] == 1 and mouth[26, 16] == 1 and mouth[13].sum() == 0 and mouth[:, 6].sum() == 0
+    assert (mouth <= mask).all()
     assert mask[10].sum() == 0 and mask[:, 0].sum() == 0 and mask[:, 31].sum() == 0
 
 

@@ -24,13 +24,18 @@ from .editor_data import EditorFrames, draw_rows, lip_weights, window_cells, win
 from .loop import MakeBatch, Step, TrainConfig, Validate, fit
 
 WEIGHTS = {"latent": 0.2, "mask": 0.4, "pixel": 2.0, "lips": 5.0, "sharpness": 3.0}
-READBACK_WEIGHT = 0.6
+READBACK_WEIGHT = 2.0
 FORTH_WEIGHT = 5.0  # edits of real frames are what users ask for
 
 
-def blend_mask(height: int, width: int) -> Tensor:
-    """The mask with a transition of three cells, for pasting one frame's lower face into another, (1, 1, h, w)."""
-    return F.avg_pool2d(F.pad(lower_face_mask(height, width), (2, 2, 2, 2), mode="replicate"), 5, stride=1)
+def mouth_mask(height: int, width: int) -> Tensor:
+    """What may differ inside a pair: lips, chin and the skin between, a soft ellipse, (1, 1, h, w) in [0, 1].
+
+    It is smaller than the hidden region, so that cheeks and neck are learnt to be copied and keep their texture.
+    """
+    y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    radius = (((y[:, None] - 0.71) / 0.25).square() + ((x[None] - 0.5) / 0.25).square()).sqrt()
+    return ((1.1 - radius) / 0.35).clamp(0, 1)[None, None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,8 @@ def edit_losses(z_hat: Tensor, z_target: Tensor, batch: EditorBatch, codec: Code
     decoded = codec.decode(window_cells(z_hat[::2]))[:, :, 8:-8, 8:-8]  # the border lacks the decoder's context
     pixels = batch.pixels[::2, :, 8:-8, 8:-8]
     lips = lip_weights(batch.lips[::2], 128)[:, :, 8:-8, 8:-8]
-    difference = (decoded - pixels).abs()
+    inside = F.interpolate(window_cells(mouth_mask(*z_hat.shape[2:])), scale_factor=8, mode="bilinear")[:, :, 8:-8, 8:-8]
+    difference = (decoded - pixels).abs() * inside
     return {
         "latent": error.mean(),
         "mask": _masked_mean(error, mask),
@@ -83,11 +89,11 @@ def _masked_mean(error: Tensor, mask: Tensor) -> Tensor:
 
 
 def near_loss(network: nn.Module, batch: EditorBatch, context: EditorContext, codec: Codec) -> Tensor:
-    """Mask-free on real pixels: give the neighbour the frame's mouth. Its target is itself with the frame's lower face.
+    """Mask-free on real pixels: give the neighbour the frame's mouth. Its target is itself with the frame's mouth.
 
     Rendered heads keep perfectly still within a group, so their pairs are exact; real heads almost do.
     """
-    target = torch.lerp(batch.z_near, batch.z_src, blend_mask(*batch.z_src.shape[2:]))
+    target = torch.lerp(batch.z_near, batch.z_src, mouth_mask(*batch.z_src.shape[2:]))
     losses = edit_losses(network(batch.z_near, context, batch.pose), target, batch, codec)
     return sum(WEIGHTS[name] * value for name, value in losses.items())
 
@@ -130,7 +136,7 @@ def refinement_step(codec: Codec, masked: nn.Module, lip_encoder: LipEncoder | N
         mask = lower_face_mask(*batch.z_src.shape[2:])
         with torch.no_grad():
             variant = masked(batch.z_src * (1 - mask), masked.prepare_references(batch.references), batch.other_pose)
-            z_mod = torch.lerp(batch.z_src, variant, mask)
+            z_mod = torch.lerp(batch.z_src, variant, mouth_mask(*batch.z_src.shape[2:]))
         context = network.prepare_references(batch.references)
         losses = edit_losses(network(z_mod, context, batch.pose), batch.z_src, batch, codec)
         edited = network(batch.z_src, context, batch.other_pose)
