@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .codec import CELL_PX, Codec, crop_decode
 from .compose import alpha_from_latents, cut_batch, paste
-from .models.masks import lower_face_mask
+from .models.masks import lower_face_mask, mouth_mask
 from .poses import at_times
 from .stream import batched, prefetch
 from .types import ClipInfo, FlashLipsError, Frame, LipPoses
@@ -138,7 +138,7 @@ class CropEditor:
     def edit(self, source: Tensor, poses: Tensor) -> Tensor:
         """Edited latents of frames' latents (B, 4, h, w) and poses (B, 12), all on the editor's device."""
         if self.mask is None:
-            return self.editor(source, self.context, poses)
+            return torch.lerp(source, self.editor(source, self.context, poses), mouth_mask(*source.shape[-2:]).to(source))
         return torch.lerp(source, self.editor(source * (1 - self.mask), self.context, poses), self.mask)
 
     def _moved(self, images: Tensor) -> Tensor:

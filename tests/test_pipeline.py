@@ -18,6 +18,7 @@ from flashlips_core.models.audio_encoder import MelConvConfig, MelConvEncoder
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
+from flashlips_core.models.masks import mouth_mask
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
 from flashlips_core.pipeline import PROVENANCE, LipSync
 from flashlips_core.references import candidate_frames, choose_references, head_pose
@@ -119,7 +120,7 @@ def test_streamed_frames_equal_the_whole_clip_at_once(lipsync, loaded):
     crops = cut_batch(frames, track.boxes, CROP_PX)
     editor = lipsync.crop_editor(path, track, references=[0, 5, 9])
     source = lipsync.codec.encode(crops)
-    edited = lipsync.editor(source, editor.context, poses.values)
+    edited = editor.edit(source, poses.values)
     alpha, rgb = alpha_from_latents(source, edited, CROP_PX), lipsync.codec.decode(edited).clamp(-1, 1)
     whole = [paste(f, b, r, a) for f, b, r, a in zip(frames, track.boxes, rgb, alpha, strict=True)]
     streamed = edit(lipsync, loaded, track, poses, 5)
@@ -138,9 +139,22 @@ def test_decoding_the_changed_region_equals_decoding_everything(lipsync, monkeyp
     region = changed_region(alpha, 7)
     assert region is not None and (region[2] - region[0]) * (region[3] - region[1]) < 16 * 16
     with torch.inference_mode():
-        whole = lipsync.codec.decode(OneCellEditor()(lipsync.codec.encode(crops), None, None)).clamp(-1, 1)
+        whole = lipsync.codec.decode(editor.edit(lipsync.codec.encode(crops), torch.zeros(2, 12))).clamp(-1, 1)
     near = nn.functional.max_pool2d(alpha, 15, 1, 7) > 0  # as far as pasting reads
     assert torch.allclose(torch.where(near, rgb, 0), torch.where(near, whole, 0), atol=2e-5)
+
+
+@torch.inference_mode()
+def test_edits_stay_inside_the_mouths_region(lipsync):
+    crops = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    editor = CropEditor(lipsync.codec, lipsync.editor, crops)
+    source = lipsync.codec.encode(crops)
+    changed = (editor.edit(source, torch.ones(2, 12)) != source).any(1)
+    allowed = mouth_mask(*source.shape[-2:])[0] > 0
+    assert changed.any() and not (changed & ~allowed).any()
+    raw = lipsync.editor(source, editor.context, torch.ones(2, 12))
+    middle = mouth_mask(*source.shape[-2:]).expand_as(source) == 1
+    assert torch.allclose(editor.edit(source, torch.ones(2, 12))[middle], raw[middle])
 
 
 class OneCellEditor(nn.Module):

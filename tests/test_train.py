@@ -8,10 +8,10 @@ from torch import nn
 from flashlips_core.codec import Codec
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNetConfig
-from flashlips_core.models.masks import lower_face_mask
-from flashlips_core.train import augment
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train.editor import EditorBatch, edit_losses, mouth_mask, readback_loss, refine_editor, train_editor
+from flashlips_core.models.masks import lower_face_mask, mouth_mask
+from flashlips_core.train import augment
+from flashlips_core.train.editor import EditorBatch, edit_losses, readback_loss, refine_editor, train_editor
 from flashlips_core.train.editor_data import EditorFrames, draw_rows, lip_weights
 from flashlips_core.train.loop import TrainConfig, Trainer, fit
 from flashlips_core.types import FlashLipsError

@@ -1,4 +1,4 @@
-"""What the stage-1 editor must not see: the lower face (paper: ``x_masked``; the geometry is ours)."""
+"""Fixed regions of the crop: what the stage-1 editor must not see (paper: ``x_masked``), and what an edit may change (ours)."""
 
 from __future__ import annotations
 
@@ -16,3 +16,13 @@ def lower_face_mask(height: int, width: int) -> Tensor:
     rows = ((y - MASK_TOP) * height + 0.5).clamp(0, 1)
     columns = (torch.minimum(x - MASK_SIDE, 1 - MASK_SIDE - x) * width + 0.5).clamp(0, 1)
     return (rows[:, None] * columns[None])[None, None]
+
+
+def mouth_mask(height: int, width: int) -> Tensor:
+    """What a mask-free edit may change: lips, chin and the skin between, a soft ellipse, (1, 1, h, w) in [0, 1].
+
+    Training pairs differ inside it alone, and edits are confined to it, so that cheeks and neck keep their texture.
+    """
+    y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
+    radius = (((y[:, None] - 0.71) / 0.25).square() + ((x[None] - 0.5) / 0.25).square()).sqrt()
+    return ((1.1 - radius) / 0.35).clamp(0, 1)[None, None]

@@ -18,7 +18,7 @@ from ..codec import Codec
 from ..models.codec_mini import sharpness_loss
 from ..models.editor_unet import UNET_MINI, EditorContext, EditorUNet, EditorUNetConfig
 from ..models.lip_encoder import MOUTH_REGION, LipEncoder
-from ..models.masks import lower_face_mask
+from ..models.masks import lower_face_mask, mouth_mask
 from ..types import Progress
 from .editor_data import EditorFrames, draw_rows, lip_weights, window_cells, window_pixels
 from .loop import MakeBatch, Step, TrainConfig, Validate, fit
@@ -26,16 +26,6 @@ from .loop import MakeBatch, Step, TrainConfig, Validate, fit
 WEIGHTS = {"latent": 0.2, "mask": 0.4, "pixel": 2.0, "lips": 5.0, "sharpness": 3.0}
 READBACK_WEIGHT = 2.0
 FORTH_WEIGHT = 5.0  # edits of real frames are what users ask for
-
-
-def mouth_mask(height: int, width: int) -> Tensor:
-    """What may differ inside a pair: lips, chin and the skin between, a soft ellipse, (1, 1, h, w) in [0, 1].
-
-    It is smaller than the hidden region, so that cheeks and neck are learnt to be copied and keep their texture.
-    """
-    y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
-    radius = (((y[:, None] - 0.71) / 0.25).square() + ((x[None] - 0.5) / 0.25).square()).sqrt()
-    return ((1.1 - radius) / 0.35).clamp(0, 1)[None, None]
 
 
 @dataclass(frozen=True)
