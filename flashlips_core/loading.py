@@ -171,9 +171,16 @@ class Parts:
     @functools.cached_property
     def crop_px(self) -> int:
         """Side of the square that the editor sees."""
-        if self._crop_px is None and self._is_name("editor"):
-            return int(checkpoint.info(find_checkpoint("editor", self._given["editor"])).notes.get("crop_px", CROP_PX))
-        return self._crop_px or CROP_PX
+        return self._crop_px or int(self._editor_notes.get("crop_px", CROP_PX))
+
+    @functools.cached_property
+    def pose_gain(self) -> float:
+        """How much further than asked sampled poses must go for this editor to move the lips as far as asked."""
+        return float(self._editor_notes.get("pose_gain", 1.0))
+
+    @functools.cached_property
+    def _editor_notes(self) -> dict[str, Any]:
+        return checkpoint.info(find_checkpoint("editor", self._given["editor"])).notes if self._is_name("editor") else {}
 
     @functools.cached_property
     def is_stage_1(self) -> bool:

@@ -10,7 +10,7 @@ import torch
 import flashlips_core
 from flashlips_core import checkpoint
 from flashlips_core.compose import cut_batch
-from flashlips_core.loading import ROLES, Parts
+from flashlips_core.loading import ROLES
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import LipSync
 from flashlips_core.types import Audio
@@ -20,12 +20,12 @@ DEMO = Path(flashlips_core.__file__).parent / "demo"
 
 @pytest.fixture(scope="module")
 def parts():
-    return Parts(device="cpu")
+    return LipSync(device="cpu")
 
 
 @pytest.fixture(scope="module")
 def lipsync(parts):
-    return LipSync(parts)
+    return parts
 
 
 @pytest.fixture(scope="module")
