@@ -19,13 +19,8 @@ DEMO = Path(flashlips_core.__file__).parent / "demo"
 
 
 @pytest.fixture(scope="module")
-def parts():
+def lipsync():
     return LipSync(device="cpu")
-
-
-@pytest.fixture(scope="module")
-def lipsync(parts):
-    return parts
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +48,13 @@ def test_each_file_says_what_it_is_and_may_be_used_for(role):
     assert "Apache-2.0" in info.notes["licence"]
 
 
-def test_the_pose_model_listens_to_the_bundled_audio_encoder(parts):
-    assert parts.pose_model.config.audio_kind == parts.audio_encoder.kind
+def test_the_pose_model_listens_to_the_bundled_audio_encoder(lipsync):
+    assert lipsync.pose_model.config.audio_kind == lipsync.audio_encoder.kind
 
 
-def test_the_codec_gives_the_face_back(parts, crops):
+def test_the_codec_gives_the_face_back(lipsync, crops):
     with torch.inference_mode():
-        again = parts.codec.decode(parts.codec.encode(crops)).clamp(-1, 1)
+        again = lipsync.codec.decode(lipsync.codec.encode(crops)).clamp(-1, 1)
     psnr = -10 * torch.log10(((again - crops) / 2).square().mean())
     assert psnr > 28
 
@@ -69,26 +64,26 @@ def test_the_demos_face_is_found_in_every_frame(track):
     assert len(track) == probe(DEMO / "face.mp4").num_frames
 
 
-def test_the_lip_encoder_sees_the_demos_mouth_move(lipsync, track, parts):
-    opening = parts.lip_encoder.opening(lipsync.poses_from_video(DEMO / "face.mp4", track).values)
+def test_the_lip_encoder_sees_the_demos_mouth_move(lipsync, track):
+    opening = lipsync.lip_encoder.opening(lipsync.poses_from_video(DEMO / "face.mp4", track).values)
     assert opening.std() > 0.02
     assert -0.2 < opening.min() and opening.max() < 1.2
 
 
-def test_silence_keeps_the_lips_near_rest(lipsync, parts):
+def test_silence_keeps_the_lips_near_rest(lipsync):
     silent = lipsync.poses_from_audio(Audio(torch.zeros(1, 32_000), 16_000))
     spoken = lipsync.poses_from_audio(DEMO / "voice.wav")
-    rest = parts.pose_model.rest_pose
+    rest = lipsync.pose_model.rest_pose
     far = (silent.values - rest).square().mean().sqrt()
     assert far < 0.5 * (spoken.values - rest).square().mean().sqrt()
 
 
-def test_another_pose_changes_the_mouth_and_leaves_the_eyes(parts, crops):
+def test_another_pose_changes_the_mouth_and_leaves_the_eyes(lipsync, crops):
     with torch.inference_mode():
-        latents = parts.codec.encode(crops)
-        context = parts.editor.prepare_references(latents[None, :4])
-        still = parts.editor(latents[:1], context, torch.zeros(1, 12))
-        moved = parts.editor(latents[:1], context, torch.full((1, 12), 1.5))
+        latents = lipsync.codec.encode(crops)
+        context = lipsync.editor.prepare_references(latents[None, :4])
+        still = lipsync.editor(latents[:1], context, torch.zeros(1, 12))
+        moved = lipsync.editor(latents[:1], context, torch.full((1, 12), 1.5))
     change = (moved - still).abs().mean(1)[0]
     assert change[18:26, 11:21].mean() > 3 * change[:8].mean()
     assert change[18:26, 11:21].mean() > 0.02

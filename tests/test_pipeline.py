@@ -157,6 +157,17 @@ def test_edits_stay_inside_the_mouths_region(lipsync):
     assert torch.allclose(editor.edit(source, torch.ones(2, 12))[middle], raw[middle])
 
 
+def test_an_editor_that_answers_weakly_gets_poses_that_go_further(model_folder, tmp_path):
+    editor = toy_networks()["editor"]
+    checkpoint.save(editor, tmp_path / "weak.safetensors", "editor", {"crop_px": CROP_PX, "pose_gain": 2.0})
+    weak, plain = (LipSync.load(model_folder, device="cpu", **e) for e in ({"editor": tmp_path / "weak.safetensors"}, {}))
+    sound = Audio(torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1, 16_000)
+    asked, doubled = plain.poses_from_audio(sound), weak.poses_from_audio(sound)
+    rest = plain.pose_model.rest_pose
+    torch.testing.assert_close(doubled.values - rest, 2 * (asked.values - rest), rtol=1e-4, atol=1e-4)
+    assert (asked.values - rest).abs().max() > 0.1
+
+
 class OneCellEditor(nn.Module):
     """Changes one latent cell and nothing else."""
 

@@ -194,7 +194,7 @@ def editor(run: Run) -> Path:
         progress=run.progress,
         **run.options,
     )
-    return run.save(network, "editor-masked").rename(run.folder / "editor-masked.safetensors")
+    return run.save(network, "editor-masked")
 
 
 def refinement(run: Run) -> Path:
