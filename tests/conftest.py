@@ -9,10 +9,21 @@ from fractions import Fraction
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent / "comfy"))
 
 import av
 import numpy as np
 import pytest
+from comfy_fixtures import (  # noqa: F401
+    bare_engine,
+    browser,
+    engine,
+    page,
+    server,
+    start_engine,
+    start_engine_with_pack,
+    start_server,
+)
 
 from flashlips_core.types import Frame
 

@@ -1,11 +1,17 @@
-"""dev.py makes the environment once, says what went wrong, and passes exit codes on."""
+"""dev.py makes the environment and ComfyUI once, says what went wrong, and passes exit codes on."""
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import importlib.util
+import io
+import os
+import signal
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,24 +94,36 @@ def test_every_pin_is_an_exact_version_and_covers_what_the_library_asks_for():
 
     pinned = names("requirements-dev.txt", "==")
     assert names("requirements.txt", ">=") | names("requirements-eval.txt", ">=") <= pinned
+    assert not names("requirements-comfy.txt", "==") & pinned
 
 
-def test_a_run_without_a_command_shows_the_two_commands():
+def test_a_run_without_a_command_shows_the_commands():
     shown = subprocess.run([sys.executable, ROOT / "dev.py"], capture_output=True, text=True, check=False)
-    assert shown.returncode == 2 and "demo" in shown.stdout and "test" in shown.stdout
+    assert shown.returncode == 2 and all(name in shown.stdout for name in ("demo", "test", "comfy"))
 
 
 def test_a_command_runs_in_the_environment_and_its_exit_code_is_passed_on(dev, monkeypatch):
     seen = {}
 
-    def run(command, cwd, check):
-        seen.update(command=command, cwd=cwd)
-        return SimpleNamespace(returncode=3)
+    def run_to_the_end(command, folder, environment):
+        seen.update(command=command, folder=folder)
+        return 3
 
     monkeypatch.setattr(dev, "is_up_to_date", lambda: True)
-    monkeypatch.setattr(dev.subprocess, "run", run)
+    monkeypatch.setattr(dev, "is_host_ready", lambda version: True)
+    monkeypatch.setattr(dev, "run_to_the_end", run_to_the_end)
     assert dev.main(["test", "-k", "media"]) == 3
-    assert seen["command"] == [str(dev.environment_python()), "-m", "pytest", "-k", "media"] and seen["cwd"] == ROOT
+    assert seen["command"] == [str(dev.environment_python()), "-m", "pytest", "-k", "media"] and seen["folder"] == ROOT
+
+
+def test_only_the_tests_need_every_comfyui(dev, monkeypatch):
+    installed: list[str] = []
+    monkeypatch.setattr(dev, "is_up_to_date", lambda: True)
+    monkeypatch.setattr(dev, "is_host_ready", lambda version: version == "0.30.0")
+    monkeypatch.setattr(dev, "install_host", installed.append)
+    monkeypatch.setattr(dev, "run_to_the_end", lambda *_: 0)
+    assert dev.main(["demo"]) == 0 and installed == []
+    assert dev.main(["test"]) == 0 and installed == ["0.27.0"]
 
 
 def test_the_callers_paths_are_read_from_the_callers_folder(dev, monkeypatch, tmp_path):
@@ -116,3 +134,142 @@ def test_the_callers_paths_are_read_from_the_callers_folder(dev, monkeypatch, tm
 def test_the_root_package_imports_without_comfyui():
     code = f"import runpy; runpy.run_path({str(ROOT / '__init__.py')!r})"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- ComfyUI --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sdist(dev, monkeypatch, tmp_path):
+    """A package with a ComfyUI of one file in it, known to dev.py as version 1.2.3."""
+    path = tmp_path / "host-9.0.tar.gz"
+    files = {
+        "host-9.0/setup.py": "raise SystemExit",
+        "host-9.0/vendor/ComfyUI/main.py": "print('ComfyUI')",
+        "host-9.0/vendor/ComfyUI/requirements.txt": "comfyui-frontend-package==5.6\nnumpy\n",
+    }
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setattr(dev, "HOSTS", {"1.2.3": ("host==9.0", hashlib.sha256(path.read_bytes()).hexdigest())})
+    return path
+
+
+def fake_pip(sdist: Path, calls: list, imports: list[int], fails: str = ""):
+    """Downloads the package, makes the folder of the others; ``imports``: exit codes of trying torchvision, first to last."""
+
+    def run(command, **_):
+        calls.append(command[3:] if "pip" in command else command)
+        if "-c" in command:
+            return SimpleNamespace(returncode=imports.pop(0))
+        if "--dest" in command:
+            (Path(command[command.index("--dest") + 1]) / sdist.name).write_bytes(sdist.read_bytes())
+        if "--target" in command:
+            packages = Path(command[command.index("--target") + 1])
+            (packages / "torchvision").mkdir(parents=True)
+            (packages / "torchvision" / "extension.py").write_text("def _has_ops(): ...\n")
+            (packages / "torchaudio" / "lib").mkdir(parents=True)
+            (packages / "torchaudio" / "lib" / "_torchaudio.abi3.so").touch()
+        return SimpleNamespace(returncode=int(bool(fails) and fails in command))
+
+    return run
+
+
+def test_comfyui_is_installed_once_and_its_front_end_apart(dev, sdist, tmp_path):
+    calls: list = []
+    assert not dev.is_host_ready("1.2.3", tmp_path)
+    dev.install_host("1.2.3", tmp_path, fake_pip(sdist, calls, [0]))
+    assert dev.is_host_ready("1.2.3", tmp_path)
+    assert sorted(file.name for file in dev.host_source("1.2.3", tmp_path).iterdir()) == ["main.py", "requirements.txt"]
+    [shared, download, aside] = [call for call in calls if call[0] in ("install", "download")]
+    assert download[-1] == "host==9.0" and "--no-binary" in download
+    assert not [pin for pin in shared if pin.startswith(("torchvision", "torchaudio"))] and "SQLAlchemy==2.1.9" in shared
+    assert aside[aside.index("--target") + 2] == "comfyui-frontend-package==5.6" and len(aside) == 8
+    assert "--no-deps" in shared and "--no-deps" in aside
+
+
+@pytest.mark.parametrize("fails", ["download", "--target", "SQLAlchemy==2.1.9"])
+def test_a_comfyui_that_could_not_be_installed_is_tried_again(fails, dev, sdist, tmp_path):
+    dev.install_host("1.2.3", tmp_path, fake_pip(sdist, [], [0]))
+    with pytest.raises(SystemExit, match="could not be installed"):
+        dev.install_host("1.2.3", tmp_path, fake_pip(sdist, [], [0], fails))
+    assert not dev.is_host_ready("1.2.3", tmp_path)
+
+
+def test_another_file_than_the_tested_one_is_not_unpacked(dev, sdist, monkeypatch, tmp_path):
+    monkeypatch.setattr(dev, "HOSTS", {"1.2.3": ("host==9.0", "0" * 64)})
+    with pytest.raises(SystemExit, match="nothing was unpacked"):
+        dev.install_host("1.2.3", tmp_path, fake_pip(sdist, [], [0]))
+    assert not dev.host_source("1.2.3", tmp_path).exists() and not list(tmp_path.glob("tmp*"))
+
+
+def test_a_torchvision_that_fits_is_left_alone_and_one_that_does_not_is_cured(dev, sdist, tmp_path):
+    extension = dev.host_packages("1.2.3", tmp_path) / "torchvision" / "extension.py"
+    library = dev.host_packages("1.2.3", tmp_path) / "torchaudio" / "lib" / "_torchaudio.abi3.so"
+    dev.install_host("1.2.3", tmp_path, fake_pip(sdist, [], [0]))
+    assert "nms" not in extension.read_text() and library.exists()
+    dev.install_host("1.2.3", tmp_path, fake_pip(sdist, [], [1, 0]))
+    assert "nms" in extension.read_text() and not library.exists()
+    with pytest.raises(SystemExit, match="cannot be imported"):
+        dev.install_host("1.2.3", tmp_path, fake_pip(sdist, [], [1, 1]))
+
+
+@pytest.mark.parametrize("has_accelerator", [False, True])
+def test_comfyui_starts_with_this_pack_and_without_a_gpu_on_the_cpu(has_accelerator, dev, monkeypatch, tmp_path):
+    seen = {}
+
+    def run_to_the_end(command, folder, environment):
+        seen.update(command=command, folder=folder, path=environment["PYTHONPATH"])
+        return 130
+
+    monkeypatch.setattr(dev, "is_up_to_date", lambda: True)
+    monkeypatch.setattr(dev, "is_host_ready", lambda version: True)
+    monkeypatch.setattr(dev.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=int(not has_accelerator)))
+    monkeypatch.setattr(dev, "run_to_the_end", run_to_the_end)
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):  # the second finds the link
+        assert dev.main(["comfy", "--version", "0.27.0", "--base-directory", "base", "--port", "8190"]) == 130
+    assert (tmp_path / "base" / "custom_nodes" / "flashlips" / "dev.py").samefile(ROOT / "dev.py")
+    assert seen["folder"] == dev.host_source("0.27.0") and seen["path"].startswith(str(dev.host_packages("0.27.0")))
+    assert seen["command"][1] == "main.py" and seen["command"][-2:] == ["--port", "8190"]
+    assert ("--cpu" in seen["command"]) is not has_accelerator
+
+
+def test_an_unknown_comfyui_version_is_refused_by_name(dev, monkeypatch, capsys):
+    monkeypatch.setattr(dev, "is_up_to_date", lambda: True)
+    with pytest.raises(SystemExit):
+        dev.main(["comfy", "--version", "0.1"])
+    assert "0.30.0" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize(("stop", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_dev_py_leaves_no_child(stop, exit_code, tmp_path):
+    child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    parent = f"""if True:
+        import sys
+        sys.path.insert(0, {str(ROOT)!r})
+        import dev
+        dev.STOP_S = 0.1
+        sys.exit(dev.run_to_the_end([sys.executable, "-c", {child!r}], {str(tmp_path)!r}, {{}}))
+    """
+    with subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        started = int(process.stdout.readline())
+        time.sleep(0.2)
+        process.send_signal(stop)
+        assert process.wait(20) == exit_code
+    with pytest.raises(ProcessLookupError):
+        os.kill(started, 0)
+
+
+def test_a_child_gets_time_to_clean_up_after_ctrl_c(dev, tmp_path):
+    code = """if True:
+        import os, signal, time
+        os.kill(os.getppid(), signal.SIGINT)  # the terminal's Ctrl-C reaches both
+        time.sleep(0.5)
+        open("cleaned", "w").close()
+    """
+    assert dev.run_to_the_end([sys.executable, "-c", code], tmp_path, {}) == 130
+    assert (tmp_path / "cleaned").exists()
