@@ -33,6 +33,8 @@ class Parser(argparse.ArgumentParser):
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
     """The options of ``sync``."""
+    from .references import NUM_REFERENCES
+
     parser.add_argument("video", help="the video to edit")
     parser.add_argument("audio", nargs="?", help="the voice: a sound or video file (default with --driving: that video's own)")
     parser.add_argument("-o", "--out", required=True, help="the video to write: .mp4, .mov, .mkv or .webm")
@@ -52,7 +54,8 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         help="where sound and picture differ in length (default cut)",
     )
     group.add_argument(
-        "--references", dest="num_references", type=positive, default=4, help="reference frames, 1 or more (default 4)"
+        "--references", dest="num_references", type=positive, default=NUM_REFERENCES,
+        help=f"reference frames: more = better copied mouths, slower start (default {NUM_REFERENCES})",
     )
     group.add_argument("--mode", default="mask-free", choices=("mask-free", "masked"), help="masked: for a stage-1 editor")
     group.add_argument("--batch", type=positive, default=8, help="frames edited at once: lower needs less memory (default 8)")

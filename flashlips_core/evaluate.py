@@ -115,7 +115,7 @@ def sync_rows(session: Session, dubs: Sequence[Dub], name: str, limit: float) ->
     """Correlation per frame, clip by clip, of the output's jaw with the driving clip's own."""
     if not dubs:
         return [m.not_measured(name, "no clips found")]
-    zero, best, lags, gap, undubbed = [], [], [], [], []
+    zero, best, lags, gap, undubbed, shares = [], [], [], [], [], []
     for dub in dubs:
         output, driver, source = session.motion(dub.output), session.motion(dub.driver), session.motion(dub.clip)
         zero.append(m.correlation(output.jaw_open, driver.jaw_open))
@@ -124,12 +124,17 @@ def sync_rows(session: Session, dubs: Sequence[Dub], name: str, limit: float) ->
         lags.append(lag)
         gap.append(m.correlation(output.lip_gap, driver.lip_gap))
         undubbed.append(m.correlation(source.jaw_open, driver.jaw_open))
+        shares.append(m.motion_share(output.lip_gap, driver.lip_gap))
     note = (
         f"mean over clips at lag 0 (lowest {min(zero):.2f}); at each clip's best lag {np.mean(best):.2f}, "
         f"median lag {np.median(lags):+.0f} frames; inner-lip gap {np.mean(gap):.2f}; "
         f"the undubbed source scores {np.mean(undubbed):.2f}"
     )
-    return [m.at_least(name, float(np.mean(zero)), limit, len(dubs), note)]
+    moved = m.shown(
+        f"size of the motion, {name.partition(': ')[2]}", float(np.nanmean(shares)), len(dubs),
+        "deviation of the inner-lip gap over the driving clip's own; 1 is as far",
+    )  # fmt: skip
+    return [m.at_least(name, float(np.mean(zero)), limit, len(dubs), note), moved]
 
 
 def silence_rows(session: Session, dubs: Sequence[Dub]) -> list[Measure]:
@@ -164,6 +169,23 @@ def identity_rows(session: Session, dubs: Sequence[Dub], weights: Path, frames: 
         means.append(float(identity_distances(embed, outputs[:shared], sources[:shared]).mean()))
     note = f"by {embed.name} on the editor's crops; mean over clips, highest {max(means):.2f}"
     return [m.at_most(name, float(np.mean(means)), 0.35, len(dubs), note)]
+
+
+def detail_rows(session: Session, dubs: Sequence[Dub], frames: int) -> list[Measure]:
+    """How sharp the mouths of outputs are compared with the source's, on the written videos."""
+    name = "mouth detail, output over source"
+    if not dubs:
+        return [m.not_measured(name, "no clips found")]
+    ratios = []
+    for dub in dubs:
+        outputs, sources = (_face_frames(session, dub.clip, frames, path) for path in (dub.output, dub.clip))
+        made, real = (
+            np.mean([m.detail(crop, box) for crop, box in zip(seen.crops, seen.mouth_boxes, strict=True)])
+            for seen in (outputs, sources)
+        )
+        ratios.append(float(made / max(real, 1e-6)))
+    note = f"variance of the Laplacian in the mouth box, mean over clips, lowest {min(ratios):.2f}, highest {max(ratios):.2f}"
+    return [m.shown(name, float(np.mean(ratios)), len(dubs), note)]
 
 
 def picture_rows(session: Session, clips: Sequence[Path], frames: int) -> list[Measure]:
@@ -225,22 +247,24 @@ def evaluate(session: Session, data: Path, weights: Path, suite: Suite) -> list[
     pool = clips_under(data / "grid_s1" / "test", 10_000)
     driven_clips, mixed = own[: suite.driven], [clip for pair in zip(own, people, strict=False) for clip in pair]
     silent_clips = mixed[: suite.silent]
-    session.num_dubs = len(own) + len(people) + len(driven_clips) + len(silent_clips)
+    session.num_dubs = len(own) + len(people) + len(driven_clips) + min(len(people), suite.driven) + len(silent_clips)
     silence = write_silence(session.out / "silence.wav", seconds=3)
     voiced = [session.dub(c, "s1-audio", d) for c, d in zip(own, drivers_for(own, pool), strict=True)]
     strangers = [session.dub(c, "people-audio", d) for c, d in zip(people, drivers_for(people, pool), strict=True)]
-    driven = [
-        session.dub(c, "s1-video", d, poses=session.lipsync.poses_from_video(d, session.track(d)))
-        for c, d in zip(driven_clips, drivers_for(driven_clips, pool, SEED + 1), strict=True)
-    ]
+    driven, led = ([
+        session.dub(c, part, d, poses=session.lipsync.poses_from_video(d, session.track(d)))
+        for c, d in zip(clips, drivers_for(clips, pool, SEED + 1), strict=True)
+    ] for part, clips in (("s1-video", driven_clips), ("people-video", people[: suite.driven])))  # fmt: skip
     silent = [session.dub(c, "silent", silence) for c in silent_clips]
-    sheets(session, [*voiced[:4], *strangers[:5], *driven[:2], *silent[:3]])
+    sheets(session, [*voiced[:4], *strangers[:5], *driven[:2], *led[:2], *silent[:3]])
     rows = [
         *sync_rows(session, voiced, "jaw correlation: s1 test, another clip's audio", 0.60),
         *sync_rows(session, strangers, "jaw correlation: unseen people, s1 audio", 0.45),
         *sync_rows(session, driven, "jaw correlation: s1 test, another clip's lips (video)", 0.85),
+        *sync_rows(session, led, "jaw correlation: unseen people, an s1 clip's lips (video)", 0.80),
         *silence_rows(session, silent),
         *identity_rows(session, strangers, weights, suite.frames),
+        *detail_rows(session, [*voiced, *strangers], suite.frames),
     ]
     pictured = mixed[: suite.driven]
     return [*rows, *picture_rows(session, pictured, suite.frames), *codec_rows(session, pictured, weights, suite.frames)]

@@ -145,19 +145,22 @@ class IdentityLoss(nn.Module):
         return (1 - F.cosine_similarity(self.network(images).float(), expected.float(), dim=1)).mean()
 
 
-def load_perceptual(path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PerceptualLoss:
+def load_perceptual(
+    path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, stages: int = 5
+) -> PerceptualLoss:
     """The VGG19 loss of the paper, or its VGG16 stand-in.
 
     Args:
+        stages: how many of the network's are compared, first to last; fewer are faster (the stand-in's file holds four).
         path: torchvision's vgg19 state dict (``vgg19-*.pth`` or the same as .safetensors); Keras's VGG16 as .safetensors with
             keys ``conv1_1.weight`` ...; or a folder that holds one of them (VGG19 first).
     """
     file = _find(Path(path), ("vgg19*.safetensors", "vgg19*.pth", "vgg16*.safetensors"), "VGG19 or VGG16 weights")
     tensors = read_state_dict(file)
     if "features.0.weight" in tensors:
-        loss = PerceptualLoss(_torchvision_vgg19(tensors, file.name), "VGG19")
+        loss = PerceptualLoss(_torchvision_vgg19(tensors, file.name, stages), "VGG19")
     elif "conv1_1.weight" in tensors:
-        features = VGGFeatures(VGG16_CONVS[:4], mean=(103.939, 116.779, 123.68), scale=255.0, is_bgr=True)
+        features = VGGFeatures(VGG16_CONVS[: min(stages, 4)], mean=(103.939, 116.779, 123.68), scale=255.0, is_bgr=True)
         _fill(
             features.convs, {key: value for key, value in tensors.items() if key.rpartition(".")[0] in features.convs}, file.name
         )
@@ -204,9 +207,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _torchvision_vgg19(tensors: dict[str, Tensor], name: str) -> VGGFeatures:
+def _torchvision_vgg19(tensors: dict[str, Tensor], name: str, stages: int) -> VGGFeatures:
     """``features.N``: N counts convolutions, a ReLU after each, and a pool after each stage."""
-    features = VGGFeatures(VGG19_CONVS, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
+    features = VGGFeatures(VGG19_CONVS[:stages], mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
     renamed, index = {}, 0
     for stage, count in enumerate(VGG19_CONVS, start=1):
         for i in range(1, count + 1):

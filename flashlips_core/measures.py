@@ -101,6 +101,22 @@ def lip_leak(mouth_aspect: np.ndarray, ratio: float = LIP_LEAK_RATIO) -> float:
     return float((found > ratio).mean()) if len(found) else math.nan
 
 
+def motion_share(moved: np.ndarray, wanted: np.ndarray) -> float:
+    """How far lips move compared with how far they should: ratio of the deviations of two opening curves. 1 is as far."""
+    length = min(len(moved), len(wanted))
+    first, second = np.asarray(moved[:length], float), np.asarray(wanted[:length], float)
+    both = np.isfinite(first) & np.isfinite(second)
+    return float(first[both].std() / max(second[both].std(), 1e-6)) if both.any() else math.nan
+
+
+def detail(image: Tensor, box: Sequence[float]) -> float:
+    """Fine detail of a (3, H, W) picture in [-1, 1] inside ``box`` (xyxy, pixels): variance of its grey Laplacian."""
+    rows, columns = box_slices(box, image.shape[-2], image.shape[-1])
+    grey = (image[:, rows, columns].float().mean(0) + 1) * 127.5
+    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+    return float(laplacian.var())
+
+
 def psnr(first: Tensor, second: Tensor, box: Sequence[float] | None = None) -> float:
     """PSNR in dB of two (3, H, W) pictures in [-1, 1], inside ``box`` (xyxy, pixels) where one is given."""
     return psnr_from_error(squared_error(first, second, box))

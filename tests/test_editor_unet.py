@@ -73,6 +73,26 @@ def test_pose_and_references_both_matter(editor):
     assert not torch.allclose(result, editor(latents, editor.prepare_references(references + 1), poses), atol=1e-3)
 
 
+def test_the_reference_with_the_wanted_pose_is_copied():
+    """With a sharp metric, the blend of references that the editor sees is the one whose lips do what is asked."""
+    torch.manual_seed(0)
+    network = EditorUNet(TINY)
+    torch.nn.init.constant_(network.pose_metric, 5.0)
+    latents, references, poses = inputs(references=3)
+    read = torch.stack([poses[1] + 3, poses[1], poses[1] - 3])[None]
+    context = network.prepare_references(references, read)
+    likeness, missing = network._compare(context, poses[1:2])
+    assert likeness.softmax(1)[0].tolist() == pytest.approx([0, 1, 0], abs=1e-6)
+    assert missing.abs().max() < 1e-5
+
+
+def test_poses_of_references_are_optional_and_matter(editor):
+    latents, references, poses = inputs()
+    read = torch.stack([poses[0], -poses[0]])[None]
+    without = editor(latents, editor.prepare_references(references), poses)
+    assert not torch.allclose(without, editor(latents, editor.prepare_references(references, read), poses), atol=1e-3)
+
+
 def test_nothing_changes_outside_the_window():
     torch.manual_seed(0)
     network = EditorUNet(dataclasses.replace(TINY, window=(0.25, 0.5, 0.75, 1.0)))
@@ -107,5 +127,6 @@ def test_every_weight_of_a_trained_editor_gets_a_gradient():
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     latents, references, poses = inputs()
-    network(latents, network.prepare_references(references), poses).square().mean().backward()
+    read = torch.randn(1, 2, 12, generator=torch.Generator().manual_seed(2))
+    network(latents, network.prepare_references(references, read), poses).square().mean().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []

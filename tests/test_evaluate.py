@@ -65,6 +65,18 @@ def test_lip_leak_is_the_share_of_open_frames_among_those_with_a_face():
     assert m.lip_leak(np.array([0.1, 0.3, np.nan, 0.2, 0.5])) == pytest.approx(0.5)
 
 
+def test_lips_that_move_half_as_far_have_half_the_motion():
+    wanted = np.array([0.0, 0.1, 0.2, np.nan, 0.1])
+    assert m.motion_share(0.5 * wanted + 0.3, wanted) == pytest.approx(0.5)
+    assert np.isnan(m.motion_share(np.full(3, np.nan), wanted))
+
+
+def test_a_blurred_mouth_has_less_detail_than_a_sharp_one():
+    sharp = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred = torch.nn.functional.avg_pool2d(sharp, 3, 1, 1)
+    assert m.detail(blurred, (4, 4, 36, 36)) < 0.2 * m.detail(sharp, (4, 4, 36, 36))
+
+
 def test_a_row_without_a_value_neither_passes_nor_fails_and_says_why():
     rows = [m.at_least("a", 0.7, 0.6, 3), m.at_most("b", 0.7, 0.6, 3), m.not_measured("c", "no network")]
     assert [r.passed for r in rows] == [True, False, None]
@@ -112,7 +124,7 @@ def toy_crop_editor(is_still: bool, is_masked: bool = False) -> CropEditor:
     if is_still:
         nn.init.zeros_(networks["editor"].conv_out.weight)
         nn.init.zeros_(networks["editor"].conv_out.bias)
-    return CropEditor(codec, networks["editor"].eval(), torch.zeros(1, 3, CROP_PX, CROP_PX), is_masked)
+    return CropEditor(codec, networks["editor"].eval(), torch.zeros(1, 3, CROP_PX, CROP_PX), is_masked=is_masked)
 
 
 def toy_face_frames(path: Path, count: int = 4) -> fidelity.FaceFrames:

@@ -11,8 +11,8 @@ from flashlips_core.models.editor_unet import EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
 from flashlips_core.train import augment
-from flashlips_core.train.editor import EditorBatch, edit_losses, readback_loss, refine_editor, train_editor
-from flashlips_core.train.editor_data import EditorFrames, draw_rows, lip_weights
+from flashlips_core.train.editor import EditorBatch, Judge, refine_editor, train_editor
+from flashlips_core.train.editor_data import EditorFrames, draw_references, draw_rows, laid_upon, lip_weights, window_cells
 from flashlips_core.train.loop import TrainConfig, Trainer, fit
 from flashlips_core.types import FlashLipsError
 
@@ -105,10 +105,14 @@ def frames():
     count = 24
     groups = [np.arange(0, 8), np.arange(8, 16), np.arange(16, 24)]
     lips = torch.tensor([[0.4, 0.55, 0.6, 0.7]]).repeat(count, 1)
-    windows = np.random.default_rng(0).integers(0, 255, (count, 128, 128, 3), dtype=np.uint8)
+    windows = np.random.default_rng(0).integers(0, 255, (count, 152, 144, 3), dtype=np.uint8)
     latents = torch.randn(count, 4, 32, 32).half()
     neighbours = np.stack([np.delete(np.arange(8), i % 8)[:6] + i // 8 * 8 for i in range(count)])
-    return EditorFrames(latents, torch.randn(count, 12), windows, lips, neighbours, groups, {"a": [0, 1], "b": [2]})
+    return EditorFrames(
+        latents=latents, poses=torch.randn(count, 12), windows=windows, lips=lips, neighbours=neighbours,
+        group_of=np.arange(count) // 8, references=torch.arange(3.0)[:, None, None, None, None].expand(3, 6, 4, 32, 32),
+        reference_poses=torch.arange(3.0)[:, None, None].expand(3, 6, 12), rows_of_group=groups, groups_of_speaker={"a": [0, 1], "b": [2]},
+    )  # fmt: skip
 
 
 def tiny_codec():
@@ -118,39 +122,55 @@ def tiny_codec():
 
 
 def test_targets_and_references_come_from_one_group_and_speakers_evenly():
-    data = frames()
-    targets, near, references = draw_rows(data, 400, 2, torch.Generator().manual_seed(0))
-    group = np.digitize(np.arange(24), [8, 16])
-    assert (group[targets][:, None] == group[references]).all()
+    data, generator = frames(), torch.Generator().manual_seed(0)
+    targets, near = draw_rows(data, 400, generator)
+    references, poses = draw_references(data, targets, 2, generator)
+    group = data.group_of
+    assert references.shape == (400, 2, 4, 32, 32)
+    assert (references[:, :, 0, 0, 0].numpy() == group[targets][:, None]).all()
+    assert torch.equal(references[:, :, 0, 0, 0], poses[:, :, 0])
     assert (group[targets] == group[near]).all() and (targets != near).all()
     assert 0.4 < (group[targets] == 2).mean() < 0.6
 
 
+def test_faces_that_were_moved_turned_and_scaled_are_laid_upon_each_other():
+    rng = np.random.default_rng(0)
+    face = rng.random((11, 2)) - 0.5
+    turns, scales, shifts = rng.normal(0, 0.2, 6), rng.uniform(0.8, 1.2, 6), rng.normal(0, 0.1, (6, 1, 2))
+    turn = np.stack([np.stack([np.cos(turns), -np.sin(turns)], -1), np.stack([np.sin(turns), np.cos(turns)], -1)], 1)
+    matrices = scales[:, None, None] * turn
+    points = np.einsum("nij,lj->nli", matrices, face) + shifts + 0.5
+    _, left = laid_upon(points)
+    assert np.ptp(left, axis=0).max() < 1e-12
+
+
 def test_both_editor_stages_run_from_one_to_the_next(tmp_path):
-    masked = train_editor(frames(), tiny_codec(), str(tmp_path / "a"), TINY_EDITOR, steps=2, batch_size=2)
+    masked = train_editor(frames(), tiny_codec(), str(tmp_path / "a"), config=TINY_EDITOR, steps=2, batch_size=4)
     start = [p.clone() for p in masked.parameters()]
-    refined = refine_editor(masked, frames(), tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=2)
+    refined = refine_editor(masked, frames(), tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=4)
     assert all(torch.equal(a, b) for a, b in zip(start, masked.parameters(), strict=False))
     assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters(), strict=False))
 
 
 def test_a_pose_that_is_there_is_read_back():
-    """The crop that the readback loss cuts is the one that the lip encoder sees in whole crops."""
+    """The mouth that the readback loss cuts out of the window is the one that the lip encoder sees in whole crops."""
     torch.manual_seed(0)
     codec, latents = tiny_codec(), torch.randn(2, 4, 32, 32)
     reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval().requires_grad_(False)
     whole = reader(codec.decode(latents).clamp(-1.2, 1.2))
-    assert readback_loss(latents, whole, codec, reader) < 1e-4 < readback_loss(latents, whole + 1, codec, reader)
+    judge = Judge(codec, reader)
+    assert judge.readback(latents, whole) < 1e-4 < judge.readback(latents, whole + 1)
 
 
 def test_losses_are_zero_for_a_perfect_edit_of_decodable_pixels():
     codec, latents = tiny_codec(), torch.randn(2, 4, 32, 32)
-    pixels = codec.decode(latents[:, :, 12:28, 8:24])
+    pixels = codec.decode(window_cells(latents))
     lips = torch.tensor([[0.4, 0.5, 0.6, 0.7]] * 2)
-    batch = EditorBatch(latents, latents, torch.zeros(2, 12), latents[:, None], pixels, lips, torch.zeros(2, 12))
-    assert all(value < 1e-6 for value in edit_losses(latents, latents, batch, codec).values())
-    worse = edit_losses(latents + 0.1, latents, batch, codec)
-    assert all(value > 1e-3 for name, value in worse.items() if name != "sharpness")
+    batch = EditorBatch(latents, latents, torch.zeros(2, 12), latents[:, None], None, pixels, lips, torch.zeros(2, 12))
+    region = mouth_mask(32, 32).expand(2, -1, -1, -1)
+    assert all(value < 1e-6 for value in Judge(codec).losses(latents, batch, region, slice(None)).values())
+    worse = Judge(codec).losses(latents + 0.1 * torch.randn_like(latents), batch, region, slice(None))
+    assert all(value > 1e-4 for value in worse.values())
 
 
 def test_the_mask_hides_the_lower_face_and_nothing_else():
@@ -163,10 +183,11 @@ def test_the_mask_hides_the_lower_face_and_nothing_else():
 
 
 def test_lip_weights_cover_the_lips():
-    weights = lip_weights(torch.tensor([[0.4, 0.55, 0.6, 0.7]]), 128)[0, 0]
-    # The window spans shares .375-.875 down and .25-.75 across.
-    assert weights[round((0.62 - 0.375) / 0.5 * 128), 64] == 1
-    assert weights[5, 64] == 0 and weights[64, 2] == 0
+    weights = lip_weights(torch.tensor([[0.4, 0.55, 0.6, 0.7]]))[0, 0]
+    # The window starts at 12 cells down and 7 across; a cell is 8 of 256 pixels.
+    row, column = round(0.62 * 256) - 12 * 8, round(0.5 * 256) - 7 * 8
+    assert weights[row, column] == 1
+    assert weights[5, column] == 0 and weights[row, 2] == 0
 
 
 def test_augmentation_moves_points_with_their_pixels():

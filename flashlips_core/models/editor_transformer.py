@@ -63,6 +63,7 @@ class EditorTransformer(nn.Module):
         width, patch, channels = config.width, config.patch, config.latent_channels
         self.adapter = ReferenceAdapter(channels, config.adapter_channels, config.adapter_blocks)
         self.embed_reference = nn.Conv2d(config.adapter_channels, width, patch, stride=patch)
+        self.embed_reference_pose = nn.Linear(config.pose_dim, width)
         self.embed_target = nn.Conv2d(channels + config.pose_dim, width, patch, stride=patch)
         self.embed_pose = nn.Sequential(
             nn.Linear(config.pose_dim, config.pose_width), nn.SiLU(), nn.Linear(config.pose_width, config.pose_width), nn.SiLU()
@@ -73,11 +74,17 @@ class EditorTransformer(nn.Module):
         self.head = nn.Linear(width, channels * patch * patch)
         self._initialise()
 
-    def prepare_references(self, z_refs: Tensor) -> EditorContext:
-        """Latents of the reference frames (B, R, C, h, w) -> their keys and values in every block, once per clip."""
+    def prepare_references(self, z_refs: Tensor, poses: Tensor | None = None) -> EditorContext:
+        """Latents of the reference frames (B, R, C, h, w) -> their keys and values in every block, once per clip.
+
+        Args:
+            poses: (B, R, P) what their lips do; with it the frames' tokens know which of them to look at.
+        """
         rope = rope_2d(*self._grid(z_refs), self.config, z_refs.device)
         rope = tuple(part.repeat(z_refs.shape[1], 1) for part in rope)  # co-located tokens of all references share a position
         x = self.embed_reference(self.adapter(z_refs.flatten(0, 1)))  # (B R) width h/p w/p
+        if poses is not None:
+            x = x + self.embed_reference_pose(poses.flatten(0, 1))[..., None, None]
         x = rearrange(x, "(b r) d y x -> b (r y x) d", r=z_refs.shape[1])
         keys, values = [], []
         for block in self.blocks:

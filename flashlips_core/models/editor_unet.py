@@ -40,7 +40,7 @@ class EditorUNetConfig:
 UNET_250M = EditorUNetConfig()
 UNET_MINI = EditorUNetConfig(
     channels=(64, 128, 192), encoder_blocks=(1, 2, 2), decoder_blocks=(2, 2, 2), reference_channels=32, reference_blocks=2,
-    condition_dim=128, head_dim=32, window=(0.125, 0.25, 0.875, 1.0),
+    condition_dim=128, head_dim=32, window=(0.1875, 0.375, 0.8125, 1.0),
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ class EditorContext:
     latents: Tensor  # (1 or B, R, C, h', w') the references themselves
     keys: Tensor  # (1 or B, R, D, h', w')
     values: Tensor  # (1 or B, R, F, h', w')
+    poses: Tensor | None = None  # (1 or B, R, P) lip poses of the references, None where nobody has read them
 
 
 class ReferenceAdapter(nn.Module):
@@ -103,7 +104,9 @@ class EditorUNet(nn.Module):
         self.config = config
         widths, condition = config.channels, config.condition_dim
         self.reference = ReferenceAdapter(config)
-        self.pose = nn.Sequential(nn.Linear(config.pose_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU())
+        # The wanted pose, and what the best reference lacks of it.
+        self.pose = nn.Sequential(nn.Linear(2 * config.pose_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU())
+        self.pose_metric = nn.Parameter(torch.zeros(config.pose_dim))  # log weight of each pose number in their distance
         self.to_query = nn.Linear(condition, config.reference_channels)
         inputs = 2 * config.latent_channels + config.reference_channels + config.pose_dim
         self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
@@ -128,13 +131,17 @@ class EditorUNet(nn.Module):
         left, top, right, bottom = self.config.window
         return slice(round(top * cells[0]), round(bottom * cells[0])), slice(round(left * cells[1]), round(right * cells[1]))
 
-    def prepare_references(self, references: Tensor) -> EditorContext:
-        """Run f_ref on a clip's references, (1 or B, R, C, h, w); their order does not matter."""
+    def prepare_references(self, references: Tensor, poses: Tensor | None = None) -> EditorContext:
+        """Run f_ref on a clip's references, (1 or B, R, C, h, w); their order does not matter.
+
+        Args:
+            poses: (1 or B, R, P) what their lips do; with it the editor knows which of them to copy from.
+        """
         batch, cells = references.shape[0], (references.shape[3], references.shape[4])
         rows, columns = self.window_slices(cells)
         keys, values = self.reference(rearrange(references[..., rows, columns], "b r c h w -> (b r) c h w"))
         keys, values = (rearrange(x, "(b r) d h w -> b r d h w", b=batch) for x in (keys, values))
-        return EditorContext(cells, references[..., rows, columns], keys, values)
+        return EditorContext(cells, references[..., rows, columns], keys, values, poses)
 
     def forward(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
         """Edit latents.
@@ -151,9 +158,10 @@ class EditorUNet(nn.Module):
         return z_input + F.pad(residual, (columns.start, width - columns.stop, rows.start, height - rows.stop))
 
     def _residual(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
-        condition = self.pose(poses)
+        likeness, missing = self._compare(context, poses)
+        condition = self.pose(torch.cat([poses, missing], 1))
         maps = poses[..., None, None].expand(-1, -1, *z_input.shape[2:])
-        weights = self._suitability(context, condition)
+        weights = self._suitability(context, condition, likeness)
         blended = _blend(weights, context.latents)
         x = self.conv_in(torch.cat([z_input, blended, _blend(weights, context.values), maps], 1))  # Eq. 1
         skips = []
@@ -173,12 +181,22 @@ class EditorUNet(nn.Module):
         drawn, copied = self.conv_out(F.silu(self.norm_out(x))).chunk(2, dim=1)
         return drawn + copied * (blended - z_input)
 
-    def _suitability(self, context: EditorContext, condition: Tensor) -> Tensor:
+    def _compare(self, context: EditorContext, poses: Tensor) -> tuple[Tensor | float, Tensor]:
+        """How near each reference's pose is to the wanted one, (B, R), 0 at best; and what the nearest lack of it, (B, P)."""
+        if context.poses is None:
+            return 0.0, torch.zeros_like(poses)
+        difference = poses[:, None] - context.poses  # B R P
+        likeness = -(difference.square() * self.pose_metric.exp()).sum(-1)
+        return likeness, (likeness.softmax(1)[..., None] * difference).sum(1)
+
+    def _suitability(self, context: EditorContext, condition: Tensor, likeness: Tensor | float) -> Tensor:
         """How well each reference suits the wanted pose at each place, (B, R, h', w'), 1 in sum over references."""
         query = self.to_query(condition) * context.keys.shape[2] ** -0.5
         if context.keys.shape[0] == 1:  # one clip's references serve the whole batch
-            return torch.einsum("bd,rdhw->brhw", query, context.keys[0]).softmax(1)
-        return torch.einsum("bd,brdhw->brhw", query, context.keys).softmax(1)
+            logits = torch.einsum("bd,rdhw->brhw", query, context.keys[0])
+        else:
+            logits = torch.einsum("bd,brdhw->brhw", query, context.keys)
+        return (logits + (likeness[..., None, None] if context.poses is not None else 0.0)).softmax(1)
 
     def _check(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> None:
         if tuple(z_input.shape[2:]) != context.cells:

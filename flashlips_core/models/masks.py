@@ -7,7 +7,7 @@ from torch import Tensor
 
 # Shares of the crop: from slightly above the nose tip, full cheek width, to the lower edge. A mask that leaves the cheeks
 # visible leaks the original lips.
-MASK_TOP, MASK_SIDE = 14 / 32, 5 / 32
+MASK_TOP, MASK_SIDE = 14 / 32, 6 / 32
 
 
 def lower_face_mask(height: int, width: int) -> Tensor:

@@ -5,7 +5,7 @@ B batch. Images are wide crops (see data.STORED_MARGIN) in [-1, 1]; results are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,13 +52,19 @@ def draw_view(count: int, generator: torch.Generator, strength: float = 1.0) -> 
         _uniform(generator, (count, 3), -0.12, 0.12) * strength,
         torch.exp(_uniform(generator, (count,), -0.35, 0.35) * strength),
         torch.rand(count, generator=generator).square() * strength,
-        torch.rand(count, generator=generator).square() * 0.05 * strength,
+        torch.rand(count, generator=generator).square() * 0.03 * strength,
     )
 
 
 def select(view: View, rows: Tensor) -> View:
     """The looks of the clips that frames belong to."""
     return View(*(value[rows] for value in vars(view).values()))
+
+
+def after_motion(view: View, motion: Tensor) -> View:
+    """The same look of frames that are first moved back by ``motion`` (B, 2, 3): similarities in the wide crop's [-1, 1]."""
+    turned = motion[:, :, :2] @ view.geometry  # B 2 3
+    return replace(view, geometry=torch.cat([turned[:, :, :2], turned[:, :, 2:] + motion[:, :, 2:]], 2))
 
 
 def apply(wide: Tensor, view: View, generator: torch.Generator, size: int = CROP_PX) -> Tensor:

@@ -1,6 +1,8 @@
 """The editor's training frames: augmented looks of every clip, encoded once.
 
-N frames, G groups. A group is one clip in one look (colours, camera, mirror): its frames can serve each other as references.
+N frames, G groups, K stored references. A group is one clip in one look (colours, camera, mirror). Its frames lie upon each other
+to the pixel, as far as a head can be laid upon itself, so that two of them differ in the mouth alone; its references are further
+frames as a tracker would crop them.
 """
 
 from __future__ import annotations
@@ -13,23 +15,19 @@ import torch
 from torch import Tensor
 
 from ..codec import Codec
-from ..data import CropStore
+from ..data import STORED_MARGIN, CropStore
+from ..models.lip_encoder import LipEncoder
 from ..types import Progress
 from . import augment
 
-NUM_NEIGHBOURS = 6
-HEAD_SHARE = 0.35  # of the drawn frames are rendered heads: a hundred identities with exact pairs, but not real skin
-ANCHORS = slice(76, 99)  # landmarks that no lip moves: eyes, irises, nose, brows (after the lips and the face oval)
-# The pixels kept for the pixel losses: latent cells (top, left, size) around lips, chin and the lower cheeks.
-WINDOW_TOP, WINDOW_LEFT, WINDOW_CELLS = 12, 8, 16
-
-
-@dataclass(frozen=True)
-class PoseTable:
-    """Teacher poses of all labelled frames, as they are and as in the mirror."""
-
-    plain: dict[str, np.ndarray]  # clip id -> (T, 12)
-    mirror: dict[str, np.ndarray]
+NUM_NEIGHBOURS = 10
+NUM_STORED_REFERENCES = 6
+HEAD_SHARE = 0.3  # of the drawn frames are rendered heads: a hundred identities with exact pairs, but not real skin
+# Landmarks that neither lips, lids nor brows move: eye corners, bridge and wings of the nose (places in the label files' order)
+STEADY = (76, 77, 80, 81, 86, 87, 88, 89, 90, 91, 92)
+# The pixels kept for the pixel losses: latent cells (top, left, height, width) around lips, chin and the lower cheeks; the lip
+# encoder's mouth region lies inside.
+WINDOW = (12, 7, 19, 18)
 
 
 @dataclass(frozen=True)
@@ -37,41 +35,47 @@ class EditorFrames:
     """Encoded frames, ready to draw from."""
 
     latents: Tensor  # (N, 4, 32, 32) float16
-    poses: Tensor  # (N, 12)
-    windows: np.ndarray  # (N, 128, 128, 3) uint8, the pixels of the window above
+    poses: Tensor  # (N, 12) as the lip encoder reads them
+    windows: np.ndarray  # (N, 152, 144, 3) uint8, the pixels of the window above
     lips: Tensor  # (N, 4) mouth box in the augmented crop, xyxy shares
-    neighbours: np.ndarray  # (N, 6) rows of the same group with the most similar head pose
+    neighbours: np.ndarray  # (N, 10) rows of the same group with the most similar head pose
+    group_of: np.ndarray  # (N,)
+    references: Tensor  # (G, K, 4, 32, 32) float16
+    reference_poses: Tensor  # (G, K, 12)
     rows_of_group: list[np.ndarray]
     groups_of_speaker: dict[str, list[int]]
 
 
 def encode_looks(
     store: CropStore,
-    poses: PoseTable,
     codec: Codec,
+    lip_encoder: LipEncoder,
     folder: str | Path,
     looks: int,
     frames: int,
     seed: int,
     strength: float = 1.0,
+    is_still: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Draw ``looks`` looks of every clip, ``frames`` frames each, encode them and save them under ``folder``.
+    """Draw ``looks`` looks of every clip, ``frames`` frames and some references each, encode them and save them under ``folder``.
 
-    Frames of a group share the look to the pixel: where the head keeps still, two of them differ in the mouth alone.
+    Args:
+        is_still: The heads of a clip lie upon each other already (renders), better than landmarks could lay them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parts: dict[str, list[np.ndarray]] = {"latents": [], "poses": [], "windows": [], "lips": [], "neighbours": [], "group": []}
+    parts: dict[str, list[np.ndarray]] = {}
     speakers: list[str] = []
     for clip in range(len(store.clip_ids)):
         own = np.flatnonzero(store.clip_of == clip)
         for look in range(looks):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + clip * 101 + look)
-            rows = own[torch.randperm(len(own), generator=generator)[:frames].numpy()]
-            for name, value in _encode_group(store, rows, poses, codec, generator, strength).items():
-                parts[name].append(value)
-            parts["group"].append(np.full(len(rows), len(speakers)))
+            chosen = own[torch.randperm(len(own), generator=generator).numpy()]
+            rows, others = chosen[:frames], chosen[np.arange(frames, frames + NUM_STORED_REFERENCES) % len(chosen)]
+            encoded = _encode_group(store, rows, others, codec, lip_encoder, generator, strength, is_still)
+            for name, value in (encoded | {"group": np.full(len(rows), len(speakers))}).items():
+                parts.setdefault(name, []).append(value)
             speakers.append(str(store.speakers[clip]))
         if progress is not None:
             progress(clip + 1, len(store.clip_ids))
@@ -81,28 +85,65 @@ def encode_looks(
 
 @torch.inference_mode()
 def _encode_group(
-    store: CropStore, rows: np.ndarray, poses: PoseTable, codec: Codec, generator: torch.Generator, strength: float
+    store: CropStore,
+    rows: np.ndarray,
+    others: np.ndarray,
+    codec: Codec,
+    lip_encoder: LipEncoder,
+    generator: torch.Generator,
+    strength: float,
+    is_still: bool,
 ) -> dict[str, np.ndarray]:
-    view = augment.select(augment.draw_view(1, generator, strength), torch.zeros(len(rows), dtype=torch.long))
-    crops = augment.apply(store.batch(rows), view, generator).contiguous(memory_format=torch.channels_last)
-    latents = torch.cat([codec.encode(part) for part in crops.split(8)])
-    is_mirrored = bool(torch.det(view.geometry[0, :, :2]) < 0)
-    table = poses.mirror if is_mirrored else poses.plain
-    labels = np.stack([table[str(store.clip_ids[store.clip_of[r]])][store.frame_of[r]] for r in rows])
+    look = augment.draw_view(1, generator, strength)
+    view = augment.select(look, torch.zeros(len(rows), dtype=torch.long))
+    steady = store.landmarks[rows][:, STEADY]
+    if not is_still:
+        motion, steady = laid_upon(steady)
+        view = augment.after_motion(view, torch.from_numpy(motion).float())
+    crops = _encodable(augment.apply(store.batch(rows), view, generator))
+    loose = augment.select(look, torch.zeros(len(others), dtype=torch.long))
+    references = _encodable(augment.apply(store.batch(others), loose, generator))
     lips = augment.move_points(torch.from_numpy(store.landmarks[rows][:, :40]), view)
-    top, left, size = (8 * v for v in (WINDOW_TOP, WINDOW_LEFT, WINDOW_CELLS))
-    window = ((crops[:, :, top : top + size, left : left + size] + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
+    top, left, height, width = (8 * v for v in WINDOW)
+    window = ((crops[:, :, top : top + height, left : left + width] + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     return {
-        "latents": latents.half().numpy(), "poses": labels.astype(np.float32), "windows": window.numpy(),
-        "lips": torch.cat([lips.amin(1), lips.amax(1)], 1).numpy(), "neighbours": _nearest(store.landmarks[rows][:, ANCHORS]),
+        "latents": codec.encode(crops).half().numpy(), "poses": lip_encoder(crops).float().numpy(), "windows": window.numpy(),
+        "lips": torch.cat([lips.amin(1), lips.amax(1)], 1).numpy(), "neighbours": _nearest(steady),
+        "references": codec.encode(references).half().numpy()[None],
+        "reference_poses": lip_encoder(references).float().numpy()[None],
     }  # fmt: skip
 
 
-def _nearest(anchors: np.ndarray) -> np.ndarray:
-    """For each frame the places of those whose anchors moved least, (n, L, 2) -> (n, 6)."""
-    distance = np.linalg.norm(anchors[:, None] - anchors[None], axis=-1).mean(-1)
+def _encodable(crops: Tensor) -> Tensor:
+    return crops.contiguous(memory_format=torch.channels_last)
+
+
+def laid_upon(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The similarities that carry the group's mean face onto each frame, in the wide crop's [-1, 1]; and what they leave over.
+
+    Args:
+        points: (n, L, 2) in the editor's crop coordinates, [0, 1].
+    Returns: (n, 2, 3) matrices, and the points (n, L, 2) as they lie after each frame is moved onto the mean.
+    """
+    wide = (points - 0.5) * 2 / STORED_MARGIN
+    z = wide[..., 0] + 1j * wide[..., 1]  # a similarity is one complex factor and one offset
+    mean = z.mean(0)
+    centred, target = mean - mean.mean(), z - z.mean(1, keepdims=True)
+    factor = (target * centred.conj()).sum(1) / (np.abs(centred) ** 2).sum()  # least squares
+    offset = z.mean(1) - factor * mean.mean()
+    matrices = np.stack([
+        np.stack([factor.real, -factor.imag, offset.real], -1), np.stack([factor.imag, factor.real, offset.imag], -1)
+    ], 1)  # fmt: skip
+    left = (z - offset[:, None]) / factor[:, None]
+    return matrices, np.stack([left.real, left.imag], -1)
+
+
+def _nearest(points: np.ndarray) -> np.ndarray:
+    """For each frame the places of those whose steady points lie nearest to its own, (n, L, 2) -> (n, 10)."""
+    distance = np.linalg.norm(points[:, None] - points[None], axis=-1).mean(-1)
     np.fill_diagonal(distance, np.inf)
-    return np.argsort(distance, axis=1, kind="stable")[:, :NUM_NEIGHBOURS]
+    order = np.argsort(distance, axis=1, kind="stable")[:, : max(len(points) - 1, 1)]
+    return order[:, np.arange(NUM_NEIGHBOURS) % order.shape[1]]
 
 
 def load_frames(folders: list[str | Path]) -> EditorFrames:
@@ -111,67 +152,68 @@ def load_frames(folders: list[str | Path]) -> EditorFrames:
     windows = [np.load(Path(f) / "windows.npy") for f in folders]
     rows_of_group, groups_of_speaker, neighbours, start = [], {}, [], 0
     for table in tables:
-        bounds = np.searchsorted(table["group"], np.arange(len(table["speakers"]) + 1)) + start
-        for speaker, a, b in zip(table["speakers"], bounds, bounds[1:], strict=False):
+        group, around = table["group"], table["neighbours"]
+        bounds = np.searchsorted(group, np.arange(len(table["speakers"]) + 1)) + start
+        for speaker, a, b in zip(table["speakers"], bounds[:-1], bounds[1:], strict=True):
             groups_of_speaker.setdefault(str(speaker), []).append(len(rows_of_group))
             rows_of_group.append(np.arange(a, b))
-            neighbours.append(table["neighbours"][a - start : b - start] + a)
-        start += len(table["group"])
-    joined = {name: torch.from_numpy(np.concatenate([t[name] for t in tables])) for name in ("latents", "poses", "lips")}
+            neighbours.append(around[a - start : b - start] + a)
+        start += len(group)
+    names = ("latents", "poses", "lips", "references", "reference_poses")
+    joined = {name: torch.from_numpy(np.concatenate([t[name] for t in tables])) for name in names}
+    group_of = np.repeat(np.arange(len(rows_of_group)), [len(rows) for rows in rows_of_group])
     return EditorFrames(
-        joined["latents"],
-        joined["poses"],
-        np.concatenate(windows),
-        joined["lips"],
-        np.concatenate(neighbours),
-        rows_of_group,
-        groups_of_speaker,
-    )
+        windows=np.concatenate(windows), neighbours=np.concatenate(neighbours), group_of=group_of,
+        rows_of_group=rows_of_group, groups_of_speaker=groups_of_speaker, **joined,
+    )  # fmt: skip
 
 
-def draw_rows(
-    frames: EditorFrames, count: int, references: int, generator: torch.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows of targets (count,), of a neighbour with another mouth each (count,), and of references (count, references)."""
+def draw_rows(frames: EditorFrames, count: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of targets (count,), by speaker first, and for each a neighbour with another mouth (count,)."""
     heads = [s for s in sorted(frames.groups_of_speaker) if s.startswith("head")]
     people = [s for s in sorted(frames.groups_of_speaker) if not s.startswith("head")]
 
     def pick(items: list | np.ndarray):
         return items[int(torch.randint(len(items), (), generator=generator))]
 
-    targets, others = [], []
+    targets = []
     for _ in range(count):
         is_head = heads and (not people or float(torch.rand((), generator=generator)) < HEAD_SHARE)
-        rows = frames.rows_of_group[pick(frames.groups_of_speaker[pick(heads if is_head else people)])]
-        targets.append(pick(rows))
-        others.append([pick(rows) for _ in range(references)])
-    near = [_other_mouth(frames, row) for row in targets]
-    return np.array(targets), np.array(near), np.array(others)
+        targets.append(pick(frames.rows_of_group[pick(frames.groups_of_speaker[pick(heads if is_head else people)])]))
+    return np.array(targets), np.array([_other_mouth(frames, row, generator) for row in targets])
 
 
-def _other_mouth(frames: EditorFrames, row: int) -> int:
-    """The neighbour whose mouth differs most: pairs of like mouths teach the editor to ignore the pose."""
+def _other_mouth(frames: EditorFrames, row: int, generator: torch.Generator) -> int:
+    """One of the four neighbours whose mouths differ most: pairs of like mouths teach the editor to ignore the pose."""
     neighbours = frames.neighbours[row]
     distance = (frames.poses[neighbours] - frames.poses[row]).square().sum(1)
-    return int(neighbours[int(distance.argmax())])
+    return int(neighbours[int(distance.topk(4).indices[int(torch.randint(4, (), generator=generator))])])
+
+
+def draw_references(
+    frames: EditorFrames, rows: np.ndarray, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """``count`` different references of each row's group. -> (B, count, 4, 32, 32) and their poses (B, count, 12)."""
+    order = torch.rand(len(rows), frames.references.shape[1], generator=generator).argsort(1)[:, :count]
+    group = torch.from_numpy(frames.group_of[rows])[:, None]
+    return frames.references[group, order].float(), frames.reference_poses[group, order]
 
 
 def window_pixels(frames: EditorFrames, rows: np.ndarray) -> Tensor:
-    """Stored windows as (B, 3, 128, 128) in [-1, 1]."""
+    """Stored windows as (B, 3, 152, 144) in [-1, 1]."""
     return torch.from_numpy(frames.windows[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def window_cells(latents: Tensor) -> Tensor:
-    """The window's part of latents, (B, C, 32, 32) -> (B, C, 16, 16)."""
-    return latents[:, :, WINDOW_TOP : WINDOW_TOP + WINDOW_CELLS, WINDOW_LEFT : WINDOW_LEFT + WINDOW_CELLS]
+    """The window's part of latents, (B, C, 32, 32) -> (B, C, 19, 18)."""
+    top, left, height, width = WINDOW
+    return latents[:, :, top : top + height, left : left + width]
 
 
-def lip_weights(lips: Tensor, size: int, margin: float = 0.03) -> Tensor:
-    """Soft boxes around the lips inside the window, (B, 4) -> (B, 1, size, size) in [0, 1]."""
-    left, top = WINDOW_LEFT / 32, WINDOW_TOP / 32
-    ticks = (torch.arange(size) + 0.5) / size * WINDOW_CELLS / 32
-    x = ((ticks + left)[None] - lips[:, 0:1]), (lips[:, 2:3] - (ticks + left)[None])
-    y = ((ticks + top)[None] - lips[:, 1:2]), (lips[:, 3:4] - (ticks + top)[None])
-    soft_x = torch.minimum(*x).add(margin).div(margin).clamp(0, 1)
-    soft_y = torch.minimum(*y).add(margin).div(margin).clamp(0, 1)
-    return (soft_y[:, :, None] * soft_x[:, None, :])[:, None]
+def lip_weights(lips: Tensor, window: tuple[int, int, int, int] = WINDOW, margin: float = 0.03) -> Tensor:
+    """Soft boxes around the lips inside a window of cells, (B, 4) -> (B, 1, 8 height, 8 width) in [0, 1]."""
+    top, left, height, width = window
+    x, y = (torch.arange(8 * width) + 0.5) / 256 + left / 32, (torch.arange(8 * height) + 0.5) / 256 + top / 32
+    columns = torch.minimum(x - lips[:, 0:1], lips[:, 2:3] - x).add(margin).div(margin).clamp(0, 1)
+    rows = torch.minimum(y - lips[:, 1:2], lips[:, 3:4] - y).add(margin).div(margin).clamp(0, 1)
+    return (rows[:, :, None] * columns[:, None, :])[:, None]

@@ -12,11 +12,9 @@ import torch
 from torch.nn import functional as F
 
 from ..data import CROP_PX, STORED_MARGIN, Clip, CropStore
-from ..expression import MEDIAPIPE_BLENDSHAPES, mirrored, mouth_opening, neutral_features, raw_features
+from ..expression import MEDIAPIPE_BLENDSHAPES
 from ..face_motion import FaceMotion, measure_frames, measure_video
-from ..models.lip_encoder import LipTeacher
 from ..types import Progress
-from .lip import STORED_MOUTH, STORED_PX, view_mouths
 
 # Outer lips, inner lips, face oval, eyes, irises, nose, brows: MediaPipe's indices, in the order that data and expression use.
 LANDMARKS = (
@@ -90,27 +88,3 @@ def build_head_store(images: np.ndarray, clips: list[Clip], rows: list[np.ndarra
         clip_ids=[c.id for c in clips], speakers=[c.speaker for c in clips],
     )  # fmt: skip
     return CropStore(folder)
-
-
-@torch.inference_mode()
-def head_poses(teacher: LipTeacher, images: np.ndarray, clips: list[Clip], rows: list[np.ndarray]) -> tuple[dict, dict]:
-    """Teacher poses of rendered heads and of their mirror images: clip id -> (T, 12), twice."""
-    plain, mirror = {}, {}
-    speakers = sorted({c.speaker for c in clips})
-    for speaker in speakers:
-        own = [(c, r) for c, r in zip(clips, rows, strict=False) if c.speaker == speaker]
-        raw = [raw_features(c.landmarks[:, :40], c.points, c.blendshapes) for c, _ in own]
-        opening = np.concatenate([mouth_opening(c.landmarks[:, :40], c.points) for c, _ in own])
-        neutral = neutral_features(np.concatenate(raw), opening)
-        for (clip, place), features in zip(own, raw, strict=False):
-            pixels = torch.from_numpy(images[place]).permute(0, 3, 1, 2).float() / 127.5 - 1
-            left, top, right, bottom = (round(share * CROP_PX) for share in STORED_MOUTH)
-            stored = F.interpolate(
-                F.pad(pixels, (0, 0, 0, max(bottom - CROP_PX, 0)), mode="replicate")[:, :, top:bottom, left:right], size=STORED_PX
-            )
-            for table, sign, values in ((plain, 1.0, features - neutral), (mirror, -1.0, mirrored(features - neutral))):
-                mouths = view_mouths(
-                    stored, teacher.config.mouth_px, torch.Generator(), 0.0, 0.0, torch.full((len(place),), sign)
-                )
-                table[clip.id] = teacher(torch.from_numpy(values.astype(np.float32)), mouths).numpy()
-    return plain, mirror

@@ -201,17 +201,15 @@ def label_rows(
     samples: LipSamples,
     rows: np.ndarray,
     standardised: bool = True,
-    mirrored_features: np.ndarray | None = None,
 ) -> Tensor:
-    """Teacher poses of stored frames, (len(rows), 12); of their mirror images where those features (N, E) are given."""
+    """Teacher poses of stored frames, (len(rows), 12)."""
     teacher.eval()
     poses = []
     for start in range(0, len(rows), 256):
         part = rows[start : start + 256]
-        flip = torch.ones(len(part)) if mirrored_features is None else -torch.ones(len(part))
-        mouths = view_mouths(samples.store.batch(part), teacher.config.mouth_px, torch.Generator(), 0.0, 0.0, flip)
-        features = samples.features if mirrored_features is None else mirrored_features
-        expression = torch.from_numpy(features[part].astype(np.float32))
+        upright = torch.ones(len(part))
+        mouths = view_mouths(samples.store.batch(part), teacher.config.mouth_px, torch.Generator(), 0.0, 0.0, upright)
+        expression = torch.from_numpy(samples.features[part].astype(np.float32))
         poses.append(teacher(expression, mouths) if standardised else teacher.raw(expression, mouths))
     return torch.cat(poses)
 

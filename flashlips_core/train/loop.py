@@ -1,6 +1,8 @@
 """The one training loop: a stage is a batch function, a step function and a config.
 
-Batches and noise are functions of (seed, step), so a resumed run sees exactly what an uninterrupted one would have seen.
+Batches and noise are functions of (seed, step, process), so a resumed run sees exactly what an uninterrupted one would have seen.
+Several processes (``torchrun``, or ``accelerate launch``, which sets the same variables) each take batches of their own and share
+their gradients.
 """
 
 from __future__ import annotations
@@ -8,13 +10,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import read_tensors, write_tensors
@@ -40,6 +43,7 @@ class TrainConfig:
     ema: float = 0.999  # decay of the averaged weights that are kept; 0 keeps the raw ones
     accumulate: int = 1  # batches per optimiser step
     clip: float = 1.0  # largest gradient norm
+    precision: str = "fp32"  # "bf16": convolutions and matrix products in bf16, weights and losses stay in fp32
     seed: int = 0
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     log_every: int = 50
@@ -50,6 +54,27 @@ class TrainConfig:
 def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
     """The random numbers of one step, the same whether or not the run was interrupted before it."""
     return torch.Generator(device).manual_seed((seed << 32) + step)
+
+
+def join_processes() -> None:
+    """Meet the other processes that a launcher started; alone, do nothing."""
+    if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+
+
+def place() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+
+
+def share_gradients(network: nn.Module) -> None:
+    """Replace every gradient by its mean over the processes, in one message; a weight that a batch did not use counts as 0."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
+    distributed.all_reduce(flat)
+    flat /= place()[1]
+    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = mean.view_as(parameter).clone(memory_format=torch.preserve_format)
 
 
 class Trainer:
@@ -74,16 +99,21 @@ class Trainer:
 
     def update(self, make_batch: MakeBatch, step: Step) -> dict[str, float]:
         """One optimiser step; returns the unweighted losses."""
-        generator = step_generator(self.config.seed, self.step)
+        rank, processes = place()
+        generator = step_generator(self.config.seed, self.step * processes + rank)
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         totals: dict[str, float] = {}
+        device = next(self.network.parameters()).device.type
         for _ in range(self.config.accumulate):
-            losses = step(self.network, make_batch(generator), generator)
+            with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                losses = step(self.network, make_batch(generator), generator)
             total = sum(self.config.weights.get(name, 1.0) * value for name, value in losses.items())
             (total / self.config.accumulate).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + value.item() / self.config.accumulate
+        if processes > 1:
+            share_gradients(self.network)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
         if not torch.isfinite(norm):
             raise FlashLipsError(
@@ -146,7 +176,9 @@ def fit(
     Raises:
         FlashLipsError: The loss became NaN or infinite; the last saved state stays.
     """
+    join_processes()
     trainer = Trainer(network.train(), config)
+    is_first = place()[0] == 0  # the one that writes
     if trainer.resume():
         log.info("resumed %s at step %d", config.run_dir, trainer.step)
     started, first, saved = time.monotonic(), trainer.step, time.monotonic()
@@ -154,16 +186,16 @@ def fit(
     while trainer.step < config.steps:
         for name, value in trainer.update(make_batch, step).items():
             recent[name] = recent.get(name, 0.0) + value
-        if trainer.step % config.log_every == 0 or trainer.step == config.steps:
+        if is_first and (trainer.step % config.log_every == 0 or trainer.step == config.steps):
             rate = (trainer.step - first) / (time.monotonic() - started)
             row = {"step": trainer.step, "steps_per_s": rate} | {k: v / config.log_every for k, v in recent.items()}
             _write_row(Path(config.run_dir) / "losses.csv", row)
             log.info(" ".join(f"{k} {v:.4g}" for k, v in row.items()))
             recent = {}
-        if validate is not None and (trainer.step % config.validate_every == 0 or trainer.step == config.steps):
+        if is_first and validate is not None and (trainer.step % config.validate_every == 0 or trainer.step == config.steps):
             scores = validate(trainer.best(), trainer.step)
             log.info("validation at %d: %s", trainer.step, " ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-        if time.monotonic() - saved > config.save_every_s or trainer.step == config.steps:
+        if is_first and (time.monotonic() - saved > config.save_every_s or trainer.step == config.steps):
             trainer.save()
             saved = time.monotonic()
         if progress is not None:

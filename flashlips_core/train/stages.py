@@ -17,16 +17,16 @@ import torch
 from .. import checkpoint
 from ..codec import load_codec
 from ..data import Clip, CropStore, load_clips
-from ..expression import mirrored
 from ..face_motion import LANDMARKER_FILE
-from ..loading import load_network
+from ..loading import STAGE_1, load_network
+from ..losses import PerceptualLoss, load_perceptual
 from ..models.editor_unet import EditorUNet, EditorUNetConfig
 from ..models.lip_encoder import LipTeacher, LipTeacherConfig
 from ..types import FlashLipsError, Progress
 from . import labels, lip
 from .codec import train_codec
 from .editor import refine_editor, train_editor
-from .editor_data import PoseTable, encode_looks, load_frames
+from .editor_data import EditorFrames, encode_looks, load_frames
 from .synthetic import load_set
 
 NO_SYNC = ("s33", "s25", "s4", "uG")  # speakers whose sound and lips may disagree by more than a frame
@@ -103,25 +103,22 @@ def lip_teacher(run: Run) -> Path:
 
 
 def save_labels(run: Run, teacher: LipTeacher, samples: lip.LipSamples, clips: list[Clip]) -> None:
-    """Poses of all frames of all clips (poses_grid.npz) and of their mirror images (poses_mirror.npz)."""
-    rows = np.arange(len(samples.features))
-    plain = lip.label_rows(teacher, samples, rows).numpy()
-    flipped = lip.label_rows(teacher, samples, rows, mirrored_features=mirrored(samples.features)).numpy()
+    """Poses of all frames of all clips, and everybody's rest pose (poses_grid.npz)."""
+    poses = lip.label_rows(teacher, samples, np.arange(len(samples.features))).numpy()
     lengths = {c.id: len(c) for c in clips}
     ids = [str(i) for i in samples.store.clip_ids]
     starts = np.cumsum([0] + [lengths[i] for i in ids])
     place = starts[samples.store.clip_of] + samples.store.frame_of
     found = np.zeros(starts[-1], bool)
     found[place] = True
-    rest_rows = np.concatenate([r for s in samples.clips_of_speaker.values() for c in s for r in [samples.rows_of_clip[c]]])
+    full = np.zeros((starts[-1], poses.shape[1]), np.float32)
+    full[place] = poses
+    rest_rows = np.concatenate([samples.rows_of_clip[c] for s in samples.clips_of_speaker.values() for c in s])
     closed = rest_rows[samples.opening[rest_rows] <= np.quantile(samples.opening[rest_rows], 0.15)]
-    for name, poses in (("poses_grid", plain), ("poses_mirror", flipped)):
-        full = np.zeros((starts[-1], poses.shape[1]), np.float32)
-        full[place] = poses
-        np.savez(
-            run.folder / f"{name}.npz", ids=ids, num_frames=[lengths[i] for i in ids], poses=full, found=found,
-            rest=np.median(poses[closed], axis=0).astype(np.float32),
-        )  # fmt: skip
+    np.savez(
+        run.folder / "poses_grid.npz", ids=ids, num_frames=[lengths[i] for i in ids], poses=full, found=found,
+        rest=np.median(poses[closed], axis=0).astype(np.float32),
+    )  # fmt: skip
 
 
 def read_poses(path: Path) -> dict[str, np.ndarray]:
@@ -132,14 +129,10 @@ def read_poses(path: Path) -> dict[str, np.ndarray]:
 
 
 def heads(run: Run) -> Path:
-    """Label the rendered heads (the folder ``synth`` that train.synthetic makes) and store them beside the real crops."""
+    """Find the landmarks of the rendered heads (the folder ``synth`` that train.synthetic makes) and store them as crops."""
     rendered = load_set(run.folder / "synth")
     images = rendered["images"]
     clips, rows = labels.head_clips(images, rendered["identity"], rendered["group"], run.weights / LANDMARKER_FILE, run.progress)
-    teacher = checkpoint.load(run.folder / "lip-teacher.safetensors", "lip-teacher", {"LipTeacher": build_teacher})
-    plain, mirror = labels.head_poses(teacher, images, clips, rows)
-    np.savez(run.folder / "poses_heads.npz", **plain)
-    np.savez(run.folder / "poses_heads_mirror.npz", **mirror)
     labels.build_head_store(images, clips, rows, run.folder / "crops_heads")
     return run.folder / "crops_heads"
 
@@ -157,56 +150,50 @@ def lip_encoder(run: Run) -> Path:
     return run.save(student, "lip-encoder")
 
 
+LOOKS = {"crops_people": (3, 20), "crops_s1": (1, 20), "crops_heads": (3, 12)}  # looks of each clip, frames of each look
+
+
 def looks(run: Run) -> Path:
     """Encode augmented looks of every training clip for the editor; the option ``only`` names one store, to share the work."""
-    network = load_codec(str(run.folder / "codec.safetensors"))
-    plain, mirror = read_poses(run.folder / "poses_grid.npz"), read_poses(run.folder / "poses_mirror.npz")
-    if (run.folder / "poses_heads.npz").is_file():
-        plain |= dict(np.load(run.folder / "poses_heads.npz"))
-        mirror |= dict(np.load(run.folder / "poses_heads_mirror.npz"))
-    poses = PoseTable(plain, mirror)
-    plan = {"crops_people": (3, 25), "crops_s1": (1, 25), "crops_heads": (2, 12)}
-    for seed, (name, (count, frames)) in enumerate(plan.items()):
-        if (
-            run.options.get("only", name) == name
-            and (run.folder / name / "table.npz").is_file()
-            and not (run.folder / f"looks_{name}" / "frames.npz").is_file()
-        ):
-            encode_looks(
-                CropStore(run.folder / name),
-                poses,
-                network,
-                run.folder / f"looks_{name}",
-                count,
-                frames,
-                seed,
-                progress=run.progress,
-            )
+    codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
+    for seed, (name, (count, frames)) in enumerate(LOOKS.items()):
+        out = run.folder / f"looks_{name}"
+        is_wanted = run.options.get("only", name) == name and (run.folder / name / "table.npz").is_file()
+        if is_wanted and not (out / "frames.npz").is_file():
+            is_still = name == "crops_heads"
+            store = CropStore(run.folder / name)
+            encode_looks(store, codec, reader, out, count, frames, seed, is_still=is_still, progress=run.progress)
     return run.folder
 
 
 def editor(run: Run) -> Path:
-    """Stage 1: masked reconstruction."""
-    network = train_editor(
-        _frames(run),
-        load_codec(str(run.folder / "codec.safetensors")),
-        str(run.folder / "run_editor"),
-        progress=run.progress,
-        **run.options,
-    )
-    return run.save(network, "editor-masked")
+    """Stage 1: masked reconstruction, and mask-free edits of pairs of real frames; the option ``start`` names a checkpoint."""
+    codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
+    options = dict(run.options)
+    if "start" in options:
+        options["start"] = load_network("editor", options["start"])
+    perceptual = _perceptual(options, run)
+    network = train_editor(_frames(run), codec, str(run.folder / "run_editor"), reader, perceptual, progress=run.progress, **options)
+    return run.save(network, STAGE_1)
 
 
 def refinement(run: Run) -> Path:
     """Stage 1b: mask-free."""
-    masked = checkpoint.load(run.folder / "editor-masked.safetensors", "editor-masked", {"EditorUNet": _build_unet})
+    drawer = checkpoint.load(run.folder / f"{STAGE_1}.safetensors", STAGE_1, {"EditorUNet": _build_unet})
     codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
-    run_dir = str(run.folder / "run_refinement")
-    network = refine_editor(masked, _frames(run), codec, run_dir, reader, progress=run.progress, **run.options)
+    run_dir, options = str(run.folder / "run_refinement"), dict(run.options)
+    perceptual = _perceptual(options, run)
+    network = refine_editor(drawer, _frames(run), codec, run_dir, reader, perceptual, progress=run.progress, **options)
     return run.save(network, "editor")
 
 
-def _frames(run: Run):
+def _perceptual(options: dict[str, Any], run: Run) -> PerceptualLoss | None:
+    """The perceptual loss where the option ``vgg_stages`` asks for it (0: none, the fastest), from the teachers' folder."""
+    stages = options.pop("vgg_stages", 0)
+    return load_perceptual(run.weights, stages=stages) if stages else None
+
+
+def _frames(run: Run) -> EditorFrames:
     folders = sorted(p for p in run.folder.glob("looks_*") if (p / "frames.npz").is_file())
     if not folders:
         raise FlashLipsError(f"No encoded looks under {run.folder}; run the stage 'looks' first.")
