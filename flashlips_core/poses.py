@@ -6,9 +6,11 @@ first and after the last frame the pose is held.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from fractions import Fraction
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,29 @@ def resample(poses: LipPoses, fps: Fraction, num_frames: int | None = None) -> L
     ratio = float(poses.fps / fps)
     times = (torch.arange(num_frames, dtype=torch.float64) + 0.5) * ratio - 0.5
     return LipPoses(_at(poses.values, times), fps)
+
+
+def frame_rate(fps: float) -> Fraction:
+    """The exact rate that a number with a few decimals means: 29.97 is 30000/1001."""
+    if not (math.isfinite(fps) and fps > 0):
+        raise FlashLipsError(f"Frames per second must be above 0, got {fps}.")
+    ntsc = Fraction(max(round(fps * 1.001), 1) * 1000, 1001)
+    if fps != round(fps) and abs(float(ntsc) - fps) < 0.005:  # 23.976, 23.98, 29.97, 59.94
+        return ntsc
+    return Fraction(fps).limit_denominator(1000)
+
+
+def fill_absent(values: Tensor, present: np.ndarray) -> Tensor:
+    """Rows that are not ``present`` from their neighbours in time, linearly. (T, D), (T,) bool with one True at least."""
+    known = np.flatnonzero(present)
+    columns = [np.interp(np.arange(len(values)), known, column[known]) for column in values.numpy().T]
+    return torch.from_numpy(np.stack(columns, 1)).float()
+
+
+def spread(poses: LipPoses, count: int) -> Tensor:
+    """Up to ``count`` poses, evenly spread over the track: what a pose model takes as sources. -> (K, 12)."""
+    rows = (torch.arange(min(count, len(poses))) + 0.5) * len(poses) / max(min(count, len(poses)), 1)
+    return poses.values[rows.long()]
 
 
 def at_times(poses: LipPoses, times_s: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,3 +149,27 @@ def test_a_bad_rate_or_smoothing_is_refused() -> None:
         p.resample(wave(5), Fraction(0))
     with pytest.raises(FlashLipsError, match="0 s or more"):
         p.smooth(wave(5), -1.0)
+
+
+def test_frame_rates_with_a_few_decimals_mean_the_exact_ones() -> None:
+    ntsc = {23.976: 24, 23.98: 24, 29.97: 30, 29.97002997: 30, 59.94: 60, 119.88: 120}
+    for number, base in ntsc.items():
+        assert p.frame_rate(number) == Fraction(base * 1000, 1001)
+    for number in (1, 12, 24, 25, 30, 50, 60, 1000):
+        assert p.frame_rate(float(number)) == number
+    assert p.frame_rate(12.5) == Fraction(25, 2) and p.frame_rate(25.1) == Fraction(251, 10)
+    with pytest.raises(FlashLipsError, match="above 0"):
+        p.frame_rate(0.0)
+
+
+def test_spread_poses_are_rows_of_the_track_away_from_its_ends() -> None:
+    poses = LipPoses(torch.arange(100.0)[:, None].expand(100, 12), Fraction(25))
+    assert p.spread(poses, 4)[:, 0].tolist() == [12, 37, 62, 87]
+    assert torch.equal(p.spread(poses, 200), poses.values)
+    assert p.spread(LipPoses(torch.zeros(0, 12), Fraction(25)), 4).shape == (0, 12)
+
+
+def test_absent_rows_are_filled_from_their_neighbours() -> None:
+    values = torch.tensor([[9.0], [1.0], [9.0], [3.0], [9.0]])
+    filled = p.fill_absent(values, np.array([False, True, False, True, False]))
+    assert filled[:, 0].tolist() == [1, 1, 2, 3, 3]

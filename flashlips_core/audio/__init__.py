@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .emotion import EmotionEncoder, load_emotion_encoder
+from .emotion import EmotionEncoder, is_classifier, load_emotion_encoder
 from .encoders import AudioEncoder, AudioStream, LogMelEncoder, MelConvAudioEncoder, WindowPlan, load_audio_encoder
+from .layers import emotion_for, encoded_audio, features_for, known_features
 from .samples import level_db, to_mono_16k
 
 __all__ = [
@@ -13,6 +14,11 @@ __all__ = [
     "LogMelEncoder",
     "MelConvAudioEncoder",
     "WindowPlan",
+    "emotion_for",
+    "encoded_audio",
+    "features_for",
+    "is_classifier",
+    "known_features",
     "level_db",
     "load_audio_encoder",
     "load_emotion_encoder",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .samples import check_finite
 from .speech_models import from_pretrained, load_weights, name_of, read_config
 
 WINDOW_S = 8  # seconds heard at a time; the embedding of a clip is the mean over its windows
+CLASSIFIERS = ("ForSequenceClassification", "ForAudioClassification")  # ends of transformers' class names
 SHORTEST = SAMPLE_RATE // 2  # shorter sound is padded with silence to half a second
 
 
@@ -55,8 +57,18 @@ def load_emotion_encoder(source: str | Path, device: torch.device | str | None =
     """Load an audio classifier (wav2vec 2.0, HuBERT, WavLM, Whisper, AST...) from a folder or a hub id."""
     config = read_config(str(source))
     names = config.architectures or []
-    if not any(name.endswith(("ForSequenceClassification", "ForAudioClassification")) for name in names):
+    if not any(name.endswith(CLASSIFIERS) for name in names):
         raise FlashLipsError(
             f"{source} is {', '.join(names) or 'no classifier'}; the emotion encoder must be an audio classifier."
         )
     return EmotionEncoder(str(source), device_of(device))
+
+
+def is_classifier(folder: str | Path) -> bool:
+    """Whether a folder in Hugging Face's format says that it holds an audio classifier; cheap, for lists of choices."""
+    folder = Path(folder)
+    try:
+        names = json.loads((folder / "config.json").read_text()).get("architectures") or []
+    except (OSError, ValueError, AttributeError):
+        return False
+    return (folder / "preprocessor_config.json").is_file() and any(str(name).endswith(CLASSIFIERS) for name in names)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..models.audio_encoder import MEL_LEAD, ROW_HZ, ROW_SAMPLES, MelConvConfig, MelConvEncoder, log_mel
-from ..types import AudioFeatures, FlashLipsError, device_of
+from ..types import AudioFeatures, FlashLipsError, Progress, device_of
 from .samples import check_finite, level_db
 
 BUNDLED_KIND = "flashlips-mel-conv"
@@ -49,7 +49,7 @@ class AudioEncoder(Protocol):
     dim: int
     rate_hz: Fraction
 
-    def encode(self, samples: Tensor) -> AudioFeatures: ...
+    def encode(self, samples: Tensor, progress: Progress | None = None) -> AudioFeatures: ...
 
     def stream(self) -> AudioStream: ...
 
@@ -71,12 +71,19 @@ class WindowedEncoder:
         """A fresh stream: push samples, take the rows that have become final."""
         return AudioStream(self)
 
-    def encode(self, samples: Tensor) -> AudioFeatures:
-        """The features of a whole clip, (S,) -> ceil(S / 320) rows."""
+    def encode(self, samples: Tensor, progress: Progress | None = None) -> AudioFeatures:
+        """The features of a whole clip, (S,) -> ceil(S / 320) rows; ``progress`` counts samples."""
         if len(samples) == 0:
             raise FlashLipsError("The audio has zero length; choose a file with sound in it.")
-        stream = self.stream()
-        parts = [stream.push(samples), stream.flush()]
+        stream, parts, done = self.stream(), [], 0
+        first = (self.plan.hop + self.plan.after) * ROW_SAMPLES + max(self.margin[1], 0)  # what one hop needs, then hop by hop
+        while done < len(samples):
+            stop = min(done + (self.plan.hop * ROW_SAMPLES if done else first), len(samples))
+            parts.append(stream.push(samples[done:stop]))
+            done = stop
+            if progress is not None:
+                progress(done, len(samples))
+        parts.append(stream.flush())
         return AudioFeatures(
             torch.cat([p.values for p in parts]), self.rate_hz, self.kind, torch.cat([p.level_db for p in parts])
         )

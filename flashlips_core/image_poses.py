@@ -1,0 +1,46 @@
+"""Lip poses of a batch of images, for those who have no file. B images, H W their size."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from .face import track_faces
+from .image_frames import as_frames, check_track_of_images, cut_images, images_info
+from .pipeline import LipSync, no_face_in
+from .poses import fill_absent
+from .types import POSE_DIM, FaceTrack, LipPoses, Progress
+
+
+@torch.inference_mode()
+def poses_from_images(
+    lipsync: LipSync,
+    images: Tensor,
+    fps: Fraction,
+    track: FaceTrack | None = None,
+    batch: int = 16,
+    progress: Progress | None = None,
+) -> LipPoses:
+    """Lip poses of the largest, or the tracked, face, one per image; interpolated where there is no face.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        fps: Images per second.
+    """
+    if track is None:
+        track = track_faces(as_frames(images), images_info(images, fps), lipsync.detector, progress=progress)
+    check_track_of_images(track, images)
+    if not track.present.any():
+        raise no_face_in("these images")
+    values = torch.zeros(len(images), POSE_DIM)
+    for start in range(0, len(images), batch):
+        part = slice(start, start + batch)
+        rows = torch.from_numpy(track.present[part])
+        if rows.any():
+            crops = cut_images(images[part][rows], track.boxes[part][track.present[part]], lipsync.crop_px)
+            values[part][rows] = lipsync.encode_lips(crops * 2 - 1)
+        if progress is not None:
+            progress(min(start + batch, len(images)), len(images))
+    return LipPoses(fill_absent(values, track.present), fps)
