@@ -44,11 +44,22 @@ def cut(frame: Frame, box: Sequence[float], size: int) -> Tensor:
 
     Returns (3, size, size) float32 in [-1, 1].
     """
-    x0, y0, x1, y1 = _checked(box)
+    return _resampled(frame, box, size, size)
+
+
+def whole_picture(frame: Frame, longest_side: int) -> Tensor:
+    """All of a frame as small RGB of its own shape, never enlarged, antialiased. -> (3, h, w) float32 in [-1, 1]."""
+    factor = min(1.0, longest_side / max(frame.width, frame.height))
+    height, width = (max(round(side * factor), 1) for side in (frame.height, frame.width))
+    return _resampled(frame, (0, 0, frame.width, frame.height), height, width)
+
+
+def _resampled(frame: Frame, box: Sequence[float], height: int, width: int) -> Tensor:
+    x0, y0, x1, y1 = checked_box(box)
     planes = []
     for plane, (shift_x, shift_y) in zip(frame.planes, _shifts(frame), strict=True):
-        rows, row_start, row_stop = _sampling(y0, y1, size, plane.shape[0], shift_y, is_cosited=False)
-        columns, column_start, column_stop = _sampling(x0, x1, size, plane.shape[1], shift_x, is_cosited=True)
+        rows, row_start, row_stop = sampling(y0, y1, height, plane.shape[0], shift_y, is_cosited=False)
+        columns, column_start, column_stop = sampling(x0, x1, width, plane.shape[1], shift_x, is_cosited=True)
         region = torch.from_numpy(plane[row_start:row_stop, column_start:column_stop].astype(np.float32))
         planes.append(rows @ region @ columns.T)
     return _to_rgb(torch.stack(planes), frame)
@@ -98,10 +109,10 @@ def paste(frame: Frame, box: Sequence[float], rgb: Tensor, alpha: Tensor) -> Fra
         rgb: (3, S, S) in [-1, 1].
         alpha: (1, S, S) in [0, 1].
     """
-    window = _window(frame, box)
+    window = pixel_window(box, frame.width, frame.height)
     if window is None:
         return frame
-    alpha_y, (left, top) = _luma_alpha(box, alpha.float().cpu()[0], window, frame.chroma_shift)
+    alpha_y, (left, top) = pixel_alpha(box, alpha.float().cpu()[0], window, frame.chroma_shift)
     if not alpha_y.size:
         return frame
     blocks = _block_alpha(alpha_y, *frame.chroma_shift)
@@ -109,8 +120,8 @@ def paste(frame: Frame, box: Sequence[float], rgb: Tensor, alpha: Tensor) -> Fra
     for channel, (plane, (shift_x, shift_y)) in enumerate(zip(_to_yuv(rgb.float().cpu(), frame), _shifts(frame), strict=True)):
         weight = blocks if channel else alpha_y
         x, y = left >> shift_x, top >> shift_y
-        rows, row_start = _restoring(box[1], box[3], plane.shape[0], y, weight.shape[0], shift_y, is_cosited=False)
-        columns, column_start = _restoring(box[0], box[2], plane.shape[1], x, weight.shape[1], shift_x, is_cosited=True)
+        rows, row_start = restoring(box[1], box[3], plane.shape[0], y, weight.shape[0], shift_y, is_cosited=False)
+        columns, column_start = restoring(box[0], box[2], plane.shape[1], x, weight.shape[1], shift_x, is_cosited=True)
         region = plane[row_start : row_start + rows.shape[1], column_start : column_start + columns.shape[1]]
         edited = (rows @ region @ columns.T).clamp_(*_nominal(frame, is_luma=channel == 0)).numpy()
         planes.append(_blended(frame.planes[channel], x, y, edited, weight))
@@ -125,24 +136,24 @@ def _blended(source: np.ndarray, x: int, y: int, edited: np.ndarray, weight: np.
     return result
 
 
-def _window(frame: Frame, box: Sequence[float]) -> tuple[int, int, int, int] | None:
-    """Luma pixels whose centres lie in the box: (left, top, right, bottom), None where it misses the picture."""
-    x0, y0, x1, y1 = _checked(box)
+def pixel_window(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int] | None:
+    """Pixels whose centres lie in the box: (left, top, right, bottom), None where it misses a picture of this size."""
+    x0, y0, x1, y1 = checked_box(box)
     left, top = max(math.ceil(x0 - 0.5), 0), max(math.ceil(y0 - 0.5), 0)
-    right, bottom = min(math.floor(x1 - 0.5) + 1, frame.width), min(math.floor(y1 - 0.5) + 1, frame.height)
+    right, bottom = min(math.floor(x1 - 0.5) + 1, width), min(math.floor(y1 - 0.5) + 1, height)
     return (left, top, right, bottom) if right > left and bottom > top else None
 
 
-def _luma_alpha(
-    box: Sequence[float], alpha: Tensor, window: tuple[int, int, int, int], chroma_shift: tuple[int, int]
+def pixel_alpha(
+    box: Sequence[float], alpha: Tensor, window: tuple[int, int, int, int], chroma_shift: tuple[int, int] = (0, 0)
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """Alpha at the window's pixels, trimmed to where it is above 0, from a whole chroma sample on.
 
     Returns (rows, columns) float32 and its (left, top).
     """
     left, top, right, bottom = window
-    rows, row_start = _restoring(box[1], box[3], alpha.shape[0], top, bottom - top, 0, is_cosited=False, kernel="linear")
-    columns, column_start = _restoring(box[0], box[2], alpha.shape[1], left, right - left, 0, is_cosited=True, kernel="linear")
+    rows, row_start = restoring(box[1], box[3], alpha.shape[0], top, bottom - top, 0, is_cosited=False, kernel="linear")
+    columns, column_start = restoring(box[0], box[2], alpha.shape[1], left, right - left, 0, is_cosited=True, kernel="linear")
     region = alpha[row_start : row_start + rows.shape[1], column_start : column_start + columns.shape[1]]
     result = (rows @ region @ columns.T).clamp_(0, 1).numpy()
     result[result < SMALLEST_ALPHA] = 0
@@ -167,7 +178,7 @@ def _block_alpha(alpha: np.ndarray, shift_x: int, shift_y: int) -> np.ndarray:
 
 
 def _to_rgb(planes: Tensor, frame: Frame) -> Tensor:
-    """Sample values -> RGB in [-1, 1]. (3, S, S) both; ``planes`` is overwritten."""
+    """Sample values -> RGB in [-1, 1]. (3, h, w) both; ``planes`` is overwritten."""
     matrix, offset = _yuv_to_rgb(*_colour(frame))
     return torch.addmm(offset, matrix, planes.flatten(1)).clamp_(-1, 1).view_as(planes)
 
@@ -231,7 +242,8 @@ def _shifts(frame: Frame) -> tuple[tuple[int, int], ...]:
     return ((0, 0), frame.chroma_shift, frame.chroma_shift)
 
 
-def _checked(box: Sequence[float]) -> tuple[float, float, float, float]:
+def checked_box(box: Sequence[float]) -> tuple[float, float, float, float]:
+    """A box (xyxy) as numbers; refuses one without a whole pixel."""
     x0, y0, x1, y1 = (float(v) for v in box)
     if not (math.isfinite(x0 + y0 + x1 + y1) and x1 - x0 >= 1 and y1 - y0 >= 1):
         raise FlashLipsError(f"The face box {x0:.1f}, {y0:.1f}, {x1:.1f}, {y1:.1f} is empty; track the clip again.")
@@ -246,7 +258,9 @@ def _site(shift: int, is_cosited: bool) -> float:
     return 0.5 if is_cosited or shift == 0 else (1 << shift) / 2
 
 
-def _sampling(start: float, stop: float, size: int, length: int, shift: int, is_cosited: bool) -> tuple[Tensor, int, int]:
+def sampling(
+    start: float, stop: float, size: int, length: int, shift: int = 0, is_cosited: bool = True
+) -> tuple[Tensor, int, int]:
     """Matrix (size, n) from samples ``first:last`` of a plane's axis to ``size`` crop pixels. -> matrix, first, last."""
     step = (stop - start) / size  # luma pixels per crop pixel
     luma = start + (torch.arange(size, dtype=torch.float64) + 0.5) * step
@@ -255,8 +269,8 @@ def _sampling(start: float, stop: float, size: int, length: int, shift: int, is_
     return matrix, first, first + matrix.shape[1]
 
 
-def _restoring(
-    start: float, stop: float, size: int, first: int, count: int, shift: int, is_cosited: bool, kernel: str = "cubic"
+def restoring(
+    start: float, stop: float, size: int, first: int, count: int, shift: int = 0, is_cosited: bool = True, kernel: str = "cubic"
 ) -> tuple[Tensor, int]:
     """Matrix (count, n) from crop pixels to ``count`` samples of a plane's axis from ``first`` on, and the first crop pixel."""
     luma = (torch.arange(first, first + count, dtype=torch.float64) * (1 << shift)) + _site(shift, is_cosited)

@@ -1,0 +1,300 @@
+"""Where the face is: track it, look at the track, and cut crops for other nodes and paste them back.
+
+Images of ComfyUI are (B, H, W, C) in [0, 1]. The core only resamples and blends them, so they keep that range, and pixels
+that nobody edits keep their bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
+
+import torch
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..flashlips_core.face import Which, reference_face, track_faces
+from ..flashlips_core.image_frames import (
+    as_frames,
+    check_track_of_images,
+    cut_images,
+    images_info,
+    paste_alpha,
+    paste_images,
+)
+from ..flashlips_core.media import probe, read_frames
+from ..flashlips_core.pictures import spread
+from ..flashlips_core.poses import frame_rate
+from ..flashlips_core.stream import prefetch
+from ..flashlips_core.track_pictures import pick_pictures, track_sheet
+from ..flashlips_core.types import ClipInfo, FaceTrack, FlashLipsError, Frame
+from . import bridge
+
+Track = io.Custom("FLASHLIPS_TRACK")
+
+CATEGORY = "FlashLips/face"
+FACES = ["largest", "left", "right", "index", "reference"]
+STABILISE = ["smooth", "fixed-size", "fixed", "auto", "none"]
+DECODED_AHEAD = 16  # frames
+
+
+class TrackFace(io.ComfyNode):
+    """Video or images -> where one face is in every frame."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsTrackFace",
+            display_name="Track Face",
+            category=CATEGORY,
+            description="Follows one face through a video or an image batch. The result is small and stays cached: changing "
+            "the voice or the seed does not track again. Frames without the face are left as they are by all later nodes.",
+            inputs=[
+                io.Video.Input("video", optional=True, tooltip="The clip, read frame by frame. Connect this or images."),
+                io.Image.Input("images", optional=True, tooltip="Its frames in order, instead of a video."),
+                io.Combo.Input(
+                    "face",
+                    options=FACES,
+                    default="largest",
+                    tooltip="Which face where there are several, judged anew after each cut: the largest (and most seen) one, "
+                    "the leftmost or rightmost as seen on screen, the index-th from the left, or the one that looks like "
+                    "the reference picture.",
+                ),
+                io.Int.Input(
+                    "index",
+                    default=0,
+                    min=0,
+                    max=99,
+                    optional=True,
+                    tooltip="With face 'index': which face, counted from the left; 0 is the leftmost, higher is further right.",
+                ),
+                io.Image.Input(
+                    "reference",
+                    optional=True,
+                    tooltip="With face 'reference': a picture of the person, as they look in the clip.",
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=25.0,
+                    min=1.0,
+                    max=240.0,
+                    step=0.001,
+                    optional=True,
+                    tooltip="Frames per second of the images; 29.97 means 30000/1001. A video brings its own rate.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.5,
+                    min=0.4,
+                    max=0.95,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Lowest score of the detector, 0 to 1, that counts as a face. Higher = fewer false faces, lower = "
+                    "fewer lost ones.",
+                ),
+                io.Int.Input(
+                    "every",
+                    default=1,
+                    min=1,
+                    max=30,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Look for the face in every n-th frame and interpolate between. Higher = faster, less exact when "
+                    "the head moves quickly.",
+                ),
+                io.Combo.Input(
+                    "stabilise",
+                    options=STABILISE,
+                    default="smooth",
+                    optional=True,
+                    advanced=True,
+                    tooltip="How the crop is kept from shaking, from the freest to the stillest: none (the detector's own), "
+                    "smooth (follows softly), fixed-size (follows, never scales), fixed (one square per scene); auto takes "
+                    "the stillest that fits.",
+                ),
+            ],
+            outputs=[Track.Output(display_name="track")],
+        )
+
+    @classmethod
+    def execute(
+        cls, video=None, images=None, face="largest", index=0, reference=None, fps=25.0,
+        threshold=0.5, every=1, stabilise="smooth",
+    ) -> io.NodeOutput:  # fmt: skip
+        detector = bridge.detector()
+        which = _wanted_face(face, index, reference, detector)
+        with bridge.running() as run, _clip(run, video, images, fps) as (frames, info):
+            track = track_faces(_shown(run, frames), info, detector, which, every, stabilise, threshold, run.progress)
+        return io.NodeOutput(track)
+
+
+class PreviewTrack(io.ComfyNode):
+    """A track as a picture."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsPreviewTrack",
+            display_name="Preview Track",
+            category=CATEGORY,
+            description="Shows frames spread over the clip with the square that will be edited and the five points it was made "
+            "of, and a strip of where the face is seen. Without a video or images the frames are empty.",
+            is_output_node=True,
+            inputs=[
+                Track.Input("track", tooltip="From Track Face."),
+                io.Video.Input("video", optional=True, tooltip="The clip that was tracked. Connect this or images, or nothing."),
+                io.Image.Input("images", optional=True, tooltip="The images that were tracked, instead of a video."),
+                io.Int.Input(
+                    "frames",
+                    default=12,
+                    min=1,
+                    max=60,
+                    optional=True,
+                    tooltip="How many frames are shown. Higher = larger sheet.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="sheet")],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, track: FaceTrack, video=None, images=None, frames=12) -> io.NodeOutput:
+        indices, pictures = spread(len(track), frames), None
+        if images is not None:
+            check_track_of_images(track, _channels_first(images))
+        if video is not None or images is not None:
+            with bridge.running() as run, _clip(run, video, images, float(track.fps)) as (stream, _):
+                pictures = pick_pictures(stream, track, indices, run.progress)
+        sheet = torch.from_numpy(track_sheet(track, indices, pictures))[None].float() / 255
+        return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+class CropFaces(io.ComfyNode):
+    """The tracked face of each image as a square image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsCropFaces",
+            display_name="Crop Faces",
+            category=CATEGORY,
+            description="Cuts the tracked square out of each image, for nodes that work on faces. Paste Faces puts the crops "
+            "back. There is a crop for every frame; where the face is absent, the mask is black and nothing will be pasted.",
+            inputs=[
+                io.Image.Input("images", tooltip="The images that were tracked."),
+                Track.Input("track", tooltip="From Track Face, of these images or of the video they come from."),
+                io.Int.Input(
+                    "size",
+                    default=256,
+                    min=64,
+                    max=2048,
+                    step=8,
+                    optional=True,
+                    tooltip="Side of the square crops in pixels. Higher = finer; above the face's size in the images (see "
+                    "Preview Track) nothing is gained.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="crops"), io.Mask.Output(display_name="mask")],
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor, track: FaceTrack, size=256) -> io.NodeOutput:
+        pictures = _channels_first(images)
+        check_track_of_images(track, pictures)
+        with bridge.running(len(pictures)) as run:
+            crops = cut_images(pictures, track.boxes, size, run.progress)
+        mask = torch.from_numpy(track.present).float()[:, None, None].repeat(1, size, size)
+        return io.NodeOutput(crops.movedim(1, -1).contiguous(), mask)
+
+
+class PasteFaces(io.ComfyNode):
+    """Crops back into the images they were cut from."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsPasteFaces",
+            display_name="Paste Faces",
+            category=CATEGORY,
+            description="Blends crops of Crop Faces, edited by other nodes, back into their images. Pixels outside the mask and "
+            "frames without the face stay exactly as they are. Crops may come back in another size.",
+            inputs=[
+                io.Image.Input("images", tooltip="The images that the crops were cut from."),
+                io.Image.Input("crops", tooltip="The edited crops, one for each image, of any size."),
+                Track.Input("track", tooltip="The track that the crops were cut with."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="Where to paste, drawn on the crops: white = the crop, black = the image. One mask, or one for each "
+                    "crop. The soft border is applied on top.",
+                ),
+                io.Float.Input(
+                    "feather",
+                    default=16.0,
+                    min=0.0,
+                    max=512.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="Width in pixels of the crop over which the paste fades out at its border. Higher = softer, 0 = hard "
+                    "edge.",
+                ),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(cls, images: Tensor, crops: Tensor, track: FaceTrack, mask=None, feather=16.0) -> io.NodeOutput:
+        pictures, faces = _channels_first(images), _channels_first(crops)
+        check_track_of_images(track, pictures)
+        alpha = paste_alpha(track, faces, feather, mask)
+        with bridge.running(len(pictures)) as run:
+            pasted = paste_images(pictures, track.boxes, faces, alpha, run.progress)
+        return io.NodeOutput(pasted.movedim(1, -1))
+
+
+NODES = [TrackFace, PreviewTrack, CropFaces, PasteFaces]
+
+
+def _wanted_face(face: str, index: int, reference: Tensor | None, detector: Any) -> Which:
+    """The combo's word as the core means it."""
+    if face == "index":
+        return index
+    if face != "reference":
+        return face
+    if reference is None:
+        raise FlashLipsError(
+            "Face 'reference' needs a picture of the person; connect one to 'reference', or choose another face."
+        )
+    return reference_face((reference[0, ..., :3].float().cpu().clamp(0, 1) * 255).round().byte().numpy(), detector)
+
+
+@contextmanager
+def _clip(run: bridge.Run, video: Any, images: Tensor | None, fps: float) -> Iterator[tuple[Iterator[Frame], ClipInfo]]:
+    """Frames and description of a VIDEO or of IMAGEs."""
+    if (video is None) == (images is None):
+        got = "neither" if video is None else "both"
+        raise FlashLipsError(f"Connect either a video or images; got {got}.")
+    if images is not None:
+        pictures = _channels_first(images)
+        yield as_frames(pictures), images_info(pictures, frame_rate(fps))
+        return
+    with bridge.video_source(video, run.progress) as path:
+        info = probe(path)
+        with closing(prefetch(read_frames(path), DECODED_AHEAD)) as frames:
+            yield frames, info
+
+
+def _shown(run: bridge.Run, frames: Iterator[Frame]) -> Iterator[Frame]:
+    """The same frames, with a preview on the node now and then."""
+    for frame in frames:
+        run.show(frame)
+        yield frame
+
+
+def _channels_first(images: Tensor) -> Tensor:
+    """IMAGE as the core has it, in its own range and without a copy. (B, H, W, C) -> (B, 3, H, W)."""
+    if images.ndim != 4 or images.shape[-1] not in (3, 4) or not len(images):
+        raise FlashLipsError(f"Images must be a batch of RGB pictures, got shape {tuple(images.shape)}.")
+    return images[..., :3].movedim(-1, 1)
