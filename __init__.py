@@ -1,11 +1,11 @@
-"""FlashLips: the mouth of a video follows another voice. The library is ``flashlips_core``."""
-
-import logging
+"""FlashLips: the mouth of a video follows another voice. ComfyUI loads the nodes from here; the library is ``flashlips_core``."""
 
 try:
     import comfy_api.latest  # noqa: F401
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] != "comfy_api":
-        raise
+        raise  # a real fault must be seen
 else:
-    logging.getLogger(__name__).warning("This version of FlashLips has no ComfyUI nodes; use it as: python -m flashlips_core --help")
+    from .nodes import comfy_entrypoint  # noqa: F401
+
+WEB_DIRECTORY = "./js"

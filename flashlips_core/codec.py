@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -101,6 +102,50 @@ class CallableCodec(Codec):
 
     def _prepared(self, x: Tensor) -> Tensor:
         return x
+
+
+class UnscaledCodec(nn.Module):
+    """A codec whose latents are what SDXL's VAE gives, before scaling: how ComfyUI hands latents around."""
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] -> unscaled latents (B, 4, H/8, W/8)."""
+        return self.codec.encode(images) / SDXL_SCALE
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Unscaled latents (B, 4, h, w) -> images (B, 3, 8h, 8w), about [-1, 1]."""
+        return self.codec.decode(latents * SDXL_SCALE)
+
+
+def wrap_vae(vae: Any) -> CallableCodec:
+    """ComfyUI's VAE object as a codec: its network is called directly, so nothing is centre-cropped, tiled or rounded to 8 bits.
+
+    Refuses latent spaces that are visibly not SDXL's. Stable Diffusion 1's VAE has the same shape and cannot be told apart.
+    """
+    network = vae.first_stage_model
+    ratio = getattr(vae, "downscale_ratio", CELL_PX)
+    scale = getattr(network, "vae_scale", None)  # a tiny autoencoder's, where ComfyUI knows its latent space
+    is_other = scale is not None and abs(float(scale) - SDXL_SCALE) > 1e-4
+    if getattr(vae, "latent_channels", 4) != 4 or getattr(vae, "latent_dim", 2) != 2 or ratio != CELL_PX or is_other:
+        channels = getattr(vae, "latent_channels", 4)
+        raise FlashLipsError(
+            f"This VAE ({type(network).__name__}, {channels} channels) is not in SDXL's latent space; "
+            "use Load Codec, or load SDXL's VAE or taesdxl."
+        )
+
+    def encode(images: Tensor) -> Tensor:
+        pixels = vae.process_input((images + 1) / 2).to(vae.device, vae.vae_dtype)
+        return network.encode(pixels).to(images) * SDXL_SCALE
+
+    def decode(latents: Tensor) -> Tensor:
+        images = network.decode((latents / SDXL_SCALE).to(vae.device, vae.vae_dtype))
+        return vae.process_output(images.to(latents)) * 2 - 1  # in place, and clamped
+
+    decoder = getattr(network, "taesd_decoder", None)
+    return CallableCodec(encode, decode, type(network).__name__, None if decoder is None else decoder_halo(decoder))
 
 
 def crop_decode(codec: Codec, latents: Tensor, region: tuple[int, int, int, int], halo: int | None = None) -> Tensor:

@@ -23,7 +23,7 @@ from .compose import alpha_from_latents, cut_batch, paste
 from .models.masks import lower_face_mask, mouth_mask
 from .poses import at_times
 from .stream import batched, prefetch
-from .types import ClipInfo, FlashLipsError, Frame, LipPoses
+from .types import ClipInfo, FlashLipsError, Frame, LipPoses, Progress
 
 log = logging.getLogger(__name__)
 
@@ -92,11 +92,18 @@ class CropEditor:
 
     Args:
         references: (R, 3, S, S) in [-1, 1].
+        reference_poses: (R, 12) what their lips do; None lets the editor judge by the pictures alone.
         is_masked: Whether this is a stage-1 editor, which must not see the lower face.
     """
 
     def __init__(
-        self, codec: Codec, editor: nn.Module, references: Tensor, is_masked: bool = False, clock: StageClock | None = None
+        self,
+        codec: Codec,
+        editor: nn.Module,
+        references: Tensor,
+        reference_poses: Tensor | None = None,
+        is_masked: bool = False,
+        clock: StageClock | None = None,
     ) -> None:
         weight = next(editor.parameters())
         self.codec, self.editor = codec, editor
@@ -105,7 +112,8 @@ class CropEditor:
         self.mask = None
         with torch.inference_mode(), self.clock("references"):
             latents = codec.encode(self._moved(references))
-            self.context = editor.prepare_references(latents[None])
+            poses = None if reference_poses is None else reference_poses.to(latents)[None]
+            self.context = editor.prepare_references(latents[None], poses)
             if is_masked:
                 self.mask = lower_face_mask(*latents.shape[-2:]).to(latents)
 
@@ -137,12 +145,73 @@ class CropEditor:
 
     def edit(self, source: Tensor, poses: Tensor) -> Tensor:
         """Edited latents of frames' latents (B, 4, h, w) and poses (B, 12), all on the editor's device."""
-        if self.mask is None:
-            return torch.lerp(source, self.editor(source, self.context, poses), mouth_mask(*source.shape[-2:]).to(source))
-        return torch.lerp(source, self.editor(source * (1 - self.mask), self.context, poses), self.mask)
+        return edit_once(self.editor, self.context, source, poses, self.mask)
 
     def _moved(self, images: Tensor) -> Tensor:
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+
+def edit_once(editor: nn.Module, context: object, source: Tensor, poses: Tensor, mask: Tensor | None) -> Tensor:
+    """Edited latents of (B, 4, h, w) and (B, 12); ``mask`` is what a stage-1 editor must not see, None for a refined one."""
+    if mask is None:
+        return torch.lerp(source, editor(source, context, poses), mouth_mask(*source.shape[-2:]).to(source))
+    return torch.lerp(source, editor(source * (1 - mask), context, poses), mask)
+
+
+@torch.inference_mode()
+def edit_latents(
+    editor: nn.Module,
+    target: Tensor,
+    references: Tensor,
+    poses: LipPoses,
+    reference_poses: LipPoses | None = None,
+    strength: float = 1.0,
+    is_masked: bool = False,
+    batch: int = 8,
+    progress: Progress | None = None,
+) -> Tensor:
+    """The editor alone, between an encoder and a decoder. -> (T, 4, h, w) float32 on the CPU.
+
+    Args:
+        target: (T, 4, h, w) scaled latents of crops.
+        references: (R, 4, h, w), of the same size.
+        poses: T or more; those past the last target are not used.
+        reference_poses: R, what the references' lips do; None lets the editor judge by their latents alone.
+        strength: 0 leaves the target as it is, 1 is the edit.
+    """
+    _check_latents(target, references, poses)
+    if reference_poses is not None and len(reference_poses) != len(references):
+        raise FlashLipsError(f"Got {len(reference_poses)} reference poses for {len(references)} references; give one for each.")
+    weight = next(editor.parameters())
+    seen = None if reference_poses is None else reference_poses.values.to(weight)[None]
+    context = editor.prepare_references(references.to(weight)[None], seen)
+    mask = lower_face_mask(*target.shape[-2:]).to(weight) if is_masked else None
+    edited = []
+    for source, rows in zip(target.split(batch), poses.values[: len(target)].split(batch), strict=True):
+        result = edit_once(editor, context, source.to(weight), rows.to(weight), mask).float().cpu()
+        edited.append(torch.lerp(source.float().cpu(), result, strength))
+        if progress is not None:
+            progress(sum(map(len, edited)), len(target))
+    return torch.cat(edited)
+
+
+def _check_latents(target: Tensor, references: Tensor, poses: LipPoses) -> None:
+    for name, latents in (("target", target), ("references", references)):
+        if latents.ndim != 4 or latents.shape[1] != 4 or not len(latents):
+            raise FlashLipsError(
+                f"The {name} must be latents of SDXL's kind, (frames, 4, rows, columns), got {tuple(latents.shape)}; "
+                "encode crops with Load Codec's VAE."
+            )
+    (rows, columns), (reference_rows, reference_columns) = target.shape[-2:], references.shape[-2:]
+    if (rows, columns) != (reference_rows, reference_columns):
+        raise FlashLipsError(
+            f"The references are {reference_columns}x{reference_rows} latent cells, the target {columns}x{rows}; "
+            "crop both to one size before encoding."
+        )
+    if len(poses) < len(target):
+        raise FlashLipsError(
+            f"Got {len(poses)} poses for {len(target)} target latents; give one pose per latent, at the frame rate of the images."
+        )
 
 
 def changed_region(alpha: Tensor, margin: int) -> tuple[int, int, int, int] | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,65 @@ def load_network(
         role = STAGE_1
     network = checkpoint.load(path, role, builders, device, dtype)
     return network.to(memory_format=torch.channels_last) if role != "pose-model" else network
+
+
+@dataclass(frozen=True)
+class LoadedPart:
+    """A loaded network with what its file says of it."""
+
+    network: nn.Module
+    role: str
+    name: str
+    notes: dict[str, Any] = field(default_factory=dict)  # "crop_px", "pose_gain", licence, training
+
+    @property
+    def is_stage_1(self) -> bool:
+        """Whether this is an editor that has seen masked frames only."""
+        return self.role == STAGE_1
+
+
+def load_part(
+    role: str, source: str | Path = "bundled", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedPart:
+    """:func:`load_network` that keeps the file's notes."""
+    path = find_checkpoint(role, source)
+    info = checkpoint.info(path)
+    return LoadedPart(load_network(role, path, device, dtype), info.role, path.stem, info.notes)
+
+
+def role_of(path: str | Path) -> str | None:
+    """What a file is a checkpoint for, by its header; None for anything that is not ours. A stage-1 editor is an "editor"."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return _role_of(str(path), stat.st_mtime_ns, stat.st_size)
+
+
+@functools.lru_cache(maxsize=1024)
+def _role_of(path: str, mtime_ns: int, size: int) -> str | None:
+    try:
+        role = checkpoint.info(path).role
+    except (FlashLipsError, KeyError, ValueError):
+        return None
+    return "editor" if role == STAGE_1 else role
+
+
+def folder_role(folder: str | Path) -> str | None:
+    """What a folder in Hugging Face's format can be used for: "audio-encoder", "codec", or None."""
+    folder = Path(folder)
+    if all(any(folder.glob(f"taesdxl_{half}*.safetensors")) for half in ("encoder", "decoder")):
+        return "codec"
+    for config in (folder / "config.json", folder / "vae" / "config.json"):
+        try:
+            fields = json.loads(config.read_text())
+        except (OSError, ValueError):
+            continue
+        if fields.get("_class_name") in ("AutoencoderKL", "AutoencoderTiny"):
+            return "codec"
+        if fields.get("model_type") in ("wav2vec2", "hubert", "wavlm", "whisper"):
+            return "audio-encoder"
+    return None
 
 
 def find_checkpoint(role: str, source: str | Path = "bundled") -> Path:
@@ -80,8 +142,10 @@ class Parts:
     """The networks of a lip-sync. Every part may be an object, or a name to load it by when it is first needed.
 
     Args:
-        codec, editor, pose_model, audio_encoder, lip_encoder: "bundled", a path, a hub id, or the loaded part.
-        detector: weights of the face detector, or an object with its ``detect``; None for the default one.
+        codec, editor, pose_model, audio_encoder, lip_encoder: "bundled", a path, a hub id, or the loaded part. A network that
+            comes as a :class:`LoadedPart` keeps what its file says of it.
+        detector: weights of the face detector, an object with its ``detect``, or a function that gives one when it is first
+            needed; None for the default one.
         emotion_encoder: path, hub id or object, for pose models that take an audio-emotion embedding; None goes without.
         device: None picks CUDA, MPS or the CPU.
         dtype: of codec, editor and lip encoder; None picks by device.
@@ -166,7 +230,9 @@ class Parts:
         from .face.detect import load_detector
 
         given = self._given["detector"]
-        return load_detector(given, self.device) if given is None or self._is_name("detector") else given
+        if given is None or self._is_name("detector"):
+            return load_detector(given, self.device)
+        return given() if callable(given) else given
 
     @functools.cached_property
     def crop_px(self) -> int:
@@ -180,15 +246,22 @@ class Parts:
 
     @functools.cached_property
     def _editor_notes(self) -> dict[str, Any]:
+        if isinstance(self._given["editor"], LoadedPart):
+            return self._given["editor"].notes
         return checkpoint.info(find_checkpoint("editor", self._given["editor"])).notes if self._is_name("editor") else {}
 
     @functools.cached_property
     def is_stage_1(self) -> bool:
         """Whether the editor's file says that it has seen masked frames only."""
+        if isinstance(self._given["editor"], LoadedPart):
+            return self._given["editor"].is_stage_1
         return self._is_name("editor") and checkpoint.info(find_checkpoint("editor", self._given["editor"])).role == STAGE_1
 
     def _is_name(self, role: str) -> bool:
         return isinstance(self._given[role], (str, Path))
 
     def _network(self, role: str, dtype: torch.dtype) -> nn.Module:
-        return load_network(role, self._given[role], self.device, dtype) if self._is_name(role) else self._given[role]
+        given = self._given[role]
+        if self._is_name(role):
+            return load_network(role, given, self.device, dtype)
+        return given.network if isinstance(given, LoadedPart) else given

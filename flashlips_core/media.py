@@ -7,7 +7,7 @@ fits a clip to the length of its sound; ``media_planes`` knows pixel layouts.
 from __future__ import annotations
 
 from .media_plan import FramePlan, LengthMode, plan_frames, read_planned
-from .media_read import check_audio, load_audio, probe, read_frames
+from .media_read import check_audio, has_picture, load_audio, probe, read_frames
 from .media_write import CONTAINERS, write_video
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "FramePlan",
     "LengthMode",
     "check_audio",
+    "has_picture",
     "load_audio",
     "plan_frames",
     "probe",

@@ -65,6 +65,12 @@ def probe(path: str | Path) -> ClipInfo:
     )
 
 
+def has_picture(path: str | Path) -> bool:
+    """Whether a file holds a moving picture; a sound file may have a cover image at most."""
+    with open_media(path) as container:
+        return any(not stream.disposition & av.stream.Disposition.attached_pic for stream in container.streams.video)
+
+
 def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> Iterator[Frame]:
     """Yield frames ``start`` to ``stop`` (exclusive) upright, as coded, with timestamps that only grow.
 

@@ -39,6 +39,8 @@ CONTAINERS = {
     ".mkv": Container("matroska", "libx264", "flac"),
     ".webm": Container("webm", "libvpx-vp9", "libopus"),
 }
+COMMON_TAGS = {"title", "comment", "description", "artist", "date", "copyright", "major_brand", "minor_version", "encoder"}
+COMMON_TAGS |= {"compatible_brands"}  # what MP4 has boxes for, and what its muxer writes itself
 ODD_SIZES = {"ffv1", "libvpx-vp9", "libsvtav1"}  # encoders that take any size in 4:2:0
 
 
@@ -63,12 +65,12 @@ def write_video(
     Args:
         like: the clip the frames come from: rate, time base, colour tags, pixel shape.
         crf: quality, lower = better; 0 is lossless for libx264.
-        metadata: tags for the container, such as ``{"comment": "..."}``; .mp4 keeps the common names only.
+        metadata: tags for the container, such as ``{"comment": "..."}``.
         codec: "libx264", "libx265", "libvpx-vp9", "libsvtav1" or "ffv1"; by default what the suffix stands for.
     """
     path = Path(path)
-    container = _container_for(path)
-    _check_target(path, [like.path, keep_audio_from], overwrite)
+    container = container_for(path)
+    check_target(path, [like.path, keep_audio_from], overwrite)
     if audio is not None and keep_audio_from is not None:
         raise FlashLipsError("Got both new audio and a file to keep audio from; give one of them.")
     if audio is not None:
@@ -80,16 +82,15 @@ def write_video(
     part = path.with_name(path.name + ".part")
     try:
         with ExitStack() as files:
-            output = files.enter_context(_open_output(part, container, like))
-            output.metadata.update(metadata or {})
+            output = files.enter_context(open_output(part, container, like, metadata or {}))
             video = _add_video(output, codec or container.video, first, like, {"crf": str(crf), "preset": preset})
-            shift = _clock_start(like)
+            shift = clock_start(like)
             start = first.pts * like.time_base - shift
             sound = _sound_for(output, container, audio, keep_audio_from, like, start, files)
             _mux(output, video, sound, itertools.chain([first], stream), like, shift)
-            with _writing(path.name):
+            with writing(path.name):
                 output.close()
-        with _writing(path.name):
+        with writing(path.name):
             part.replace(path)
     except BaseException:
         if part.is_file():
@@ -110,7 +111,7 @@ def _mux(
     layout = parse_layout(video.pix_fmt)
     nominal = max(1, round(1 / (like.fps * like.time_base)))
     offset = round(shift / like.time_base)
-    with _writing(name):
+    with writing(name):
         output.start_encoding()
     for frame, following in _with_next(frames):
         if (frame.width, frame.height) != (video.width, video.height):
@@ -122,11 +123,11 @@ def _mux(
         picture.duration = following.pts - frame.pts if following else nominal
         picture.color_range, picture.colorspace = frame.color_range, frame.colorspace
         end = (picture.pts + picture.duration) * like.time_base
-        with _writing(name):
+        with writing(name):
             output.mux(video.encode(picture))
             if sound:
                 sound.advance(end)
-    with _writing(name):
+    with writing(name):
         output.mux(video.encode())
         if sound:
             sound.finish(end)
@@ -194,7 +195,7 @@ def _sound_for(
             return None
         if can_copy(source, output):
             is_same = Path(keep_audio_from).resolve() == Path(like.path).resolve()
-            return CopiedSound(output, source, None if is_same else start, _clock_start(like) if is_same else Fraction(0))
+            return CopiedSound(output, source, None if is_same else start, clock_start(like) if is_same else Fraction(0))
         logger.warning(
             "%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(keep_audio_from).name
         )
@@ -213,7 +214,7 @@ def _pixel_shape(like: ClipInfo) -> Fraction | None:
     return 1 / aspect if like.rotation in (90, 270) else aspect
 
 
-def _clock_start(like: ClipInfo) -> Fraction:
+def clock_start(like: ClipInfo) -> Fraction:
     """Where the source's clock starts if its container says so at random (MPEG-TS); 0 for all others."""
     if not Path(like.path).is_file():
         return Fraction(0)
@@ -222,14 +223,16 @@ def _clock_start(like: ClipInfo) -> Fraction:
         return Fraction(source.start_time or 0, av.time_base) if is_broadcast else Fraction(0)
 
 
-def _container_for(path: Path) -> Container:
+def container_for(path: Path) -> Container:
+    """The container that a file's suffix stands for."""
     container = CONTAINERS.get(path.suffix.lower())
     if container is None:
         raise FlashLipsError(f"Cannot write '{path.name}': the suffix must be one of {', '.join(CONTAINERS)}.")
     return container
 
 
-def _check_target(path: Path, sources: list[str | Path | None], overwrite: bool) -> None:
+def check_target(path: Path, sources: list[str | Path | None], overwrite: bool) -> None:
+    """Refuse a place that cannot be written, or that would destroy a source."""
     if not path.parent.is_dir():
         raise FlashLipsError(f"Cannot write {path}: the folder {path.parent} does not exist; make it or choose another.")
     if path.is_dir():
@@ -241,17 +244,22 @@ def _check_target(path: Path, sources: list[str | Path | None], overwrite: bool)
         raise FlashLipsError(f"{path} exists already; choose another name or allow overwriting.")
 
 
-def _open_output(part: Path, container: Container, like: ClipInfo) -> av.container.OutputContainer:
+def open_output(part: Path, container: Container, like: ClipInfo, metadata: Mapping[str, str]) -> av.container.OutputContainer:
+    """A new file of this kind, with its tags."""
     options = dict(container.options)
     if container.format in ("mp4", "mov"):
+        if not COMMON_TAGS.issuperset(metadata):
+            options["movflags"] += "+use_metadata_tags"  # else other names are dropped
         # A start later than 0 is stored in the movie's own ticks: as fine as the video's, so that it stays exact.
         options["movie_timescale"] = str(like.time_base.denominator)
-    with _writing(part.stem):
-        return av.open(str(part), "w", format=container.format, options=options)
+    with writing(part.stem):
+        output = av.open(str(part), "w", format=container.format, options=options)
+    output.metadata.update(metadata)
+    return output
 
 
 @contextmanager
-def _writing(name: str) -> Iterator[None]:
+def writing(name: str) -> Iterator[None]:
     """Turn what FFmpeg or the disk says against a file into one sentence."""
     try:
         yield

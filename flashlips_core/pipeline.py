@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,14 +23,15 @@ from .editing import CropEditor, FrameEditor, FrameRows, StageClock
 from .flow import SamplerSettings, sample_poses
 from .loading import Parts
 from .media import CONTAINERS, FramePlan, load_audio, plan_frames, probe, read_frames, read_planned, write_video
-from .poses import gain, resample, silence_gate
-from .references import candidate_frames, choose_references
+from .poses import fill_absent, gain, resample, silence_gate
+from .references import NUM_REFERENCES, candidate_frames, choose_references
 from .stream import batched, prefetch
 from .types import POSE_DIM, Audio, ClipInfo, FaceTrack, FlashLipsError, Frame, LipPoses, Progress
 
 log = logging.getLogger(__name__)
 
 Source = str | Path
+Show = Callable[[Frame], None]
 PROVENANCE = {"comment": "Edited with FlashLips: the lip motion is synthetic."}
 FACE_WORDS = ("largest", "left", "right")
 DECODED_AHEAD = 16  # frames; more than the largest reordering delay of H.264
@@ -48,7 +49,7 @@ class DubSettings:
     sampler: SamplerSettings = SamplerSettings()
     gate: bool = True  # close the mouth where nobody speaks
     gain: float = 1.0  # 1.2: lips move a fifth further from rest
-    num_references: int = 4  # paper: more than 4 gains little
+    num_references: int = NUM_REFERENCES
     batch: int = 8  # frames edited at once
     crf: int = 16  # x264's quality: 0 lossless, 18 hardly visible, 28 small
     preset: str = "veryfast"
@@ -144,10 +145,20 @@ class LipSync(Parts):
 
     @torch.inference_mode()
     def poses_from_video(
-        self, video: Source, track: FaceTrack | None = None, batch: int = 16, progress: Progress | None = None
+        self,
+        video: Source,
+        track: FaceTrack | None = None,
+        batch: int = 16,
+        progress: Progress | None = None,
+        show: Show | None = None,
     ) -> LipPoses:
-        """Lip poses of the person in a video, one per frame; interpolated where there is no face."""
+        """Lip poses of the person in a video, one per frame; interpolated where there is no face.
+
+        Args:
+            show: Gets a frame of each batch.
+        """
         track = track or self.track(video)
+        _check_track(track, probe(video))
         values = torch.zeros(len(track), POSE_DIM)
         done = 0
         with closing(prefetch(read_frames(video, stop=len(track)), DECODED_AHEAD)) as frames:
@@ -157,9 +168,13 @@ class LipSync(Parts):
                     index = [done + i for i in rows]
                     values[index] = self.encode_lips(cut_batch([group[i] for i in rows], track.boxes[index], self.crop_px))
                 done += len(group)
+                if show is not None:
+                    show(group[-1])
                 if progress is not None:
                     progress(done, len(track))
-        return LipPoses(_interpolated(values, track.present, video), track.fps)
+        if done < len(track):
+            raise FlashLipsError(f"{Path(video).name} has {done} frames, its track {len(track)}; track this file again.")
+        return LipPoses(fill_absent(values, track.present), track.fps)
 
     @torch.inference_mode()
     def encode_lips(self, crops: Tensor) -> Tensor:
@@ -167,17 +182,17 @@ class LipSync(Parts):
         weight = next(self.lip_encoder.parameters())
         return self.lip_encoder(crops.to(weight)).float().cpu()
 
-    def look(self, video: Source, track: FaceTrack, count: int = 4) -> Look:
+    def look(self, video: Source, track: FaceTrack, count: int = NUM_REFERENCES, progress: Progress | None = None) -> Look:
         """Reference crops and lip poses of the person, from one pass over the clip."""
         wanted = candidate_frames(track)
         if len(wanted) == 0:
             raise no_face_in(video)
-        crops = self.crops(video, track, wanted)
+        crops = self.crops(video, track, wanted, progress)
         poses = self.encode_lips(crops)
         rows = choose_references(crops, poses, count)
         return Look(crops[rows], [int(wanted[i]) for i in rows], poses)
 
-    def crops(self, video: Source, track: FaceTrack, frames: Sequence[int]) -> Tensor:
+    def crops(self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None) -> Tensor:
         """Crops of some frames (sorted), in one pass. -> (K, 3, S, S) in [-1, 1]."""
         wanted, found = {int(i) for i in frames}, []
         if not wanted or min(wanted) < 0 or max(wanted) >= len(track):
@@ -188,6 +203,8 @@ class LipSync(Parts):
             for index, frame in enumerate(stream):
                 if index in wanted:
                     found.append(cut_batch([frame], track.boxes[index : index + 1], self.crop_px))
+                if progress is not None:
+                    progress(index + 1, max(wanted) + 1)
         if len(found) < len(wanted):
             raise FlashLipsError(f"{Path(video).name} ends before frame {max(wanted)} of its track; track this file again.")
         return torch.cat(found)
@@ -211,7 +228,7 @@ class LipSync(Parts):
             raise FlashLipsError(
                 "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
             )
-        return CropEditor(self.codec, self.editor, references, mode == "masked", clock)
+        return CropEditor(self.codec, self.editor, references, self.encode_lips(references), mode == "masked", clock)
 
     # ---- file to file --------------------------------------------------------------------------------------------------
 
@@ -226,6 +243,7 @@ class LipSync(Parts):
         audio: Source | Audio | None = None,
         references: Sequence[int] | Look | None = None,
         progress: Progress | None = None,
+        show: Show | None = None,
         clock: StageClock | None = None,
         **changes: Any,
     ) -> Report:
@@ -236,6 +254,7 @@ class LipSync(Parts):
             poses: One per output frame at the clip's rate; other rates are resampled, the last pose is held.
             audio: New sound; None keeps the packets of ``source``.
             references: Frame indices, or what :meth:`look` gave; None chooses.
+            show: Gets each finished frame, for a preview; called before ``progress`` counts it.
             changes: Single fields of ``settings``.
         """
         started = time.perf_counter()
@@ -251,7 +270,7 @@ class LipSync(Parts):
         editor = FrameEditor(self._crop_editor(look.references, settings.mode, clock), self.crop_px, settings.batch, clock)
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
         tags = PROVENANCE if settings.is_tagged else None
-        with closing(_watched(editor(frames, rows), len(rows), clock, progress)) as edited:
+        with closing(_watched(editor(frames, rows), len(rows), clock, progress, show)) as edited:
             write_video(out, edited, clip, audio, None if audio else source, settings.crf, settings.preset, tags)
         times = {"total_s": time.perf_counter() - started, "seconds": dict(clock.seconds)}
         return Report(str(out), **asdict(editor.counts), references=look.frames, fps=float(clip.fps), **times)
@@ -266,6 +285,7 @@ class LipSync(Parts):
         track: FaceTrack | None = None,
         poses: LipPoses | None = None,
         progress: Progress | None = None,
+        show: Show | None = None,
         **changes: Any,
     ) -> Report:
         """Write ``video`` speaking ``audio``.
@@ -273,7 +293,8 @@ class LipSync(Parts):
         Args:
             audio: A sound or video file; None keeps the clip's own sound.
             track, poses: Computed where they are not given.
-            progress: Counts the frames of both passes, tracking and editing.
+            progress: Counts the frames of both passes, tracking and editing; what lies between them repeats the count.
+            show: Gets each finished frame, for a preview.
             changes: Single fields of ``settings``.
         """
         started = time.perf_counter()
@@ -290,11 +311,12 @@ class LipSync(Parts):
         if track is None:
             with clock("track"):
                 track = self.track(video, settings, stop, _part(progress, 0, tracked + shown))
+        waiting = None if progress is None else lambda *_: progress(tracked, tracked + shown)
         with clock("choose references"):
-            look = self.look(video, track, settings.num_references)
+            look = self.look(video, track, settings.num_references, waiting)
         if poses is None:
             with clock("sound to poses"):
-                poses = self.poses_from_audio(voice, look.poses, settings)
+                poses = self.poses_from_audio(voice, look.poses, settings, waiting)
         report = self.edit_video(
             video,
             track,
@@ -304,6 +326,7 @@ class LipSync(Parts):
             audio=None if audio is None else voice,
             references=look,
             progress=_part(progress, tracked, tracked + shown),
+            show=show,
             clock=clock,
         )
         return replace(report, total_s=time.perf_counter() - started)
@@ -350,6 +373,15 @@ def no_face_in(path: Source) -> FlashLipsError:
     )
 
 
+def check_whole_track(track: FaceTrack, clip: ClipInfo) -> None:
+    """Refuse a track of another clip, told by its number of frames too; containers without a count may be a little off."""
+    _check_track(track, clip)
+    if abs(len(track) - clip.num_frames) > max(2, clip.num_frames // 100):
+        raise FlashLipsError(
+            f"The track has {len(track)} frames, {Path(clip.path).name} has {clip.num_frames}; track this file again."
+        )
+
+
 def _last_frame_heard(clip: ClipInfo, num_shown: int, settings: DubSettings) -> int | None:
     """Where the sound ends, None where every frame is needed; neither uneven frames nor a container's guess can be counted on."""
     is_shorter = settings.length == "cut" and num_shown < clip.num_frames and not clip.is_variable_rate
@@ -360,16 +392,23 @@ def _check_track(track: FaceTrack, clip: ClipInfo) -> None:
     if (track.width, track.height) != (clip.width, clip.height):
         sizes = f"{track.width}x{track.height} pixels, {Path(clip.path).name} has {clip.width}x{clip.height}"
         raise FlashLipsError(f"The track is of a clip of {sizes}; track this file again.")
+    if abs(track.fps - clip.fps) * len(track) > track.fps:  # more than a frame apart at the end
+        rates = f"{float(track.fps):g} frames per second, {Path(clip.path).name} has {float(clip.fps):g}"
+        raise FlashLipsError(f"The track is of a clip of {rates}; track this file again.")
     if not track.present.any():
         raise no_face_in(clip.path)
 
 
-def _watched(frames: Iterator[Frame], total: int, clock: StageClock, progress: Progress | None) -> Iterator[Frame]:
+def _watched(
+    frames: Iterator[Frame], total: int, clock: StageClock, progress: Progress | None, show: Show | None
+) -> Iterator[Frame]:
     """The frames, reported one by one; what the consumer does between them is counted as encoding."""
     with closing(frames):
         for done, frame in enumerate(frames, 1):
             with clock("encode video"):
                 yield frame
+            if show is not None:
+                show(frame)
             if progress is not None:
                 progress(done, total)
 
@@ -377,12 +416,3 @@ def _watched(frames: Iterator[Frame], total: int, clock: StageClock, progress: P
 def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
     """A stage's progress as part of the whole."""
     return None if progress is None else lambda done, _: progress(min(before + done, total), total)
-
-
-def _interpolated(values: Tensor, present: np.ndarray, video: Source) -> Tensor:
-    """Fill rows without a face from their neighbours in time. (T, D)."""
-    known = np.flatnonzero(present)
-    if len(known) == 0:
-        raise no_face_in(video)
-    columns = [np.interp(np.arange(len(values)), known, column[known]) for column in values.numpy().T]
-    return torch.from_numpy(np.stack(columns, 1)).float()

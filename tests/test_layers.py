@@ -100,6 +100,20 @@ def test_core_imports_nothing_of_comfyui_nor_torchvision(module):
         assert not {n.partition(".")[0] for n in names} & forbidden, module
 
 
+@pytest.mark.parametrize("file", sorted((ROOT / "nodes").glob("*.py")), ids=lambda file: file.stem)
+def test_nodes_reach_comfyui_through_the_bridge_and_the_core_by_relative_imports(file):
+    allowed = {"comfy_api.latest"} | ({"comfy", "folder_paths"} if file.stem == "bridge" else set())
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            names = [node.module]
+        for name in names:
+            package = name.partition(".")[0]
+            is_comfyuis = package in {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution"}
+            assert not is_comfyuis or {name, package} & allowed, f"{file.name} imports {name}"
+            assert package not in {"flashlips_core", "torchvision", "torchaudio"}, f"{file.name} imports {name}"
+
+
 def test_importing_the_core_needs_neither_diffusers_nor_transformers_and_under_a_second_beyond_torch():
     script = """
 import sys, time, torch

@@ -21,7 +21,7 @@ from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import mouth_mask
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
 from flashlips_core.pipeline import PROVENANCE, LipSync
-from flashlips_core.references import candidate_frames, choose_references, head_pose
+from flashlips_core.references import NUM_REFERENCES, candidate_frames, choose_references, head_pose
 from flashlips_core.sidecar import load_poses, load_track, save_poses, save_track
 from flashlips_core.types import Audio, FaceTrack, FlashLipsError, LipPoses
 
@@ -175,7 +175,7 @@ class OneCellEditor(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
 
-    def prepare_references(self, z_refs):
+    def prepare_references(self, z_refs, poses=None):
         return None
 
     def forward(self, z, context, poses):
@@ -208,7 +208,7 @@ def test_frames_without_a_face_pass_through_and_are_counted(lipsync, plain_clip,
 
 def test_the_report_names_references_and_the_seconds_of_every_stage(lipsync, plain_clip, tmp_path):
     report = lipsync.edit_video(plain_clip, make_track(), make_poses(), tmp_path / "out.mp4", **QUICK)
-    assert len(report.references) == 4 and report.total_s > 0
+    assert len(report.references) == NUM_REFERENCES and report.total_s > 0
     stages = {
         "choose references",
         "references",

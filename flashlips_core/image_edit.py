@@ -1,0 +1,98 @@
+"""Lip-sync for a batch of images in memory: the pixels that the edit does not touch keep their floats.
+
+T images, H W their size, R references, S crop side in pixels. Short batches only: a clip is a file, see ``pipeline``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .editing import CropEditor
+from .image_frames import check_track_of_images, cut_images, paste_images
+from .pipeline import LipSync, no_face_in
+from .poses import resample
+from .references import candidate_frames, choose_references
+from .types import FaceTrack, FlashLipsError, LipPoses, Progress
+
+LARGEST_BATCH_BYTES = 4 * 2**30  # of float32 images; 172 pictures of 1080p. The result is as large again
+
+
+def edit_images(
+    lipsync: LipSync,
+    images: Tensor,
+    fps: Fraction,
+    track: FaceTrack,
+    poses: LipPoses,
+    references: Tensor | None = None,
+    batch: int = 8,
+    progress: Progress | None = None,
+    show: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Images with the mouth in ``poses``.
+
+    Args:
+        images: (T, 3, H, W) float32 in [0, 1]; any strides.
+        fps: images per second.
+        track: of these images; those without a face stay as they are.
+        poses: resampled to ``fps``; the last pose is held.
+        references: (R, 3, S, S) crops in [-1, 1]; None chooses among the images.
+        show: gets each edited crop (3, S, S) in [-1, 1].
+
+    Returns (T, 3, H, W) with the strides of ``images``.
+    """
+    check_images(images, fps, track)
+    rows = np.flatnonzero(track.present)
+    if not len(rows):
+        raise no_face_in("the images")
+    size = lipsync.crop_px
+    references = _chosen(lipsync, images, track) if references is None else check_references(references, size)
+    editor = CropEditor(lipsync.codec, lipsync.editor, references, lipsync.encode_lips(references), lipsync.is_stage_1)
+    values = resample(poses, fps, len(images)).values
+    result = images.clone()
+    for start in range(0, len(rows), batch):
+        index = rows[start : start + batch]
+        boxes, some = track.boxes[index], images[index]
+        crops, alpha = editor(cut_images(some, boxes, size) * 2 - 1, values[index], float((boxes[:, 2] - boxes[:, 0]).min()))
+        result[index] = paste_images(some, boxes, (crops + 1) / 2, alpha)
+        if show is not None:
+            show(crops[0] * alpha[0] + (cut_images(some[:1], boxes[:1], size)[0] * 2 - 1) * (1 - alpha[0]))
+        if progress is not None:
+            progress(int(index[-1]) + 1, len(images))
+    return result
+
+
+def check_images(images: Tensor, fps: Fraction, track: FaceTrack) -> None:
+    """Refuse a batch that is too large for memory, or another one than the track's."""
+    size = images.numel() * 4
+    if size > LARGEST_BATCH_BYTES:
+        raise FlashLipsError(
+            f"{len(images)} images of {images.shape[3]}x{images.shape[2]} take {size / 2**30:.1f} GB, and as much again for the "
+            f"result; up to {LARGEST_BATCH_BYTES / 2**30:.0f} GB is edited here: give the clip as a VIDEO to Lip-Sync Video."
+        )
+    check_track_of_images(track, images)
+    if abs(fps - track.fps) * len(track) > track.fps:  # more than a frame apart at the end
+        raise FlashLipsError(
+            f"The images run at {float(fps):g} frames per second, their track at {float(track.fps):g}; give both the same rate."
+        )
+
+
+def check_references(references: Tensor, size: int) -> Tensor:
+    """Reference crops (R, 3, S, S), if they have the editor's size."""
+    if references.shape[-2:] != (size, size):
+        height, width = references.shape[-2:]
+        raise FlashLipsError(
+            f"The references are {width}x{height} pixels, the editor sees crops of {size}x{size}; make them with Crop Faces "
+            f"at size {size}, or leave them out."
+        )
+    return references
+
+
+def _chosen(lipsync: LipSync, images: Tensor, track: FaceTrack, count: int = 4) -> Tensor:
+    wanted = candidate_frames(track)
+    crops = torch.cat([cut_images(images[i : i + 1], track.boxes[i : i + 1], lipsync.crop_px) for i in wanted]) * 2 - 1
+    return crops[choose_references(crops, lipsync.encode_lips(crops), count)]

@@ -1,0 +1,29 @@
+"""The nodes: each is a schema and one call into the core; ``bridge`` is the only file that touches ComfyUI's inside."""
+
+from __future__ import annotations
+
+import importlib
+
+from comfy_api.latest import ComfyExtension, io
+from typing_extensions import override
+
+from . import bridge
+
+FILES = ("edit", "load", "media", "track", "poses")
+
+
+class FlashLipsExtension(ComfyExtension):
+    """The pack, as ComfyUI sees it."""
+
+    @override
+    async def on_load(self) -> None:
+        bridge.register_folder()
+
+    @override
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [node for name in FILES for node in importlib.import_module(f".{name}", __name__).NODES]
+
+
+async def comfy_entrypoint() -> FlashLipsExtension:
+    """What ComfyUI looks for."""
+    return FlashLipsExtension()

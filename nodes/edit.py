@@ -1,0 +1,349 @@
+"""The edit: a video that speaks another voice in one node, and the same with every part on its own wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+
+from ..flashlips_core.codec import SDXL_SCALE
+from ..flashlips_core.editing import edit_latents
+from ..flashlips_core.flow import SamplerSettings
+from ..flashlips_core.image_edit import check_images, check_references, edit_images
+from ..flashlips_core.media import probe
+from ..flashlips_core.pipeline import DubSettings, Look, check_whole_track
+from ..flashlips_core.poses import frame_rate
+from ..flashlips_core.types import POSE_DIM, FaceTrack, LipPoses
+from . import bridge
+
+Editor = io.Custom("FLASHLIPS_EDITOR")
+LipEncoder = io.Custom("FLASHLIPS_LIP_ENCODER")
+Poses = io.Custom("FLASHLIPS_POSES")
+Track = io.Custom("FLASHLIPS_TRACK")
+
+CATEGORY = "FlashLips"
+EDIT_CATEGORY = "FlashLips/edit"
+LENGTHS = ["cut", "loop", "ping-pong", "hold", "silence"]
+PRESETS = ["ultrafast", "veryfast", "fast", "medium", "slow"]
+CONSENT = (
+    "Dub people only with their consent, and say wherever you show the video that it was changed. Files carry a note in their "
+    "metadata; it is easily lost and does not replace saying it."
+)
+LENGTH_TOOLTIP = (
+    "Where sound and picture differ in length. cut: both end with the shorter one; loop, ping-pong, hold: the picture goes on "
+    "until the sound ends, from its start, backwards, or standing still; silence: the picture keeps its length."
+)
+CRF_TOOLTIP = "Quality of the H.264 video. 0 = lossless, 18 = hardly visible loss, higher = smaller and worse."
+TAG_TOOLTIP = "On = write into the file's metadata that the lip motion is synthetic."
+
+
+class LipSync(io.ComfyNode):
+    """The front door: a video and a voice, nothing else."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsLipSync",
+            display_name="Lip Sync",
+            category=CATEGORY,
+            description="Makes the person in a video speak another voice, with the bundled networks: load video, load audio, "
+            "this node, save video. Only the mouth changes; frames without a face stay as they are. " + CONSENT,
+            search_aliases=["dub", "lip sync", "lipsync", "talking head", "flashlips"],
+            inputs=[
+                io.Video.Input("video", tooltip="The clip of a person talking; read frame by frame, of any length."),
+                io.Audio.Input("audio", tooltip="The voice to be spoken; becomes the sound of the result, at its own rate."),
+                io.Combo.Input(
+                    "face",
+                    options=["largest", "left", "right"],
+                    default="largest",
+                    optional=True,
+                    tooltip="Who speaks where there are several: the largest face, or the one at the left or right.",
+                ),
+                io.Combo.Input("length", options=LENGTHS, default="cut", optional=True, tooltip=LENGTH_TOOLTIP),
+                io.Float.Input(
+                    "lip_motion",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How far the lips move. 1 = as sampled, higher = further, 0 = the mouth stays at rest.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    control_after_generate=False,
+                    optional=True,
+                    tooltip="Another number = another take of the lip motion.",
+                ),
+                io.Boolean.Input(
+                    "close_in_silence",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="On = the mouth comes to rest where nobody speaks.",
+                ),
+                _crf_input(),
+                _tag_input(),
+            ],
+            outputs=[io.Video.Output(display_name="video")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        video: Any,
+        audio: Any,
+        face: str = "largest",
+        length: str = "cut",
+        lip_motion: float = 1.0,
+        seed: int = 0,
+        close_in_silence: bool = True,
+        crf: int = 16,
+        tag: bool = True,
+    ) -> io.NodeOutput:
+        voice, out = bridge.audio_of(audio), bridge.temp_path(".mp4")
+        sampler = SamplerSettings(seed=seed)
+        settings = DubSettings(
+            face, length=length, gain=lip_motion, sampler=sampler, gate=close_in_silence, crf=crf, is_tagged=tag
+        )
+        roles = ("editor", "pose-model", "lip-encoder")
+        editor, pose_model, lip_encoder = (bridge.load_network(role, bridge.BUNDLED) for role in roles)
+        vae, listener = bridge.load_vae(bridge.BUNDLED), bridge.load_audio_encoder(bridge.BUNDLED)
+        models = (editor, vae, pose_model, lip_encoder, listener)
+        memory = bridge.edit_bytes(settings.batch, 256)
+        with bridge.running() as run, bridge.video_source(video, run.progress) as path:
+            with bridge.on_device(*models, memory_bytes=memory):
+                sync = bridge.lipsync(*models)
+                batch = bridge.batch_size(settings.batch)
+                sync.dub(path, voice, out, settings, batch=batch, progress=run.progress, show=run.show)
+        return io.NodeOutput(bridge.output_video(out))
+
+
+class LipSyncVideo(io.ComfyNode):
+    """A clip, its track and poses -> the clip with that mouth."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsLipSyncVideo",
+            display_name="Lip-Sync Video",
+            category=EDIT_CATEGORY,
+            description="Gives the tracked face of a video the mouth of these poses, frame by frame from file to file: memory "
+            "does not grow with the clip. For two speakers chain two of these, each with its own track. " + CONSENT,
+            inputs=[
+                io.Video.Input("video", tooltip="The clip that was tracked."),
+                Track.Input("track", tooltip="From Track Face, of this same video. Frames without the face stay as they are."),
+                Poses.Input("poses", tooltip="One per frame, or at another rate; the last one is held where they end."),
+                Editor.Input("editor", tooltip="From Load Lip Editor."),
+                io.Vae.Input("vae", tooltip="From Load Codec, or any VAE in SDXL's latent space."),
+                LipEncoder.Input(
+                    "lip_encoder",
+                    optional=True,
+                    tooltip="Chooses the reference frames by their mouths; bundled where not connected.",
+                ),
+                io.Audio.Input(
+                    "audio",
+                    optional=True,
+                    tooltip="The sound of the result, at its own rate. Not connected: the video's own, untouched.",
+                ),
+                io.Image.Input(
+                    "references",
+                    optional=True,
+                    tooltip="Crops that show the editor this person's mouth, from Crop Faces; four are enough. Not connected: "
+                    "chosen in the clip.",
+                ),
+                io.Combo.Input("length", options=LENGTHS, default="cut", optional=True, tooltip=LENGTH_TOOLTIP),
+                _batch_input(),
+                _crf_input(),
+                io.Combo.Input(
+                    "preset",
+                    options=PRESETS,
+                    default="veryfast",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Speed of the video encoder; slower = a smaller file of the same quality.",
+                ),
+                _tag_input(),
+            ],
+            outputs=[io.Video.Output(display_name="video")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        video: Any,
+        track: FaceTrack,
+        poses: LipPoses,
+        editor: bridge.LoadedNetwork,
+        vae: Any,
+        lip_encoder: bridge.LoadedNetwork | None = None,
+        audio: Any = None,
+        references: torch.Tensor | None = None,
+        length: str = "cut",
+        batch: int = 8,
+        crf: int = 16,
+        preset: str = "veryfast",
+        tag: bool = True,
+    ) -> io.NodeOutput:
+        sound, out = None if audio is None else bridge.audio_of(audio), bridge.temp_path(".mp4")
+        settings = DubSettings(
+            length=length, batch=bridge.batch_size(batch), crf=crf, preset=preset, is_tagged=tag, mode=_mode(editor)
+        )
+        lip_encoder = lip_encoder or bridge.load_network("lip-encoder", bridge.BUNDLED)
+        with bridge.running(len(track)) as run, bridge.video_source(video, run.progress) as path:
+            check_whole_track(track, probe(path))
+            with bridge.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
+                sync = bridge.lipsync(editor, vae, lip_encoder=lip_encoder)
+                look = _given_look(references, sync.crop_px) or sync.look(path, track, settings.num_references, run.beat)
+                callbacks = {"progress": run.progress, "show": run.show}
+                sync.edit_video(path, track, poses, out, settings, audio=sound, references=look, **callbacks)
+        return io.NodeOutput(bridge.output_video(out))
+
+
+class LipSyncImages(io.ComfyNode):
+    """A short batch of images, edited in memory."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsLipSyncImages",
+            display_name="Lip-Sync Images",
+            category=EDIT_CATEGORY,
+            description="Gives the tracked face of an image batch the mouth of these poses; pixels that do not change keep their "
+            "exact values. For short batches: a clip belongs to Lip-Sync Video, which does not hold it in memory. " + CONSENT,
+            inputs=[
+                io.Image.Input("images", tooltip="The frames that were tracked, in order."),
+                io.Float.Input(
+                    "fps", default=25.0, min=0.1, max=1000.0, step=0.001, tooltip="Images per second, as in Track Face."
+                ),
+                Track.Input("track", tooltip="From Track Face, of these same images."),
+                Poses.Input("poses", tooltip="One per image, or at another rate; the last one is held where they end."),
+                Editor.Input("editor", tooltip="From Load Lip Editor."),
+                io.Vae.Input("vae", tooltip="From Load Codec, or any VAE in SDXL's latent space."),
+                io.Image.Input(
+                    "references",
+                    optional=True,
+                    tooltip="Crops that show the editor this person's mouth, from Crop Faces. Not connected: chosen here.",
+                ),
+                _batch_input(),
+            ],
+            outputs=[io.Image.Output(display_name="images")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: torch.Tensor,
+        fps: float,
+        track: FaceTrack,
+        poses: LipPoses,
+        editor: bridge.LoadedNetwork,
+        vae: Any,
+        references: torch.Tensor | None = None,
+        batch: int = 8,
+    ) -> io.NodeOutput:
+        pictures, rate = images[..., :3].movedim(-1, 1), frame_rate(fps)
+        check_images(pictures, rate, track)
+        crops = None if references is None else bridge.images_to_core(references)
+        lip_encoder = bridge.load_network("lip-encoder", bridge.BUNDLED)
+        with bridge.running(len(images)) as run:
+            with bridge.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
+                sync = bridge.lipsync(editor, vae, lip_encoder=lip_encoder)
+                callbacks = {"progress": run.progress, "show": run.show}
+                result = edit_images(sync, pictures, rate, track, poses, crops, bridge.batch_size(batch), **callbacks)
+        return io.NodeOutput(result.movedim(1, -1).contiguous())
+
+
+class EditLatents(io.ComfyNode):
+    """The editor itself, between VAE Encode and VAE Decode."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsEditLatents",
+            display_name="Edit Lip Latents",
+            category=EDIT_CATEGORY,
+            description="The lip editor alone: latents of face crops (Crop Faces, then VAE Encode) become latents with another "
+            "mouth (then VAE Decode, Paste Faces).",
+            inputs=[
+                Editor.Input("editor", tooltip="From Load Lip Editor."),
+                io.Latent.Input("target", tooltip="Face crops to change, from VAE Encode with a VAE in SDXL's latent space."),
+                io.Latent.Input("references", tooltip="Crops of the same person and size that show the mouth; four are enough."),
+                Poses.Input("poses", tooltip="One per target latent; more are cut off."),
+                Poses.Input(
+                    "reference_poses",
+                    optional=True,
+                    tooltip="What the mouths of the references do, from Encode Lip Poses of their crops: the editor then knows "
+                    "which one to look at. Not connected: it judges by the latents.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=2.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="1 = the edit, 0 = the target as it is, above 1 = exaggerated.",
+                ),
+            ],
+            outputs=[io.Latent.Output(display_name="latent")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        editor: bridge.LoadedNetwork,
+        target: dict,
+        references: dict,
+        poses: LipPoses,
+        reference_poses: LipPoses | None = None,
+        strength: float = 1.0,
+    ) -> io.NodeOutput:
+        samples, shown = target["samples"] * SDXL_SCALE, references["samples"] * SDXL_SCALE
+        batch = bridge.batch_size(8)
+        with bridge.running(len(samples)) as run, bridge.on_device(editor, memory_bytes=_memory(editor, batch)):
+            settings = (reference_poses, strength, editor.is_stage_1, batch)
+            edited = edit_latents(editor.network, samples, shown, poses, *settings, progress=run.progress)
+        return io.NodeOutput({**target, "samples": edited / SDXL_SCALE})
+
+
+def _batch_input() -> io.Int.Input:
+    return io.Int.Input(
+        "batch",
+        default=8,
+        min=1,
+        max=64,
+        optional=True,
+        advanced=True,
+        tooltip="Frames edited at once. Higher = faster on a GPU and more memory; the result is the same.",
+    )
+
+
+def _crf_input() -> io.Int.Input:
+    return io.Int.Input("crf", default=16, min=0, max=51, optional=True, advanced=True, tooltip=CRF_TOOLTIP)
+
+
+def _tag_input() -> io.Boolean.Input:
+    return io.Boolean.Input("tag", default=True, optional=True, advanced=True, tooltip=TAG_TOOLTIP)
+
+
+def _mode(editor: bridge.LoadedNetwork) -> str:
+    return "masked" if editor.is_stage_1 else "mask-free"
+
+
+def _memory(editor: bridge.LoadedNetwork, batch: int) -> int:
+    return bridge.edit_bytes(batch, int(editor.notes.get("crop_px", 256)))
+
+
+def _given_look(references: torch.Tensor | None, size: int) -> Look | None:
+    """Reference images as the pipeline takes them; they are no frames of the clip."""
+    if references is None:
+        return None
+    return Look(check_references(bridge.images_to_core(references), size), [], torch.zeros(0, POSE_DIM))
+
+
+NODES = [LipSync, LipSyncVideo, LipSyncImages, EditLatents]

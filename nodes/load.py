@@ -1,0 +1,201 @@
+"""Loaders: the bundled networks, files of models/flashlips, and public networks that the user asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..flashlips_core.downloads import AUDIO_ENCODERS, AUDIO_FILES, CODEC_FILES, CODECS, fetch
+from ..flashlips_core.types import FlashLipsError
+from . import bridge
+
+Editor = io.Custom("FLASHLIPS_EDITOR")
+LipEncoder = io.Custom("FLASHLIPS_LIP_ENCODER")
+PoseModel = io.Custom("FLASHLIPS_POSE_MODEL")
+
+CATEGORY = "FlashLips/load"
+FILES = "Bundled = the small one that comes with FlashLips; others are .safetensors files in models/flashlips."
+AUDIO_KINDS = (bridge.FOLDER, "audio_encoders")
+TAESDXL, LOG_MEL = "taesdxl", "log-mel"
+
+
+def _network_schema(node_id: str, display_name: str, description: str, role: str, output: io.Output) -> io.Schema:
+    name = io.Combo.Input("name", options=bridge.model_files(role), default=bridge.BUNDLED, optional=True, tooltip=FILES)
+    return io.Schema(
+        node_id=node_id, display_name=display_name, category=CATEGORY, description=description, inputs=[name], outputs=[output]
+    )
+
+
+class LoadEditor(io.ComfyNode):
+    """The network that changes the lips."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        text = "Loads a lip editor: the network that gives a face crop another mouth."
+        return _network_schema("FlashLipsLoadEditor", "Load Lip Editor", text, "editor", Editor.Output(display_name="editor"))
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str = bridge.BUNDLED) -> str:
+        return bridge.fingerprint(name)
+
+    @classmethod
+    def execute(cls, name: str = bridge.BUNDLED) -> io.NodeOutput:
+        return io.NodeOutput(bridge.load_network("editor", name))
+
+
+class LoadLipEncoder(io.ComfyNode):
+    """The network that reads a lip pose from a crop."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        text = "Loads a lip encoder: the network that reads the 12 numbers of a lip pose from a face crop."
+        output = LipEncoder.Output(display_name="lip_encoder")
+        return _network_schema("FlashLipsLoadLipEncoder", "Load Lip Encoder", text, "lip-encoder", output)
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str = bridge.BUNDLED) -> str:
+        return bridge.fingerprint(name)
+
+    @classmethod
+    def execute(cls, name: str = bridge.BUNDLED) -> io.NodeOutput:
+        return io.NodeOutput(bridge.load_network("lip-encoder", name))
+
+
+class LoadPoseModel(io.ComfyNode):
+    """The network that turns a voice into lip poses."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        text = "Loads a pose model: the network that turns a voice into lip poses. Each listens to one kind of audio encoder."
+        output = PoseModel.Output(display_name="pose_model")
+        return _network_schema("FlashLipsLoadPoseModel", "Load Pose Model", text, "pose-model", output)
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str = bridge.BUNDLED) -> str:
+        return bridge.fingerprint(name)
+
+    @classmethod
+    def execute(cls, name: str = bridge.BUNDLED) -> io.NodeOutput:
+        return io.NodeOutput(bridge.load_network("pose-model", name))
+
+
+class LoadCodec(io.ComfyNode):
+    """Between pixels and latents."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsLoadCodec",
+            display_name="Load Codec",
+            category=CATEGORY,
+            description="Loads what turns face crops into SDXL latents and back. It is an ordinary VAE: ComfyUI's VAE Encode and "
+            "VAE Decode take it, and a VAE in SDXL's latent space from ComfyUI's Load VAE can be used in its place.",
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=bridge.codec_names(),
+                    default=bridge.BUNDLED,
+                    optional=True,
+                    tooltip="Bundled = small and fast, made for faces. SDXL's own VAE is the sharpest and by far the slowest, "
+                    "taesdxl lies between. Files of models/vae are listed where their name says XL.",
+                ),
+                _download_input(),
+            ],
+            outputs=[io.Vae.Output(display_name="vae")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str = bridge.BUNDLED, download: bool = False) -> str:
+        return bridge.fingerprint(name)
+
+    @classmethod
+    def execute(cls, name: str = bridge.BUNDLED, download: bool = False) -> io.NodeOutput:
+        if name == bridge.BUNDLED:
+            return io.NodeOutput(bridge.load_vae(name))
+        if name in CODECS:
+            return io.NodeOutput(bridge.load_vae(_fetched(name, CODECS, CODEC_FILES, download)))
+        folder = bridge.model_folder(name)
+        if folder is not None:
+            return io.NodeOutput(bridge.load_vae(folder))
+        if name in bridge.model_files("codec"):
+            return io.NodeOutput(bridge.load_vae(bridge.model_path(name)))
+        return io.NodeOutput(bridge.load_core_vae(name))
+
+
+class LoadAudioEncoder(io.ComfyNode):
+    """What listens to the voice."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        local = bridge.model_choices("audio-encoder", AUDIO_KINDS)
+        return io.Schema(
+            node_id="FlashLipsLoadAudioEncoder",
+            display_name="Load Audio Encoder (FlashLips)",
+            category=CATEGORY,
+            description="Loads what listens to the voice. A pose model works with the encoder that it was trained with: the "
+            "bundled one with the bundled one.",
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=list(dict.fromkeys([bridge.BUNDLED, LOG_MEL, *local, *AUDIO_ENCODERS])),
+                    default=bridge.BUNDLED,
+                    optional=True,
+                    tooltip="Bundled, log-mel (no network), wav2vec 2.0, HuBERT, WavLM or Whisper: folders in Hugging Face's "
+                    "format in models/flashlips or models/audio_encoders. Names with a slash are public networks; see download.",
+                ),
+                io.Int.Input(
+                    "layer",
+                    default=-1,
+                    min=-1,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Hidden layer of such a network: 0 = before the first, higher = later, -1 = the last. "
+                    "The bundled encoder and log-mel have no layers to choose from.",
+                ),
+                _download_input(),
+            ],
+            outputs=[io.AudioEncoder.Output(display_name="audio_encoder")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str = bridge.BUNDLED, layer: int = -1, download: bool = False) -> str:
+        return f"{bridge.fingerprint(name)}:{layer}"
+
+    @classmethod
+    def execute(cls, name: str = bridge.BUNDLED, layer: int = -1, download: bool = False) -> io.NodeOutput:
+        source: Any = name
+        if name in AUDIO_ENCODERS:
+            source = _fetched(name, AUDIO_ENCODERS, AUDIO_FILES, download)
+        elif name not in (bridge.BUNDLED, LOG_MEL):
+            source = bridge.model_folder(name, AUDIO_KINDS) or bridge.model_path(name)
+        return io.NodeOutput(bridge.load_audio_encoder(source, None if layer < 0 else layer))
+
+
+def _download_input() -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "download",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip="On = fetch a public network (names with a slash) from Hugging Face into models/flashlips, unless it is there. "
+        "Off = never use the network.",
+    )
+
+
+def _fetched(hub_id: str, known: dict[str, str], files: tuple[str, ...], is_allowed: bool) -> Path:
+    """The local folder of a public network, downloaded where that is allowed and needed."""
+    folder = bridge.model_folder(hub_id.rpartition("/")[2], AUDIO_KINDS)
+    if folder is not None and all((folder / file).is_file() for file in files):
+        return folder
+    if not is_allowed:
+        raise FlashLipsError(
+            f"'{hub_id}' is not in models/flashlips yet; switch 'download' on to fetch it, or choose another that is there."
+        )
+    with bridge.running() as run:
+        return fetch(hub_id, bridge.model_folders()[0], files, known[hub_id], run.progress)
+
+
+NODES = [LoadEditor, LoadLipEncoder, LoadPoseModel, LoadCodec, LoadAudioEncoder]

@@ -1,0 +1,338 @@
+"""Lip Sync, Lip-Sync Video, Lip-Sync Images, Edit Lip Latents: images and latents in the core, the nodes in the real ComfyUI."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from test_nodes_track import DEMO, NUM_EMPTY, NUM_SEEN, SIDE, face_clip
+from test_pipeline import CROP_PX, lipsync, make_poses, make_track, model_folder  # noqa: F401
+
+from flashlips_core import image_edit
+from flashlips_core.editing import CropEditor, edit_latents
+from flashlips_core.image_edit import edit_images
+from flashlips_core.image_frames import cut_images
+from flashlips_core.media import load_audio, probe, read_frames
+from flashlips_core.pipeline import PROVENANCE, check_whole_track
+from flashlips_core.types import FlashLipsError
+
+VOICE = DEMO.with_name("voice.wav")
+
+
+def pictures(count: int = 10) -> torch.Tensor:
+    """Images of the size that ``make_track`` knows, as ComfyUI lays them out and the core reads them."""
+    images = torch.rand(count, 48, 64, 3, generator=torch.Generator().manual_seed(0))
+    return images.movedim(-1, 1)
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------------
+
+
+def test_images_change_only_in_the_box_of_frames_with_a_face(lipsync) -> None:  # noqa: F811
+    images, track = pictures(), make_track(10, absent=(3,))
+    steps, shown = [], []
+    callbacks = {"progress": lambda *step: steps.append(step), "show": shown.append}
+    edited = edit_images(lipsync, images, Fraction(25), track, make_poses(10), batch=4, **callbacks)
+    assert edited.shape == images.shape and edited.stride() == images.stride()
+    assert torch.equal(edited[3], images[3]) and steps[-1] == (10, 10)
+    assert all(crop.shape == (3, CROP_PX, CROP_PX) for crop in shown) and len(shown) == 3
+    changed = (edited != images).any(1)
+    assert changed.any() and not changed[:, :, :9].any() and not changed[:, :2].any()  # boxes start at 11.3, 4.6
+
+
+def test_a_batch_of_images_does_not_depend_on_its_parts(lipsync) -> None:  # noqa: F811
+    images, track, poses = pictures(), make_track(10), make_poses(10)
+    references = cut_images(images[:2], track.boxes[:2], CROP_PX) * 2 - 1
+    whole = edit_images(lipsync, images, Fraction(25), track, poses, references, batch=10)
+    parts = edit_images(lipsync, images, Fraction(25), track, poses, references, batch=3)
+    assert torch.allclose(whole, parts, atol=1e-4)
+
+
+def test_images_that_are_not_the_tracked_ones_are_refused(lipsync, monkeypatch) -> None:  # noqa: F811
+    images, track, poses = pictures(), make_track(10), make_poses(10)
+
+    def refused(words: str, *given: object) -> None:
+        with pytest.raises(FlashLipsError, match=words):
+            edit_images(lipsync, *given)
+
+    refused("track has 12 frames, the image batch 10", images, Fraction(25), make_track(12), poses)
+    refused("64x48 pixels, the images have 48x64", images.mT, Fraction(25), track, poses)
+    refused("images run at 30 frames per second, their track at 25", images, Fraction(30), track, poses)
+    refused("No face in any frame", images, Fraction(25), make_track(10, absent=tuple(range(10))), poses)
+    refused("32x32 pixels, the editor sees crops of 64x64", images, Fraction(25), track, poses, torch.zeros(4, 3, 32, 32))
+    monkeypatch.setattr(image_edit, "LARGEST_BATCH_BYTES", 100_000)
+    refused("10 images of 64x48 take 0.0 GB.*give the clip as a VIDEO to Lip-Sync Video", images, Fraction(25), track, poses)
+
+
+# ---- latents ---------------------------------------------------------------------------------------------------------------
+
+
+def latents(count: int, seed: int = 0, side: int = 8) -> torch.Tensor:
+    return torch.randn(count, 4, side, side, generator=torch.Generator().manual_seed(seed))
+
+
+def test_edited_latents_are_those_of_the_crop_editor(lipsync) -> None:  # noqa: F811
+    crops = torch.rand(5, 3, CROP_PX, CROP_PX, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    references, poses = crops[:2], make_poses(5)
+    shown = lipsync.encode_lips(references)
+    with torch.inference_mode():
+        target, seen = lipsync.codec.encode(crops), lipsync.codec.encode(references)
+        expected = CropEditor(lipsync.codec, lipsync.editor, references, shown).edit(target, poses.values)
+    edited = edit_latents(lipsync.editor, target, seen, poses, replace(poses, values=shown), batch=2)
+    assert torch.allclose(edited, expected, atol=1e-5) and not torch.allclose(edited, target, atol=1e-2)
+
+
+def test_strength_leads_from_the_target_to_the_edit(lipsync) -> None:  # noqa: F811
+    target, references, poses = latents(3), latents(2, 1), make_poses(5)  # two poses more than targets
+    none, half, full = (edit_latents(lipsync.editor, target, references, poses, strength=s) for s in (0.0, 0.5, 1.0))
+    assert torch.equal(none, target) and torch.allclose(half, (target + full) / 2, atol=1e-5)
+    assert not torch.equal(full, target)
+
+
+def test_latents_and_poses_that_do_not_fit_are_refused(lipsync) -> None:  # noqa: F811
+    def refused(words: str, *given: object) -> None:
+        with pytest.raises(FlashLipsError, match=words):
+            edit_latents(lipsync.editor, *given)
+
+    refused("references are 16x16 latent cells, the target 8x8", latents(3), latents(2, side=16), make_poses(3))
+    refused("target must be latents of SDXL's kind", torch.zeros(3, 16, 8, 8), latents(2), make_poses(3))
+    refused("Got 2 poses for 3 target latents", latents(3), latents(2), make_poses(2))
+    refused("Got 3 reference poses for 2 references", latents(3), latents(2), make_poses(3), make_poses(3))
+
+
+# ---- tracks ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_track_of_another_clip_is_told_by_size_rate_and_length(plain_clip) -> None:
+    clip = probe(plain_clip)
+    check_whole_track(make_track(25), clip)
+    for track, words in (
+        (make_track(25, size=(640, 360)), "of 640x360 pixels, clip.mp4 has 64x48"),
+        (make_track(25, fps=Fraction(30)), "of 30 frames per second, clip.mp4 has 25"),
+        (make_track(40), "track has 40 frames, clip.mp4 has 25"),
+    ):
+        with pytest.raises(FlashLipsError, match=words):
+            check_whole_track(track, clip)
+
+
+# ---- in ComfyUI ------------------------------------------------------------------------------------------------------------
+
+
+def node(class_type: str, **inputs: object) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+@pytest.fixture
+def graph(engine, model_folder) -> dict:  # noqa: F811
+    """A clip of NUM_SEEN frames with a face and NUM_EMPTY without, its track, a voice's poses, and toy networks to edit with."""
+    face_clip(engine.base / "input" / "face.mp4")
+    shutil.copytree(model_folder, engine.base / "models" / "flashlips" / "toy", dirs_exist_ok=True)
+    return {
+        "video": node("FlashLipsLoadVideo", path="face.mp4"),
+        "voice": node("FlashLipsLoadVideo", path=str(VOICE)),
+        "track": node("FlashLipsTrackFace", video=["video", 0], face="largest"),
+        "listener": node("FlashLipsLoadAudioEncoder"),
+        "features": node("FlashLipsEncodeAudio", audio_encoder=["listener", 0], audio=["voice", 1]),
+        "pose_model": node("FlashLipsLoadPoseModel"),
+        "poses": node("FlashLipsSamplePoses", pose_model=["pose_model", 0], features=["features", 0]),
+        "editor": node("FlashLipsLoadEditor", name="toy/editor.safetensors"),
+        "codec": node("FlashLipsLoadCodec", name="toy/codec.safetensors"),
+        "reader": node("FlashLipsLoadLipEncoder", name="toy/lip-encoder.safetensors"),
+    }
+
+
+def edit_node(**changes: object) -> dict:
+    """Lip-Sync Video with what the graph offers."""
+    wires = {name: [name, 0] for name in ("video", "track", "poses", "editor")}
+    return node("FlashLipsLipSyncVideo", **wires, vae=["codec", 0], lip_encoder=["reader", 0], **changes)
+
+
+def temporary(engine) -> list[Path]:
+    return sorted((engine.base / "temp").glob("flashlips*"))
+
+
+def planes(path: str | Path) -> list[np.ndarray]:
+    return [frame.planes[0] for frame in read_frames(path)]
+
+
+@pytest.mark.comfy
+def test_a_video_and_a_voice_are_all_that_the_front_door_needs(engine, graph) -> None:
+    prompt = {name: graph[name] for name in ("video", "voice")}
+    prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1])
+    prompt["save"] = node("FlashLipsSaveVideo", video=["sync", 0])
+    run = engine.run(prompt, "sync")
+    assert run.is_success, run.errors
+    source, [made] = engine.base / "input" / "face.mp4", run.outputs["sync"]
+    assert temporary(engine)[-1] == Path(made.source)
+    result = probe(made.source)
+    assert (result.num_frames, result.fps, result.width) == (NUM_SEEN + NUM_EMPTY, Fraction(25), SIDE)
+    assert result.audio_rate == load_audio(VOICE).sample_rate
+    assert abs(float(load_audio(made.source).duration) - 0.56) < 0.1
+    with av.open(made.source) as media:
+        assert media.metadata["comment"] == PROVENANCE["comment"]
+    assert any(np.abs(a.astype(int) - b).max() > 20 for a, b in zip(planes(source), planes(made.source), strict=True))
+    assert "progress" in run.names
+
+
+@pytest.mark.comfy
+def test_length_and_tag_are_the_users_choice(engine, graph) -> None:
+    prompt = {name: graph[name] for name in ("video", "voice")}
+    prompt["sound"] = node("TrimAudioDuration", audio=["voice", 1], start_index=0.0, duration=0.8)
+    choices = {"length": "ping-pong", "tag": False, "crf": 30, "lip_motion": 0.0, "close_in_silence": False, "seed": 7}
+    prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["sound", 0], face="left", **choices)
+    run = engine.run(prompt, "sync")
+    assert run.is_success, run.errors
+    [made] = run.outputs["sync"]
+    assert probe(made.source).num_frames == 20
+    with av.open(made.source) as media:
+        assert "comment" not in media.metadata
+
+
+@pytest.mark.comfy
+def test_the_whole_graph_changes_the_mouth_and_nothing_else(engine, graph) -> None:
+    graph["edit"] = edit_node(crf=0)
+    run = engine.run(graph, "edit")
+    assert run.is_success, run.errors
+    [made] = run.outputs["edit"]
+    before, after = planes(engine.base / "input" / "face.mp4"), planes(made.source)
+    assert len(before) == len(after) == NUM_SEEN + NUM_EMPTY
+    for index, (old, new) in enumerate(zip(before, after, strict=True)):
+        changed = old != new
+        assert changed.any() == (index < NUM_SEEN)
+        assert not changed[: SIDE // 3].any()  # the upper face
+    assert probe(made.source).audio_rate is None  # the clip had no sound, and no other was given
+
+
+@pytest.mark.comfy
+def test_a_new_take_does_not_track_or_listen_again(engine, graph) -> None:
+    graph["edit"] = edit_node(audio=["voice", 1])
+    assert engine.run(graph, "edit").is_success
+    graph["poses"]["inputs"]["seed"] = 1
+    run = engine.run(graph, "edit")
+    assert run.is_success and {"track", "features", "editor", "codec"} <= run.cached and "poses" not in run.cached
+
+
+@pytest.mark.comfy
+def test_images_and_latents_give_the_same_mouth_on_their_own_ways(engine, graph) -> None:
+    sizes = {"size": CROP_PX}
+    graph |= {
+        "parts": node("GetVideoComponents", video=["video", 0]),
+        "crops": node("FlashLipsCropFaces", images=["parts", 0], track=["track", 0], **sizes),
+        "shown": node("ImageFromBatch", image=["crops", 0], batch_index=0, length=4),
+        "edit": node("FlashLipsLipSyncImages", images=["parts", 0], fps=25.0, track=["track", 0], poses=["poses", 0],
+                     editor=["editor", 0], vae=["codec", 0], references=["shown", 0]),
+        "target": node("VAEEncode", pixels=["crops", 0], vae=["codec", 0]),
+        "seen": node("VAEEncode", pixels=["shown", 0], vae=["codec", 0]),
+        "shown_poses": node("FlashLipsEncodePoses", images=["shown", 0], lip_encoder=["bundled", 0]),
+        "bundled": node("FlashLipsLoadLipEncoder"),
+        "latents": node("FlashLipsEditLatents", editor=["editor", 0], target=["target", 0], references=["seen", 0],
+                        poses=["poses", 0]),
+        "pixels": node("VAEDecode", samples=["latents", 0], vae=["codec", 0]),
+    }  # fmt: skip
+    run = engine.run(graph, ("parts", "edit", "target", "latents", "pixels"))
+    assert run.is_success, run.errors
+    images, edited = run.outputs["parts"][0], run.outputs["edit"][0]
+    assert edited.shape == images.shape and torch.equal(edited[NUM_SEEN:], images[NUM_SEEN:])
+    unchanged = (edited == images).all(-1)[:NUM_SEEN]
+    assert 0.5 < unchanged.float().mean() < 1 and unchanged[:, : SIDE // 3].all()
+    target, latents = run.outputs["target"][0]["samples"], run.outputs["latents"][0]["samples"]
+    assert latents.shape == target.shape == (NUM_SEEN + NUM_EMPTY, 4, CROP_PX // 8, CROP_PX // 8)
+    assert torch.allclose(latents[:, :, 0], target[:, :, 0], atol=1e-4) and not torch.allclose(latents, target, atol=0.1)
+    assert run.outputs["pixels"][0].shape == (NUM_SEEN + NUM_EMPTY, CROP_PX, CROP_PX, 3)
+
+
+@pytest.mark.comfy
+def test_two_speakers_are_two_edits_in_a_row(engine, graph) -> None:
+    face_clip(engine.base / "input" / "two.mp4", "ft", num_empty=0)
+    graph["video"] = node("FlashLipsLoadVideo", path="two.mp4")
+    graph["track"]["inputs"]["face"] = "left"
+    graph["second_track"] = node("FlashLipsTrackFace", video=["video", 0], face="right")
+    graph["first"] = edit_node(crf=0)
+    graph["second"] = edit_node(crf=0)
+    graph["second"]["inputs"] |= {"video": ["first", 0], "track": ["second_track", 0]}
+    run = engine.run(graph, ("first", "second"))
+    assert run.is_success, run.errors
+    made = [run.outputs[name][0].source for name in ("first", "second")]
+    source, first, second = (planes(path) for path in (engine.base / "input" / "two.mp4", *made))
+    for old, once, twice in zip(source, first, second, strict=True):
+        assert (old != once)[:, :SIDE].any() and not (old != once)[:, SIDE:].any()
+        assert (once != twice)[:, SIDE:].any() and not (once != twice)[:, :SIDE].any()
+
+
+@pytest.mark.comfy
+def test_wrong_wires_get_a_sentence(engine, graph) -> None:
+    def said(name: str, **nodes: dict) -> str:
+        return engine.run(graph | nodes, name).errors[name]
+
+    before = temporary(engine)
+    face_clip(engine.base / "input" / "other.mp4", num_empty=20)
+    face_clip(engine.base / "input" / "wide.mp4", "fe")
+    for file, words in (("other.mp4", "The track has 30 frames, face.mp4 has 14"), ("wide.mp4", "of a clip of 384x192 pixels")):
+        other = node("FlashLipsLoadVideo", path=file)
+        track = node("FlashLipsTrackFace", video=["other", 0], face="largest")
+        assert words in said("edit", other=other, track=track, edit=edit_node())
+    small = node("EmptyImage", width=32, height=32, batch_size=2, color=0)
+    assert "32x32 pixels, the editor sees crops of 64x64" in said("edit", small=small, edit=edit_node(references=["small", 0]))
+    silent = node("EmptyAudio", duration=0.0, sample_rate=16_000, channels=1)
+    assert "audio has zero length" in said("edit", silent=silent, edit=edit_node(audio=["silent", 0]))
+    flat = node("EmptyLatentImage", width=64, height=64, batch_size=200)
+    large = node("EmptyLatentImage", width=128, height=128, batch_size=2)
+    latents = node("FlashLipsEditLatents", editor=["editor", 0], target=["flat", 0], references=["large", 0], poses=["poses", 0])
+    assert "references are 16x16 latent cells, the target 8x8" in said("latents", flat=flat, large=large, latents=latents)
+    blank = {"grey": node("EmptyImage", width=64, height=64, batch_size=5, color=0x808080)}
+    blank["blank"] = node("CreateVideo", images=["grey", 0], fps=25.0)
+    sync = node("FlashLipsLipSync", video=["blank", 0], audio=["voice", 1])
+    assert "No face in any of the" in said("sync", **blank, sync=sync)
+    assert temporary(engine) == before and not list((engine.base / "temp").glob("*.part"))
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("name", ["sync", "edit"])
+def test_cancel_leaves_no_file_and_the_next_run_works(engine, graph, name) -> None:
+    graph["edit"] = edit_node()
+    graph["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1])
+    before = temporary(engine)
+    for event in (1, 3):
+        run = engine.run(graph, name, interrupt_at=("progress", event))
+        assert run.is_interrupted and not run.errors
+    assert temporary(engine) == before
+    run = engine.run(graph, name)
+    assert run.is_success and probe(run.outputs[name][0].source).num_frames == NUM_SEEN + NUM_EMPTY
+
+
+DEFAULTS = """
+import inspect
+
+import nodes
+
+
+def differences():
+    found = {}
+    for name, node in nodes.NODE_CLASS_MAPPINGS.items():
+        if not name.startswith("FlashLips"):
+            continue
+        schema, parameters = node.GET_SCHEMA(), inspect.signature(node.execute).parameters
+        wrong = [] if list(parameters) == [i.id for i in schema.inputs] else ["order of " + ", ".join(parameters)]
+        for given in schema.inputs:
+            default = parameters[given.id].default
+            is_free = default is not inspect.Parameter.empty
+            if given.optional and not is_free or is_free and default != getattr(given, "default", None):
+                wrong.append(given.id)
+            if not given.tooltip:
+                wrong.append("tooltip of " + given.id)
+        found[name] = wrong
+    return found
+"""
+
+
+@pytest.mark.comfy
+def test_a_prompt_without_optional_inputs_means_the_defaults_that_the_widgets_show(engine, tmp_path) -> None:
+    (tmp_path / "code.py").write_text(DEFAULTS)
+    found = engine.call(f"{tmp_path / 'code.py'}:differences")
+    assert len(found) >= 20 and {name: wrong for name, wrong in found.items() if wrong} == {}

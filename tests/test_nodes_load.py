@@ -1,0 +1,275 @@
+"""The loaders: roles by header, VAE objects around our codecs, downloads with checksums, and the nodes in the real ComfyUI."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_pipeline import CROP_PX, lipsync, model_folder, toy_networks  # noqa: F401
+from torch import nn
+
+from flashlips_core import checkpoint
+from flashlips_core.codec import SDXL_SCALE, UnscaledCodec, load_codec, wrap_vae
+from flashlips_core.downloads import fetch
+from flashlips_core.loading import STAGE_1, folder_role, load_part, role_of
+from flashlips_core.pipeline import LipSync
+from flashlips_core.types import FlashLipsError
+
+# ---- parts -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_files_role_is_read_from_its_header_and_again_when_it_changes(model_folder, tmp_path) -> None:  # noqa: F811
+    path = tmp_path / "model.safetensors"
+    shutil.copy(model_folder / "editor.safetensors", path)
+    assert role_of(path) == "editor"
+    shutil.copy(model_folder / "codec.safetensors", path)
+    assert role_of(path) == "codec"
+    path.write_bytes(b"not a model")
+    assert role_of(path) is None and role_of(tmp_path / "missing.safetensors") is None
+    checkpoint.save(toy_networks()["editor"], path, STAGE_1, {})
+    assert role_of(path) == "editor" and load_part("editor", path).is_stage_1
+
+
+def test_a_folder_is_told_by_its_config(tmp_path) -> None:
+    config = tmp_path / "config.json"
+    for fields, role in (
+        ({"model_type": "hubert"}, "audio-encoder"),
+        ({"model_type": "bert"}, None),
+        ({"_class_name": "AutoencoderKL"}, "codec"),
+    ):
+        config.write_text(json.dumps(fields))
+        assert folder_role(tmp_path) == role
+    config.write_text("{")
+    assert folder_role(tmp_path) is None
+    for half in ("encoder", "decoder"):
+        (tmp_path / f"taesdxl_{half}.safetensors").touch()
+    assert folder_role(tmp_path) == "codec"
+
+
+def test_a_loaded_part_brings_its_files_notes_into_the_pipeline(model_folder, lipsync) -> None:  # noqa: F811
+    part = load_part("editor", model_folder / "editor.safetensors")
+    made = LipSync(editor=part, codec=lipsync.codec, device="cpu")
+    assert made.editor is part.network and made.crop_px == CROP_PX and not made.is_stage_1
+    with pytest.raises(FlashLipsError, match="is a checkpoint for 'codec', but 'editor' is needed"):
+        load_part("editor", model_folder / "codec.safetensors")
+
+
+def test_a_detector_given_as_a_function_is_made_when_it_is_needed() -> None:
+    made = []
+    sync = LipSync(detector=lambda: made.append(1) or "detector", device="cpu")
+    assert not made and sync.detector == "detector" and sync.detector == "detector" and made == [1]
+
+
+# ---- VAEs ------------------------------------------------------------------------------------------------------------------
+
+
+class ToyVAE(nn.Module):
+    """A network in SDXL's unscaled space; like ComfyUI's, its outputs are exact and unclamped."""
+
+    def __init__(self, codec: nn.Module) -> None:
+        super().__init__()
+        self.inner = UnscaledCodec(codec)
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        return self.inner.encode(images)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.inner.decode(latents)
+
+
+def vae_object(network: nn.Module, **changes: object) -> SimpleNamespace:
+    """The attributes of ComfyUI's VAE class that matter here, with its own conversions."""
+    fields = dict(first_stage_model=network, latent_channels=4, latent_dim=2, downscale_ratio=8, vae_dtype=torch.float32)
+    fields |= dict(device=torch.device("cpu"), process_input=lambda image: image * 2 - 1)
+    fields |= dict(process_output=lambda image: image.add_(1.0).div_(2.0).clamp_(0.0, 1.0))
+    return SimpleNamespace(**fields | changes)
+
+
+def test_any_vae_in_sdxls_space_is_the_same_as_its_codec(model_folder) -> None:  # noqa: F811
+    codec = load_codec(model_folder / "codec.safetensors")
+    wrapped = wrap_vae(vae_object(ToyVAE(codec)))
+    images = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = codec.encode(images)
+    assert torch.allclose(wrapped.encode(images), latents, atol=1e-5)
+    kept = latents.clone()
+    assert torch.allclose(wrapped.decode(latents), codec.decode(latents).clamp(-1, 1), atol=1e-4)
+    assert torch.equal(latents, kept)
+
+
+def test_a_vae_of_another_latent_space_is_refused(model_folder) -> None:  # noqa: F811
+    network = ToyVAE(load_codec(model_folder / "codec.safetensors"))
+    for change in ({"latent_channels": 16}, {"latent_dim": 3}, {"downscale_ratio": 16}):
+        with pytest.raises(FlashLipsError, match="not in SDXL's latent space"):
+            wrap_vae(vae_object(network, **change))
+    network.vae_scale = torch.tensor(0.18215)  # TAESD, Stable Diffusion 1's
+    with pytest.raises(FlashLipsError, match="not in SDXL's latent space"):
+        wrap_vae(vae_object(network))
+
+
+# ---- downloads -------------------------------------------------------------------------------------------------------------
+
+FILES = {"config.json": b'{"model_type": "hubert"}', "model.safetensors": bytes(range(256)) * 9000}
+
+
+@pytest.fixture
+def hub() -> Iterator[SimpleNamespace]:
+    """A hub on this machine that answers as Hugging Face does; ``hub.sent`` is what it really sends."""
+    sent = dict(FILES)
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            if self.path == "/api/models/someone/hubert/revision/refs%2Fpr%2F1?blobs=true":
+                self._send(json.dumps({"siblings": [listed(name, data) for name, data in FILES.items()]}).encode())
+            elif self.path.startswith("/someone/hubert/resolve/refs%2Fpr%2F1/"):
+                self._send(sent[self.path.rpartition("/")[2]])
+            else:
+                self.send_error(404)
+
+        def _send(self, data: bytes) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", sent=sent)
+    server.shutdown()
+
+
+def listed(name: str, data: bytes) -> dict:
+    """A file in the hub's listing: large ones with their SHA-256, small ones with git's hash."""
+    entry = {"rfilename": name, "size": len(data), "blobId": hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()}
+    return entry | ({"lfs": {"sha256": hashlib.sha256(data).hexdigest()}} if len(data) > 1000 else {})
+
+
+def test_a_download_arrives_whole_with_progress_and_once(hub, tmp_path) -> None:
+    steps = []
+    folder = fetch("someone/hubert", tmp_path, tuple(FILES), "refs/pr/1", lambda *s: steps.append(s), hub.url)
+    assert folder == tmp_path / "hubert" and {p.name: p.read_bytes() for p in folder.iterdir()} == FILES
+    assert steps[-1] == (2, 2) and steps == sorted(steps)
+    steps.clear()
+    fetch("someone/hubert", tmp_path, tuple(FILES), "refs/pr/1", lambda *s: steps.append(s), hub.url)
+    assert not steps
+
+
+def test_a_damaged_stopped_or_missing_download_leaves_no_file(hub, tmp_path) -> None:
+    hub.sent["model.safetensors"] = FILES["model.safetensors"][:-1] + b"x"
+    with pytest.raises(FlashLipsError, match="arrived damaged"):
+        fetch("someone/hubert", tmp_path, tuple(FILES), "refs/pr/1", endpoint=hub.url)
+
+    def stop(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch("someone/hubert", tmp_path, tuple(FILES), "refs/pr/1", stop, hub.url)
+    assert [p.name for p in (tmp_path / "hubert").iterdir()] == ["config.json"]
+    with pytest.raises(FlashLipsError, match="has no vocab.json on the hub"):
+        fetch("someone/hubert", tmp_path, ("vocab.json",), "refs/pr/1", endpoint=hub.url)
+    with pytest.raises(FlashLipsError, match="could not be downloaded .*check the connection"):
+        fetch("nobody/nothing", tmp_path, ("config.json",), endpoint=hub.url)
+
+
+# ---- in ComfyUI ------------------------------------------------------------------------------------------------------------
+
+
+def node(class_type: str, **inputs: object) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+@pytest.fixture
+def stocked(engine, model_folder):  # noqa: F811
+    """The engine with toy networks, and files that are none, in models/flashlips."""
+    folder = engine.base / "models" / "flashlips"
+    shutil.copytree(model_folder, folder / "toy", dirs_exist_ok=True)
+    (folder / "notes.safetensors").write_bytes(b"nothing")
+    return engine
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("role", ["editor", "lip-encoder", "pose-model"])
+def test_a_loader_lists_the_bundled_and_the_files_of_its_role(stocked, role) -> None:
+    name = "FlashLipsLoad" + "".join(part.capitalize() for part in role.split("-"))
+    info = stocked.node_info(name)["input"]["optional"]["name"]
+    options = info[1]["options"] if isinstance(info[0], str) else info[0]
+    assert options == ["bundled", f"toy/{role}.safetensors"]
+    for option in options:
+        run = stocked.run({"load": node(name, name=option)}, "load")
+        assert run.is_success, run.errors
+        assert run.outputs["load"][0].role == role
+    assert "not in list" in stocked.run({"load": node(name, name="gone.safetensors")}, "load").errors["load"].lower()
+
+
+@pytest.mark.comfy
+def test_a_name_that_went_stale_gives_a_sentence(stocked, tmp_path) -> None:
+    path = stocked.base / "models" / "flashlips" / "late.safetensors"
+    shutil.copy(path.parent / "toy" / "editor.safetensors", path)
+    (tmp_path / "code.py").write_text("def name(): return 'late.safetensors'")  # over a wire, which no list is checked for
+    prompt = {"load": node("FlashLipsLoadEditor", name=["name", 0]), "name": node("TestMake", code=f"{tmp_path}/code.py:name")}
+    assert stocked.run(prompt, "load").is_success
+    path.unlink()
+    stocked.reset()
+    assert "There is no 'late.safetensors' in models/flashlips any more" in stocked.run(prompt, "load").errors["load"]
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("name", ["bundled", "toy/codec.safetensors"])
+def test_our_codec_is_a_vae_that_core_encodes_and_decodes_with(stocked, model_folder, name, tmp_path) -> None:  # noqa: F811
+    images = torch.rand(2, 64, 48, 3, generator=torch.Generator().manual_seed(0))
+    torch.save(images, tmp_path / "images.pt")
+    (tmp_path / "code.py").write_text(f"import torch\ndef images(): return torch.load({str(tmp_path / 'images.pt')!r})\n")
+    prompt = {
+        "images": node("TestMake", code=f"{tmp_path / 'code.py'}:images"),
+        "codec": node("FlashLipsLoadCodec", name=name),
+        "latent": node("VAEEncode", pixels=["images", 0], vae=["codec", 0]),
+        "tiled": node("VAEEncodeTiled", pixels=["images", 0], vae=["codec", 0], tile_size=512, overlap=64, temporal_size=64,
+                      temporal_overlap=8),
+        "image": node("VAEDecode", samples=["latent", 0], vae=["codec", 0]),
+        "pieces": node("VAEDecodeTiled", samples=["latent", 0], vae=["codec", 0], tile_size=512, overlap=64, temporal_size=64,
+                       temporal_overlap=8),
+    }  # fmt: skip
+    run = stocked.run(prompt, ("latent", "tiled", "image", "pieces"))
+    assert run.is_success, run.errors
+    codec = load_codec("bundled" if name == "bundled" else model_folder / "codec.safetensors")
+    latents = codec.encode(images.movedim(-1, 1) * 2 - 1)
+    for kept in ("latent", "tiled"):
+        assert torch.allclose(run.outputs[kept][0]["samples"] * SDXL_SCALE, latents, atol=1e-4)
+    decoded = ((codec.decode(latents).movedim(1, -1) + 1) / 2).clamp(0, 1)
+    for kept in ("image", "pieces"):
+        assert torch.allclose(run.outputs[kept][0], decoded, atol=1e-4)
+
+
+@pytest.mark.comfy
+def test_our_audio_encoder_runs_in_cores_audio_encoder_encode(stocked) -> None:
+    prompt = {
+        "sound": node("EmptyAudio", duration=0.5, sample_rate=44_100, channels=2),
+        "encoder": node("FlashLipsLoadAudioEncoder", name="bundled"),
+        "encoded": node("AudioEncoderEncode", audio_encoder=["encoder", 0], audio=["sound", 0]),
+    }
+    for name, dim in (("bundled", None), ("log-mel", 160), ("toy/audio-encoder.safetensors", 16)):
+        prompt["encoder"]["inputs"]["name"] = name
+        run = stocked.run(prompt, "encoded")
+        assert run.is_success, run.errors
+        [encoded] = run.outputs["encoded"]
+        assert encoded["encoded_audio"].shape[:2] == (1, 25) and encoded["audio_samples"] == 8000
+        assert dim is None or encoded["encoded_audio"].shape[2] == dim
+
+
+@pytest.mark.comfy
+def test_nothing_is_downloaded_unasked(stocked) -> None:
+    for name, prompt in (
+        ("microsoft/wavlm-base-plus", "FlashLipsLoadAudioEncoder"),
+        ("madebyollin/taesdxl", "FlashLipsLoadCodec"),
+    ):
+        run = stocked.run({"load": node(prompt, name=name)}, "load")
+        assert f"'{name}' is not in models/flashlips yet; switch 'download' on" in run.errors["load"]

@@ -1,0 +1,281 @@
+"""Load Video (Path) and Save Video: cutting, copying and encoding in the core, the nodes in the real ComfyUI."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from conftest import same_frames, tone
+
+from flashlips_core.media import load_audio, probe, read_frames
+from flashlips_core.media_cut import write_images, write_part
+from flashlips_core.media_save import save_clip, suffix_like
+from flashlips_core.types import Audio, FlashLipsError
+
+
+def packets(path: Path, kind: str = "video") -> list[bytes]:
+    """The coded pieces of a file's first stream of this kind."""
+    with av.open(str(path)) as media:
+        stream = getattr(media.streams, kind)[0]
+        return [bytes(packet) for packet in media.demux(stream) if packet.size]
+
+
+def tags(path: Path) -> dict[str, str]:
+    with av.open(str(path)) as media:
+        return dict(media.metadata)
+
+
+# ---- a part, or images, as a file ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".mov", ".mkv"])
+def test_a_part_holds_the_frames_of_its_time_and_starts_at_zero(clip, tmp_path, suffix) -> None:
+    source = clip(name=f"source{suffix}", audio_rate=48_000, audio_codec="pcm_s16le")
+    write_part(source, tmp_path / "part.mov", 0.2, 0.4)
+    part = probe(tmp_path / "part.mov")
+    assert (part.num_frames, part.fps, part.duration) == (10, Fraction(25), Fraction(2, 5))
+    frames, originals = list(read_frames(tmp_path / "part.mov")), list(read_frames(source))[5:15]
+    assert frames[0].pts == 0
+    for frame, original in zip(frames, originals, strict=True):
+        assert np.abs(frame.planes[0].astype(int) - original.planes[0]).max() <= 8  # nearly lossless
+    heard, whole = load_audio(tmp_path / "part.mov"), load_audio(source)
+    assert heard.samples.shape == (2, 19_200)
+    assert (heard.samples - whole.samples[:, 9600:28_800]).abs().max() < 1e-3
+
+
+def test_a_part_keeps_uneven_times_and_a_phones_rotation(variable_rate_clip, rotated_clip, tmp_path) -> None:
+    write_part(variable_rate_clip, tmp_path / "part.mov", 0.05, 0)
+    pts = [frame.pts for frame in read_frames(variable_rate_clip)]
+    kept = [p for p in pts if p >= 4500]
+    assert [frame.pts for frame in read_frames(tmp_path / "part.mov")] == [p - kept[0] for p in kept]
+    write_part(rotated_clip, tmp_path / "upright.mov", 0, 0.2)
+    upright = probe(tmp_path / "upright.mov")
+    assert (upright.width, upright.height, upright.rotation) == (48, 64, 0)
+
+
+def test_a_part_behind_the_end_is_refused(plain_clip, tmp_path) -> None:
+    with pytest.raises(FlashLipsError, match="no frame at 9 s, it is 1.00 s long"):
+        write_part(plain_clip, tmp_path / "part.mov", 9, 1)
+    assert not (tmp_path / "part.mov").exists()
+
+
+def test_sound_that_ends_before_the_part_becomes_silence(clip, tmp_path) -> None:
+    source = clip(name="short.mov", audio_rate=48_000, audio_codec="pcm_s16le", audio_s=Fraction(1, 5))
+    write_part(source, tmp_path / "part.mov", 0.4, 0.4)
+    assert load_audio(tmp_path / "part.mov").samples.abs().max() == 0
+
+
+def test_images_become_a_clip_of_their_colours_and_rate(tmp_path) -> None:
+    images = torch.rand(6, 32, 48, 3, generator=torch.Generator().manual_seed(0)).mean((1, 2), keepdim=True).expand(6, 32, 48, 3)
+    voice = Audio(torch.from_numpy(tone(16_000, 1, Fraction(1, 4))), 16_000)
+    steps = []
+    write_images(images, 29.97, tmp_path / "made.mov", voice, lambda *step: steps.append(step))
+    made = probe(tmp_path / "made.mov")
+    assert (made.num_frames, made.fps, made.audio_rate) == (6, Fraction(2997, 100), 16_000)
+    assert steps == [(i, 6) for i in range(1, 7)]
+    with av.open(str(tmp_path / "made.mov")) as media:
+        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in media.decode(video=0)])
+    assert np.abs(shown / 255 - images.numpy()).max() < 0.03
+
+
+# ---- saving ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_copying_moves_every_packet_untouched(talking_clip, tmp_path, suffix) -> None:
+    out = tmp_path / f"copy{suffix}"
+    save_clip(talking_clip, out, metadata={"prompt": '{"1": 2}'})
+    assert same_frames(list(read_frames(out)), list(read_frames(talking_clip)))
+    assert packets(out, "audio") == packets(talking_clip, "audio")
+    if suffix != ".mkv":
+        assert packets(out) == packets(talking_clip)
+    assert {key.lower(): value for key, value in tags(out).items()}["prompt"] == '{"1": 2}'
+
+
+def test_a_copy_keeps_rotation_and_the_sources_note(rotated_clip, tmp_path) -> None:
+    noted = tmp_path / "noted.mp4"
+    save_clip(rotated_clip, noted, metadata={"comment": "synthetic"})
+    save_clip(noted, tmp_path / "again.mp4", metadata={"workflow": "{}"})
+    assert probe(tmp_path / "again.mp4").rotation == probe(rotated_clip).rotation == 90
+    assert tags(tmp_path / "again.mp4")["comment"] == "synthetic"
+
+
+def test_new_sound_is_laid_under_copied_pictures(talking_clip, tmp_path) -> None:
+    voice = Audio(torch.from_numpy(tone(16_000, 1, Fraction(3))), 16_000)
+    save_clip(talking_clip, tmp_path / "dubbed.mp4", audio=voice)
+    assert packets(tmp_path / "dubbed.mp4") == packets(talking_clip)
+    heard = load_audio(tmp_path / "dubbed.mp4")
+    assert heard.sample_rate == 16_000 and abs(float(heard.duration) - 1) < 0.1  # cut to the picture
+
+
+@pytest.mark.parametrize(
+    ("codec", "suffix", "name"),
+    [("h264", ".mp4", "h264"), ("h265", ".mp4", "hevc"), ("vp9", ".webm", "vp9"), ("ffv1", ".mkv", "ffv1")],
+)
+def test_encoding_again_gives_the_codec_that_was_chosen(talking_clip, tmp_path, codec, suffix, name) -> None:
+    out, steps = tmp_path / f"out{suffix}", []
+    save_clip(talking_clip, out, codec, 20, progress=lambda *step: steps.append(step))
+    with av.open(str(out)) as media:
+        assert media.streams.video[0].codec_context.codec.canonical_name == name
+        assert len(media.streams.audio) == 1
+    assert len(list(read_frames(out))) == 25 and steps[-1] == (25, 25)
+    if codec == "ffv1":
+        assert same_frames(list(read_frames(out)), list(read_frames(talking_clip)))
+
+
+def test_a_container_that_cannot_hold_the_pictures_is_refused(plain_clip, tmp_path) -> None:
+    with pytest.raises(FlashLipsError, match="webm cannot hold h264 video as it is; choose mkv"):
+        save_clip(plain_clip, tmp_path / "out.webm")
+    with pytest.raises(FlashLipsError, match="Unknown codec 'gif'"):
+        save_clip(plain_clip, tmp_path / "out.mp4", "gif")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("codec", ["copy", "h264"])
+def test_stopping_a_save_leaves_no_file(plain_clip, tmp_path, codec) -> None:
+    def stop(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save_clip(plain_clip, tmp_path / "out.mp4", codec, progress=stop)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clip.mp4"]
+
+
+def test_the_suffix_of_a_nameless_file_is_that_of_its_content(odd_clip, plain_clip, tmp_path) -> None:
+    for path, suffix in ((odd_clip, ".mkv"), (plain_clip, ".mp4")):
+        nameless = tmp_path / "upload.media"
+        nameless.write_bytes(path.read_bytes())
+        assert suffix_like(path) == suffix_like(nameless) == suffix
+
+
+# ---- in ComfyUI ------------------------------------------------------------------------------------------------------------
+
+
+def node(class_type: str, **inputs: object) -> dict:
+    return {"class_type": class_type, "inputs": inputs}
+
+
+def temporary(engine) -> list[Path]:
+    """The files in ComfyUI's temp folder; engines are shared, so other tests may have left results there."""
+    return sorted((engine.base / "temp").rglob("*"))
+
+
+def saved(engine, run) -> Path:
+    """The file that Save Video tells the browser of."""
+    assert run.is_success, run.errors
+    [item] = run.ui["save"]["images"]
+    return engine.base / item["type"] / item["subfolder"] / item["filename"]
+
+
+@pytest.mark.comfy
+def test_a_video_is_loaded_by_its_path_with_its_sound(engine, talking_clip, plain_clip) -> None:
+    run = engine.run({"video": node("FlashLipsLoadVideo", path=f'"{talking_clip}"')}, "video")
+    assert run.is_success, run.errors
+    video, audio = run.outputs["video"]
+    assert video.source == str(talking_clip) and audio["waveform"].shape[:2] == (1, 2) and audio["sample_rate"] == 44_100
+    _, silence = engine.run({"video": node("FlashLipsLoadVideo", path=str(plain_clip))}, "video").outputs["video"]
+    assert silence["waveform"].shape == (1, 2, 44_100) and not silence["waveform"].any()
+
+
+@pytest.mark.comfy
+def test_a_file_with_sound_alone_gives_its_sound(engine, audio_only) -> None:
+    prompt = {"sound": node("FlashLipsLoadVideo", path=str(audio_only))}
+    video, audio = engine.run(prompt, "sound").outputs["sound"]
+    assert video is None and audio["sample_rate"] == 44_100
+    run = engine.run({**prompt, "save": node("FlashLipsSaveVideo", video=["sound", 0])})
+    assert "There is no video; connect one" in run.errors["save"]
+
+
+@pytest.mark.comfy
+def test_a_missing_or_unreadable_file_is_said_in_one_sentence(engine, tmp_path) -> None:
+    def said(path: object) -> str:
+        return engine.run({"video": node("FlashLipsLoadVideo", path=str(path))}, "video").errors["video"]
+
+    assert "There is no file at /nowhere/clip.mp4" in said("/nowhere/clip.mp4")
+    assert "No path is given" in said("")
+    (tmp_path / "empty.mp4").touch()
+    assert "empty.mp4" in said(tmp_path / "empty.mp4")
+
+
+@pytest.mark.comfy
+def test_a_changed_file_is_loaded_again(engine, clip, plain_clip) -> None:
+    prompt = {"video": node("FlashLipsLoadVideo", path=str(plain_clip))}
+    engine.run(prompt, "video")
+    assert "video" in engine.run(prompt, "video").cached
+    clip(size=(32, 32))
+    run = engine.run(prompt, "video")
+    assert "video" not in run.cached and run.outputs["video"][0].width == 32
+
+
+@pytest.mark.comfy
+def test_saving_copies_a_files_packets_and_keeps_the_workflow(engine, talking_clip) -> None:
+    prompt = {
+        "video": node("FlashLipsLoadVideo", path=str(talking_clip)),
+        "save": node("FlashLipsSaveVideo", video=["video", 0], filename_prefix="a/b"),
+    }
+    out = saved(engine, engine.run(prompt))
+    assert out.parent == engine.base / "output" / "a" and packets(out) == packets(talking_clip)
+    assert json.loads(tags(out)["prompt"])["save"]["class_type"] == "FlashLipsSaveVideo"
+    assert not list((engine.base / "output").rglob("*.part"))
+
+
+@pytest.mark.comfy
+def test_trimmed_videos_and_those_of_images_are_saved_too(engine, talking_clip) -> None:
+    before = temporary(engine)
+    prompt = {
+        "video": node("FlashLipsLoadVideo", path=str(talking_clip)),
+        "trim": node("Video Slice", video=["video", 0], start_time=0.2, duration=0.4, strict_duration=False),
+        "save": node("FlashLipsSaveVideo", video=["trim", 0]),
+    }
+    out = saved(engine, engine.run(prompt))
+    assert probe(out).num_frames == 10 and abs(float(load_audio(out).duration) - 0.4) < 0.1
+    prompt["parts"] = node("GetVideoComponents", video=["trim", 0])
+    prompt["made"] = node("CreateVideo", images=["parts", 0], fps=24.0, audio=["parts", 1])
+    prompt["save"] = node("FlashLipsSaveVideo", video=["made", 0], codec="h265", container="mkv")
+    run = engine.run(prompt, "parts")
+    out = saved(engine, run)
+    assert (probe(out).num_frames, probe(out).fps, out.suffix) == (len(run.outputs["parts"][0]), 24, ".mkv")
+    assert temporary(engine) == before
+
+
+UPLOADED = """
+import io
+from comfy_api.latest import InputImpl
+
+def video(start_time=0, duration=0):
+    return InputImpl.VideoFromFile(io.BytesIO(open({path!r}, "rb").read()), start_time=start_time, duration=duration)
+
+def trimmed():
+    return video(0.2, 0.4)
+"""
+
+
+@pytest.mark.comfy
+def test_videos_in_memory_are_saved_as_files_are(engine, talking_clip, tmp_path) -> None:
+    before = temporary(engine)
+    (tmp_path / "code.py").write_text(UPLOADED.format(path=str(talking_clip)))
+    prompt = {
+        "video": node("TestMake", code=f"{tmp_path / 'code.py'}:video"),
+        "save": node("FlashLipsSaveVideo", video=["video", 0]),
+    }
+    assert packets(saved(engine, engine.run(prompt))) == packets(talking_clip)
+    prompt["video"] = node("TestMake", code=f"{tmp_path / 'code.py'}:trimmed")
+    assert probe(saved(engine, engine.run(prompt))).num_frames == 10
+    assert temporary(engine) == before
+
+
+@pytest.mark.comfy
+def test_other_sound_replaces_the_videos_own(engine, talking_clip) -> None:
+    prompt = {
+        "video": node("FlashLipsLoadVideo", path=str(talking_clip)),
+        "sound": node("EmptyAudio", duration=1.0, sample_rate=16_000, channels=1),
+        "save": node("FlashLipsSaveVideo", video=["video", 0], audio=["sound", 0]),
+    }
+    out = saved(engine, engine.run(prompt))
+    assert probe(out).audio_rate == 16_000 and packets(out) == packets(talking_clip)
