@@ -11,7 +11,7 @@ from flashlips_core.models.editor_unet import EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
 from flashlips_core.train import augment
-from flashlips_core.train.editor import EditorBatch, Judge, refine_editor, train_editor
+from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
 from flashlips_core.train.editor_data import EditorFrames, draw_references, draw_rows, laid_upon, lip_weights, window_cells
 from flashlips_core.train.loop import TrainConfig, Trainer, fit
 from flashlips_core.types import FlashLipsError
@@ -166,11 +166,29 @@ def test_losses_are_zero_for_a_perfect_edit_of_decodable_pixels():
     codec, latents = tiny_codec(), torch.randn(2, 4, 32, 32)
     pixels = codec.decode(window_cells(latents))
     lips = torch.tensor([[0.4, 0.5, 0.6, 0.7]] * 2)
-    batch = EditorBatch(latents, latents, torch.zeros(2, 12), latents[:, None], None, pixels, lips, torch.zeros(2, 12))
-    region = mouth_mask(32, 32).expand(2, -1, -1, -1)
-    assert all(value < 1e-6 for value in Judge(codec).losses(latents, batch, region, slice(None)).values())
-    worse = Judge(codec).losses(latents + 0.1 * torch.randn_like(latents), batch, region, slice(None))
+    batch = EditorBatch(latents, latents, torch.zeros(2, 12), latents[:, None], None, pixels, pixels, lips, torch.zeros(2, 12))
+    region, target = mouth_mask(32, 32).expand(2, -1, -1, -1), (latents, pixels)
+    assert all(value < 1e-6 for value in Judge(codec).losses(latents, target, batch, region, slice(None)).values())
+    worse = Judge(codec).losses(latents + 0.1 * torch.randn_like(latents), target, batch, region, slice(None))
     assert all(value > 1e-4 for value in worse.values())
+
+
+def test_what_moved_is_told_from_noise():
+    generator = torch.Generator().manual_seed(0)
+    still = torch.rand(2, 3, 152, 144, generator=generator) - 0.5
+    other = still + 0.1 * torch.randn(still.shape, generator=generator)
+    other[1, :, 60:90, 50:90] += 0.3
+    share = moved(still, other)
+    assert share[0].mean() < 0.1 and share[1, :, 62:88, 52:88].min() > 0.95
+    assert share[1, :, :40].mean() < 0.1
+
+
+def test_a_pairs_target_is_the_neighbour_where_nothing_moved():
+    data = frames()
+    batch = editor_batches(data, 4)(torch.Generator().manual_seed(0))
+    batch = dataclasses.replace(batch, z_near=batch.z_src.clone(), near_pixels=batch.pixels.clone())
+    z_target, pixels = pair_target(batch, mouth_mask(32, 32))
+    assert torch.equal(z_target, batch.z_near) and torch.equal(pixels, batch.near_pixels)
 
 
 def test_the_mask_hides_the_lower_face_and_nothing_else():

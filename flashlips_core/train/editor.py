@@ -26,10 +26,13 @@ from ..types import Progress
 from .editor_data import WINDOW, EditorFrames, draw_references, draw_rows, lip_weights, window_cells, window_pixels
 from .loop import MakeBatch, Step, TrainConfig, Validate, fit
 
-WEIGHTS = {"latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "readback": 0.3, "forth": 2.0, "perceptual": 0.1}
+WEIGHTS = {"latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "readback": 0.3, "forth": 1.0, "perceptual": 0.2}
 MASKED_SHARE = 0.25  # of a batch reconstructs masked frames; the rest edits a neighbour mask-free
 REFERENCE_COUNTS = (1, 6)  # a batch has one of these: few sizes, because a compiled network is compiled anew for each
 UNREAD_SHARE = 0.15  # of the batches do not say what the references' lips do, as callers may not know
+BLUR_PX = 11  # averages a camera's noise away, leaves what moved
+MOVED = (0.08, 0.18)  # blurred difference, of 2 between black and white, from which a place counts as moved a little, and wholly
+VARIANT_MARGIN = 0.1  # of the crop: what a variant may change around the lips
 LIPS_SHARE = 0.75  # of the latent loss counts around the lips, where the motion is
 LIPS_PX = (32, 112, 16, 128)  # top, bottom, left, right of the window's pixels that VGG compares: lips and a little around
 EDGE = 8  # pixels at the window's border, which lack the decoder's context
@@ -43,6 +46,7 @@ class EditorBatch:
     references: Tensor  # (B, R, 4, 32, 32)
     reference_poses: Tensor | None  # (B, R, 12)
     pixels: Tensor  # (B, 3, 152, 144) the frame's mouth window
+    near_pixels: Tensor  # (B, 3, 152, 144) the neighbour's
     lips: Tensor  # (B, 4)
     other_pose: Tensor  # (B, 12) borrowed across identities
 
@@ -60,8 +64,8 @@ def editor_batches(frames: EditorFrames, batch_size: int) -> MakeBatch:
         return EditorBatch(
             frames.latents[rows].float().contiguous(memory_format=torch.channels_last),
             frames.latents[near].float().contiguous(memory_format=torch.channels_last), frames.poses[rows],
-            references, read if is_read else None, window_pixels(frames, rows), frames.lips[rows],
-            frames.poses[borrowed] + 0.1 * noise,
+            references, read if is_read else None, window_pixels(frames, rows), window_pixels(frames, near),
+            frames.lips[rows], frames.poses[borrowed] + 0.1 * noise,
         )  # fmt: skip
 
     return make
@@ -75,21 +79,25 @@ class Judge:
     lip_encoder: LipEncoder | None = None
     perceptual: PerceptualLoss | None = None
 
-    def losses(self, z_hat: Tensor, batch: EditorBatch, region: Tensor, rows: slice) -> dict[str, Tensor]:
-        """The regression losses of edits towards ``batch.z_src``.
+    def losses(
+        self, z_hat: Tensor, target: tuple[Tensor, Tensor], batch: EditorBatch, region: Tensor, rows: slice
+    ) -> dict[str, Tensor]:
+        """The regression losses of edits towards what they should have been.
 
         Args:
+            target: latents (B, 4, 32, 32) and the pixels of their window (B, 3, 152, 144).
             region: (B, 1, 32, 32) where the edit was free.
             rows: which of the batch are decoded for the pixel losses and read back.
         """
+        z_target, pixels = target[0], target[1][rows]
         near_lips = F.avg_pool2d(lip_weights(batch.lips, (0, 0, 32, 32)), 8)  # B 1 32 32
         weight = region * ((1 - LIPS_SHARE) + LIPS_SHARE * near_lips * 4)
         decoded = self.codec.decode(window_cells(z_hat[rows]))
         inside = F.interpolate(window_cells(region[rows]), scale_factor=8, mode="bilinear")
         lips = _without_edge(lip_weights(batch.lips[rows]) * inside)
-        difference = _without_edge((decoded - batch.pixels[rows]) * inside)
+        difference = _without_edge((decoded - pixels) * inside)
         losses = {
-            "latent": ((z_hat - batch.z_src).abs() * weight).sum() / (weight.sum() * z_hat.shape[1]),
+            "latent": ((z_hat - z_target).abs() * weight).sum() / (weight.sum() * z_hat.shape[1]),
             "pixel": difference.abs().sum() / (3 * _without_edge(inside).sum()),
             "lips": (difference.abs() * lips).sum() / (3 * lips.sum() + 1),
             "sharpness": sharpness_loss(difference, torch.zeros_like(difference)),
@@ -98,7 +106,7 @@ class Judge:
             losses["readback"] = self._readback(decoded, batch.pose[rows])
         if self.perceptual is not None:
             top, bottom, left, right = LIPS_PX
-            ours, theirs = (x[::2, :, top:bottom, left:right] for x in (decoded, batch.pixels[rows]))
+            ours, theirs = (x[::2, :, top:bottom, left:right] for x in (decoded, pixels))
             losses["perceptual"] = self.perceptual(ours, theirs)
         return losses
 
@@ -108,6 +116,31 @@ class Judge:
 
     def _readback(self, decoded: Tensor, poses: Tensor) -> Tensor:
         return F.smooth_l1_loss(self.lip_encoder.read_mouths(mouths_of(decoded, self.lip_encoder.config.mouth_px)), poses)
+
+
+def moved(pixels_a: Tensor, pixels_b: Tensor) -> Tensor:
+    """Where two frames that lie upon each other differ by more than noise, (B, 3, H, W) twice -> (B, 1, H, W) in [0, 1].
+
+    Two frames of a camera differ everywhere. An editor that is asked for the other frame's noise smooths the skin; one that is
+    asked only for what moved keeps it.
+    """
+    difference = _blurred(pixels_a - pixels_b).abs().amax(1, keepdim=True)
+    share = ((difference - MOVED[0]) / (MOVED[1] - MOVED[0])).clamp(0, 1)
+    return _blurred(F.max_pool2d(share, BLUR_PX, 1, BLUR_PX // 2))
+
+
+def _blurred(images: Tensor) -> Tensor:
+    return F.avg_pool2d(images, BLUR_PX, 1, BLUR_PX // 2, count_include_pad=False)
+
+
+def pair_target(batch: EditorBatch, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The neighbour with the frame's mouth: the frame on the lips and where something moved inside the mask, itself elsewhere."""
+    changed = torch.maximum(moved(batch.near_pixels, batch.pixels), lip_weights(batch.lips))
+    share = changed * F.interpolate(window_cells(mask), scale_factor=8, mode="bilinear")
+    top, left, height, width = WINDOW
+    rows, columns = mask.shape[2:]
+    cells = F.pad(F.avg_pool2d(share, 8), (left, columns - left - width, top, rows - top - height))
+    return torch.lerp(batch.z_near, batch.z_src, cells), torch.lerp(batch.near_pixels, batch.pixels, share)
 
 
 def mouths_of(windows: Tensor, size: int) -> Tensor:
@@ -127,22 +160,19 @@ def _first(batch_size: int, share: float) -> Tensor:
     return (torch.arange(batch_size) < round(share * batch_size))[:, None, None, None]
 
 
-def _like(masks: tuple[Tensor, Tensor], is_first: Tensor) -> Tensor:
-    """(B, 1, 32, 32): the first mask where ``is_first``, else the second."""
-    return torch.where(is_first, masks[0], masks[1])
-
-
 def reconstruction_step(judge: Judge) -> Step:
     """Stage 1: a part of the batch redraws the hidden lower face of its own frame (Eqs. 1-3), the rest edits the neighbour."""
 
     def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
         cells = batch.z_src.shape[2:]
         is_masked = _first(len(batch.pose), MASKED_SHARE)
-        region = _like((lower_face_mask(*cells), mouth_mask(*cells)), is_masked)
+        region = torch.where(is_masked, lower_face_mask(*cells), mouth_mask(*cells))
         given = torch.where(is_masked, batch.z_src * (1 - region), batch.z_near)
         drawn = network(given, network.prepare_references(batch.references, batch.reference_poses), batch.pose)
         z_hat = torch.lerp(torch.where(is_masked, batch.z_src, batch.z_near), drawn, region)
-        return judge.losses(z_hat, batch, region, slice(None, None, 2))
+        paired = pair_target(batch, mouth_mask(*cells))
+        target = tuple(torch.where(is_masked, own, pair) for own, pair in zip((batch.z_src, batch.pixels), paired, strict=True))
+        return judge.losses(z_hat, target, batch, region, slice(None, None, 2))
 
     return step
 
@@ -150,30 +180,32 @@ def reconstruction_step(judge: Judge) -> Step:
 def refinement_step(judge: Judge, drawer: nn.Module) -> Step:
     """Stage 1b: the editor of stage 1 draws variants with borrowed mouths; the pairs supervise mask-free edits both ways.
 
-    A third of the batch edits a variant back to the real frame, a third a real neighbour; the last third edits the real frame
-    to the borrowed pose, and is held to the variant outside the lips' reach loosely and to the pose by the lip encoder.
+    A quarter of the batch edits a variant back to the real frame, half of it a real neighbour; the last quarter edits the real
+    frame to the borrowed pose, and is held to the variant around the lips and to the pose, by the lip encoder, on them.
     """
     drawer = copy.deepcopy(drawer).eval().requires_grad_(False)
 
     def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
         mask = mouth_mask(*batch.z_src.shape[2:])
         size = len(batch.pose)
-        third = size // 3
+        quarter = size // 4
         with torch.no_grad():
             variant = drawer(batch.z_src, drawer.prepare_references(batch.references, batch.reference_poses), batch.other_pose)
-            z_mod = torch.lerp(batch.z_src, variant, mask)
-        is_back, is_forth = _first(size, third / size), ~_first(size, 1 - third / size)
+            near_lips = F.avg_pool2d(lip_weights(batch.lips, (0, 0, 32, 32), VARIANT_MARGIN), 8)
+            z_mod = torch.lerp(batch.z_src, variant, near_lips * mask)
+        is_back, is_forth = _first(size, quarter / size), ~_first(size, 1 - quarter / size)
         given = torch.where(is_back, z_mod, torch.where(is_forth, batch.z_src, batch.z_near))
         pose = torch.where(is_forth[:, 0, 0], batch.other_pose, batch.pose)
         drawn = network(given, network.prepare_references(batch.references, batch.reference_poses), pose)
         z_hat = torch.lerp(given, drawn, mask)
-        region = mask * (~is_forth)
-        losses = judge.losses(z_hat, batch, region, slice(0, size - third, 2))
-        forth = slice(size - third, None)
-        losses["forth"] = ((z_hat[forth] - z_mod[forth]).abs() * mask).sum() / (mask.sum() * third * 4)
+        paired = pair_target(batch, mask)
+        target = tuple(torch.where(is_back, own, pair) for own, pair in zip((batch.z_src, batch.pixels), paired, strict=True))
+        losses = judge.losses(z_hat, target, batch, mask * (~is_forth), slice(0, size - quarter, 2))
+        forth = slice(size - quarter, None)
+        around = mask * (1 - F.avg_pool2d(lip_weights(batch.lips[forth], (0, 0, 32, 32)), 8))
+        losses["forth"] = ((z_hat[forth] - z_mod[forth]).abs() * around).sum() / (around.sum() * z_hat.shape[1])
         if judge.lip_encoder is not None:
-            back = judge.readback(z_hat[forth][::2], pose[forth][::2])
-            losses["readback"] = losses["readback"] + back
+            losses["readback"] = losses["readback"] + judge.readback(z_hat[forth], pose[forth])
         return losses
 
     return step

@@ -173,7 +173,8 @@ def editor(run: Run) -> Path:
     if "start" in options:
         options["start"] = load_network("editor", options["start"])
     perceptual = _perceptual(options, run)
-    network = train_editor(_frames(run), codec, str(run.folder / "run_editor"), reader, perceptual, progress=run.progress, **options)
+    run_dir = str(run.folder / "run_editor")
+    network = train_editor(_frames(run), codec, run_dir, reader, perceptual, progress=run.progress, **options)
     return run.save(network, STAGE_1)
 
 
