@@ -52,7 +52,7 @@ class LoadedPart:
     network: nn.Module
     role: str
     name: str
-    notes: dict[str, Any] = field(default_factory=dict)  # "crop_px", "pose_gain", licence, training
+    notes: dict[str, Any] = field(default_factory=dict)  # "crop_px", licence, training
 
     @property
     def is_stage_1(self) -> bool:
@@ -238,11 +238,6 @@ class Parts:
     def crop_px(self) -> int:
         """Side of the square that the editor sees."""
         return self._crop_px or int(self._editor_notes.get("crop_px", CROP_PX))
-
-    @functools.cached_property
-    def pose_gain(self) -> float:
-        """How much further than asked sampled poses must go for this editor to move the lips as far as asked."""
-        return float(self._editor_notes.get("pose_gain", 1.0))
 
     @functools.cached_property
     def _editor_notes(self) -> dict[str, Any]:

@@ -138,9 +138,8 @@ class LipSync(Parts):
         emotion = self.emotion_encoder.encode(samples) if self.emotion_encoder and self.pose_model.config.emotion_dim else None
         poses = sample_poses(self.pose_model, features, sources, settings.sampler, emotion, progress)
         rest = self.pose_model.rest_pose.float().cpu()
-        amount = settings.gain * self.pose_gain
-        if amount != 1.0:
-            poses = gain(poses, amount, amount, rest)
+        if settings.gain != 1.0:
+            poses = gain(poses, settings.gain, settings.gain, rest)
         return silence_gate(poses, features, rest) if settings.gate else poses
 
     @torch.inference_mode()

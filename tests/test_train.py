@@ -110,8 +110,9 @@ def frames():
     neighbours = np.stack([np.delete(np.arange(8), i % 8)[:6] + i // 8 * 8 for i in range(count)])
     return EditorFrames(
         latents=latents, poses=torch.randn(count, 12), windows=windows, lips=lips, neighbours=neighbours,
-        group_of=np.arange(count) // 8, references=torch.arange(3.0)[:, None, None, None, None].expand(3, 6, 4, 32, 32),
-        reference_poses=torch.arange(3.0)[:, None, None].expand(3, 6, 12), rows_of_group=groups, groups_of_speaker={"a": [0, 1], "b": [2]},
+        group_of=np.arange(count) // 8, references=torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 6, 4, 32, 32),
+        reference_poses=torch.arange(3.0)[:, None, None].expand(3, 6, 12),
+        rows_of_group=groups, groups_of_speaker={"a": [0, 1], "b": [2]},
     )  # fmt: skip
 
 

@@ -105,7 +105,9 @@ class EditorUNet(nn.Module):
         widths, condition = config.channels, config.condition_dim
         self.reference = ReferenceAdapter(config)
         # The wanted pose, and what the best reference lacks of it.
-        self.pose = nn.Sequential(nn.Linear(2 * config.pose_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU())
+        self.pose = nn.Sequential(
+            nn.Linear(2 * config.pose_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU()
+        )
         self.pose_metric = nn.Parameter(torch.zeros(config.pose_dim))  # log weight of each pose number in their distance
         self.to_query = nn.Linear(condition, config.reference_channels)
         inputs = 2 * config.latent_channels + config.reference_channels + config.pose_dim
