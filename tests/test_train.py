@@ -1,4 +1,6 @@
 import dataclasses
+import os
+import socket
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from flashlips_core.models.masks import lower_face_mask, mouth_mask
 from flashlips_core.train import augment
 from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
 from flashlips_core.train.editor_data import EditorFrames, draw_references, draw_rows, laid_upon, lip_weights, window_cells
-from flashlips_core.train.loop import TrainConfig, Trainer, fit
+from flashlips_core.train.loop import TrainConfig, Trainer, fit, step_generator
 from flashlips_core.types import FlashLipsError
 
 TINY_EDITOR = EditorUNetConfig(
@@ -78,17 +80,46 @@ def test_accumulated_batches_equal_one_large_batch(tmp_path):
             self.calls += 1
             return x[part], y[part]
 
-    def plain(network, batch, generator):
-        return {"fit": (network(batch[0]) - batch[1]).square().mean()}
-
     results = []
     for parts in (1, 2):
         trainer = Trainer(network(), TrainConfig(str(tmp_path / str(parts)), 5, ema=0, accumulate=parts, clip=1e9))
         batches = Halves(parts)
         for _ in range(5):
-            trainer.update(batches, plain)
+            trainer.update(batches, plain_step)
         results.append(torch.cat([p.flatten() for p in trainer.network.parameters()]))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-6)
+
+
+def plain_step(network, batch, generator):
+    return {"fit": (network(batch[0]) - batch[1]).square().mean()}
+
+
+def train_as_one_of_two(rank, folder, port):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    trained = fit(network(), line_batch, plain_step, TrainConfig(str(folder), 6, lr=1e-2, ema=0))
+    torch.save(torch.cat([p.detach().flatten() for p in trained.parameters()]), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_train_as_one_that_sees_both_their_batches(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(train_as_one_of_two, (tmp_path, port), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    calls = iter(range(12))
+    config = TrainConfig(str(tmp_path / "alone"), 6, lr=1e-2, ema=0, accumulate=2)
+    alone = fit(network(), lambda _: line_batch(step_generator(0, next(calls))), plain_step, config)
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, torch.cat([p.detach().flatten() for p in alone.parameters()]), rtol=1e-5, atol=1e-6)
+
+
+def test_bf16_steps_learn_too(tmp_path):
+    trainer = Trainer(network(), TrainConfig(str(tmp_path), 200, lr=1e-2, precision="bf16"))
+    losses = [trainer.update(line_batch, plain_step)["fit"] for _ in range(200)]
+    assert np.mean(losses[-20:]) < 0.2 * np.mean(losses[:5])
+    assert all(p.dtype == torch.float32 for p in trainer.network.parameters())
 
 
 def test_a_nan_loss_stops_and_keeps_the_saved_weights(tmp_path):
