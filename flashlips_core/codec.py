@@ -247,7 +247,7 @@ def _tiny_from_official(encoder: Path, decoder: Path) -> nn.Module:
 
 
 def _from_diffusers(folder: Path, name: str) -> Codec:
-    config = json.loads((folder / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kind = config.get("_class_name")
     if kind not in {"AutoencoderTiny", "AutoencoderKL"}:
         raise FlashLipsError(f"{folder} holds a '{kind}'; choose an AutoencoderKL (SDXL's VAE) or an AutoencoderTiny (TAESDXL).")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import json
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,7 +67,7 @@ def _listing(hub_id: str, revision: str, endpoint: str) -> dict[str, dict]:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as reply:
             return {file["rfilename"]: file for file in json.load(reply)["siblings"]}
-    except (urllib.error.URLError, OSError, ValueError, KeyError) as error:
+    except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
         raise _unreachable(hub_id, error) from error
 
 
@@ -88,7 +88,7 @@ def _download(hub_id: str, revision: str, file: dict, path: Path, report: Callab
         if digest.hexdigest() != (large["sha256"] if large else file["blobId"]):
             raise FlashLipsError(f"{file['rfilename']} of '{hub_id}' arrived damaged (its checksum differs); download it again.")
         part.replace(path)
-    except (urllib.error.URLError, OSError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise _unreachable(hub_id, error) from error
     finally:
         part.unlink(missing_ok=True)

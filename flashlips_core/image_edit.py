@@ -6,7 +6,6 @@ T images, H W their size, R references, S crop side in pixels. Short batches onl
 from __future__ import annotations
 
 from collections.abc import Callable
-from fractions import Fraction
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from .editing import CropEditor
 from .image_frames import check_track_of_images, cut_images, paste_images
 from .pipeline import LipSync, no_face_in
 from .poses import resample
-from .references import candidate_frames, choose_references
+from .references import NUM_REFERENCES, candidate_frames, choose_references
 from .types import FaceTrack, FlashLipsError, LipPoses, Progress
 
 LARGEST_BATCH_BYTES = 4 * 2**30  # of float32 images; 172 pictures of 1080p. The result is as large again
@@ -25,7 +24,6 @@ LARGEST_BATCH_BYTES = 4 * 2**30  # of float32 images; 172 pictures of 1080p. The
 def edit_images(
     lipsync: LipSync,
     images: Tensor,
-    fps: Fraction,
     track: FaceTrack,
     poses: LipPoses,
     references: Tensor | None = None,
@@ -37,22 +35,21 @@ def edit_images(
 
     Args:
         images: (T, 3, H, W) float32 in [0, 1]; any strides.
-        fps: images per second.
         track: of these images; those without a face stay as they are.
-        poses: resampled to ``fps``; the last pose is held.
+        poses: resampled to the track's rate; the last pose is held.
         references: (R, 3, S, S) crops in [-1, 1]; None chooses among the images.
         show: gets each edited crop (3, S, S) in [-1, 1].
 
     Returns (T, 3, H, W) with the strides of ``images``.
     """
-    check_images(images, fps, track)
+    check_images(images, track)
     rows = np.flatnonzero(track.present)
     if not len(rows):
         raise no_face_in("the images")
     size = lipsync.crop_px
     references = _chosen(lipsync, images, track) if references is None else check_references(references, size)
     editor = CropEditor(lipsync.codec, lipsync.editor, references, lipsync.encode_lips(references), lipsync.is_stage_1)
-    values = resample(poses, fps, len(images)).values
+    values = resample(poses, track.fps, len(images)).values
     result = images.clone()
     for start in range(0, len(rows), batch):
         index = rows[start : start + batch]
@@ -66,7 +63,7 @@ def edit_images(
     return result
 
 
-def check_images(images: Tensor, fps: Fraction, track: FaceTrack) -> None:
+def check_images(images: Tensor, track: FaceTrack) -> None:
     """Refuse a batch that is too large for memory, or another one than the track's."""
     size = images.numel() * 4
     if size > LARGEST_BATCH_BYTES:
@@ -75,10 +72,6 @@ def check_images(images: Tensor, fps: Fraction, track: FaceTrack) -> None:
             f"result; up to {LARGEST_BATCH_BYTES / 2**30:.0f} GB is edited here: give the clip as a VIDEO to Lip-Sync Video."
         )
     check_track_of_images(track, images)
-    if abs(fps - track.fps) * len(track) > track.fps:  # more than a frame apart at the end
-        raise FlashLipsError(
-            f"The images run at {float(fps):g} frames per second, their track at {float(track.fps):g}; give both the same rate."
-        )
 
 
 def check_references(references: Tensor, size: int) -> Tensor:
@@ -92,7 +85,7 @@ def check_references(references: Tensor, size: int) -> Tensor:
     return references
 
 
-def _chosen(lipsync: LipSync, images: Tensor, track: FaceTrack, count: int = 4) -> Tensor:
+def _chosen(lipsync: LipSync, images: Tensor, track: FaceTrack) -> Tensor:
     wanted = candidate_frames(track)
     crops = torch.cat([cut_images(images[i : i + 1], track.boxes[i : i + 1], lipsync.crop_px) for i in wanted]) * 2 - 1
-    return crops[choose_references(crops, lipsync.encode_lips(crops), count)]
+    return crops[choose_references(crops, lipsync.encode_lips(crops), NUM_REFERENCES)]

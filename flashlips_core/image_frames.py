@@ -59,6 +59,14 @@ def check_track_of_images(track: FaceTrack, images: Tensor) -> None:
         )
 
 
+def check_rate(track: FaceTrack, fps: Fraction) -> None:
+    """Refuse images at another rate than their track's."""
+    if abs(fps - track.fps) * len(track) > track.fps:  # more than a frame apart at the end
+        raise FlashLipsError(
+            f"The images run at {float(fps):g} frames per second, their track at {float(track.fps):g}; give both the same rate."
+        )
+
+
 # ---- crops out and back ----------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .face import track_faces
-from .image_frames import as_frames, check_track_of_images, cut_images, images_info
+from .image_frames import as_frames, check_rate, check_track_of_images, cut_images, images_info
 from .pipeline import LipSync, no_face_in
 from .poses import fill_absent
 from .types import POSE_DIM, FaceTrack, LipPoses, Progress
@@ -32,6 +32,7 @@ def poses_from_images(
     if track is None:
         track = track_faces(as_frames(images), images_info(images, fps), lipsync.detector, progress=progress)
     check_track_of_images(track, images)
+    check_rate(track, fps)
     if not track.present.any():
         raise no_face_in("these images")
     values = torch.zeros(len(images), POSE_DIM)

@@ -94,8 +94,10 @@ def folder_role(folder: str | Path) -> str | None:
         return "codec"
     for config in (folder / "config.json", folder / "vae" / "config.json"):
         try:
-            fields = json.loads(config.read_text())
+            fields = json.loads(config.read_text(encoding="utf-8"))
         except (OSError, ValueError):
+            continue
+        if not isinstance(fields, dict):
             continue
         if fields.get("_class_name") in ("AutoencoderKL", "AutoencoderTiny"):
             return "codec"

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from .media_planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
+from .media_sound import sound_streams
 from .media_whole import breaks_off, check_whole
 from .types import Audio, ClipInfo, FlashLipsError, Frame
 
@@ -39,7 +40,7 @@ def probe(path: str | Path) -> ClipInfo:
         seconds = _stream_seconds(container, stream)
         fps = _frame_rate(stream, stamps, seconds)
         num_frames = max(1, stream.frames or round(seconds * fps) or len(stamps))
-        sound = [(audio.sample_rate, audio.channels) for audio in container.streams.audio if audio.sample_rate]
+        sound = [(audio.sample_rate, audio.channels) for audio in sound_streams(container) if audio.sample_rate]
     with open_media(path) as container:
         picture = _first_picture(container, video_stream(container, path), path)
     orientation = orientation_of(picture)
@@ -117,9 +118,10 @@ def load_audio(path: str | Path) -> Audio:
     """
     chunks: list[np.ndarray] = []
     with open_media(path) as container:
-        if not container.streams.audio:
-            raise FlashLipsError(f"{Path(path).name} has no audio stream; choose a file with sound.")
-        stream = container.streams.audio[0]
+        streams = sound_streams(container)
+        if not streams:
+            raise FlashLipsError(f"{Path(path).name} has no audio stream that can be decoded; choose a file with such sound.")
+        stream = streams[0]
         origin = _picture_start(container)
         resampler, written, rate, layout = None, 0, 0, None
         for sound in _decode(container, stream, path):

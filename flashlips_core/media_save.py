@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from fractions import Fraction
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import av
 
-from .media_read import open_media, probe, read_frames, video_stream
-from .media_sound import CopiedSound, EncodedSound, can_copy
-from .media_write import CONTAINERS, check_target, container_for, open_output, write_video, writing
+from .media_read import load_audio, open_media, probe, read_frames, video_stream
+from .media_sound import CopiedSound, EncodedSound, can_copy, sound_streams
+from .media_write import CONTAINERS, check_target, clock_start, container_for, open_output, write_video, writing
 from .stream import prefetch
-from .types import Audio, FlashLipsError, Frame, Progress
+from .types import Audio, ClipInfo, FlashLipsError, Frame, Progress
+
+logger = logging.getLogger(__name__)
 
 ENCODERS = {"h264": "libx264", "h265": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1", "ffv1": "ffv1"}
 PRESET = "fast"
@@ -45,7 +48,7 @@ def save_clip(
         raise FlashLipsError(f"Unknown codec '{codec}'; choose copy, {', '.join(ENCODERS)}.")
     with closing(prefetch(read_frames(source))) as frames:
         shown = _counted(frames, clip.num_frames, progress)
-        keep = None if audio else source
+        keep = source if audio is None else None
         write_video(out, shown, clip, audio, keep, crf, PRESET, tags, codec=ENCODERS[codec])
 
 
@@ -64,23 +67,14 @@ def copy_clip(
     try:
         with ExitStack() as files:
             media = files.enter_context(open_media(source))
-            pictures = video_stream(media, source)
             output = files.enter_context(open_output(part, kind, clip, metadata or {}))
-            codec = pictures.codec_context.codec.canonical_name
-            if pictures.codec_context.codec.name not in output.supported_codecs and codec not in output.supported_codecs:
-                raise FlashLipsError(
-                    f"{out.suffix} cannot hold {codec} video as it is; choose mkv, or a codec to encode it with."
-                )
-            stream = output.add_stream_from_template(pictures)
-            start = (pictures.start_time or 0) * pictures.time_base
-            sound = _sound_of(source, output, kind.audio, audio, start, files)
-            done, end = 0, start
-            for packet in media.demux(pictures):
-                if packet.dts is None:  # the demuxer's flush packet
-                    continue
-                end = max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
-                dts, packet.stream = packet.dts * packet.time_base, stream
-                done += 1
+            pictures = video_stream(media, source)
+            stream, shift = _copied_stream(output, pictures, clip, out.suffix), clock_start(clip)
+            end = (pictures.start_time or 0) * pictures.time_base - shift
+            sound = _sound_of(source, output, kind.audio, audio, end, shift, files)
+            for done, packet in enumerate(_coded_pictures(media, pictures, clip, shift), 1):
+                dts, end = packet.dts * packet.time_base, max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+                packet.stream = stream
                 with writing(out.name):
                     output.mux(packet)
                     if sound:
@@ -98,18 +92,68 @@ def copy_clip(
         raise
 
 
+def _copied_stream(output: av.container.OutputContainer, pictures: av.VideoStream, clip: ClipInfo, suffix: str) -> av.VideoStream:
+    """The output's stream for these coded pictures, if its container holds their kind."""
+    codec = pictures.codec_context.codec
+    if not {codec.name, codec.canonical_name} & output.supported_codecs:
+        raise FlashLipsError(
+            f"{suffix} cannot hold {codec.canonical_name} video as it is; choose another container, or a codec to encode it with."
+        )
+    stream = output.add_stream_from_template(pictures, opaque=True)  # by its decoder: some kinds have no encoder here
+    stream.codec_context.framerate = clip.fps.limit_denominator(1_001_000)  # else Matroska takes a tick of the clock for a frame
+    return stream
+
+
+def _coded_pictures(
+    media: av.container.InputContainer, stream: av.VideoStream, clip: ClipInfo, shift: Fraction
+) -> Iterator[av.Packet]:
+    """The stream's packets, ``shift`` seconds earlier, each with its decoding time.
+
+    Matroska keeps none, and FFmpeg leaves those of the first packets open where pictures are reordered: they are counted back
+    from the first one that is known.
+    """
+    step, back = max(1, round(1 / (clip.fps * stream.time_base))), round(shift / stream.time_base)
+    waiting: list[av.Packet] = []
+    for packet in media.demux(stream):
+        if packet.size == 0:  # the demuxer's flush packet
+            continue
+        if packet.pts is None:
+            raise FlashLipsError(
+                f"The pictures in {Path(clip.path).name} have no times and cannot be copied; choose a codec to encode them with."
+            )
+        packet.pts -= back
+        waiting.append(packet)
+        if packet.dts is not None:
+            yield from _counted_back(waiting, packet.dts - back, step)
+            waiting.clear()
+    yield from _counted_back(waiting, min((packet.pts for packet in waiting), default=0), step)
+
+
+def _counted_back(packets: list[av.Packet], last: int, step: int) -> Iterator[av.Packet]:
+    """Packets whose decoding times end at ``last``, a frame apart."""
+    for place, packet in enumerate(packets):
+        packet.dts = last - (len(packets) - 1 - place) * step
+        yield packet
+
+
 def _sound_of(
-    source: str | Path, output: av.container.OutputContainer, codec: str, audio: Audio | None, start: Fraction, files: ExitStack
+    source: str | Path,
+    output: av.container.OutputContainer,
+    codec: str,
+    audio: Audio | None,
+    start: Fraction,
+    shift: Fraction,
+    files: ExitStack,
 ) -> CopiedSound | EncodedSound | None:
+    """New sound from ``start`` on, or the source's own ``shift`` seconds earlier."""
     if audio is not None:
         return EncodedSound(output, audio, codec, start)
     media = files.enter_context(open_media(source))  # a second reading place: both streams at their own pace
-    if not media.streams.audio:
+    if not sound_streams(media):
         return None
     if can_copy(media, output):
-        return CopiedSound(output, media, None, Fraction(0))
-    from .media_read import load_audio
-
+        return CopiedSound(output, media, None, shift)
+    logger.warning("%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(source).name)
     return EncodedSound(output, load_audio(source), codec, start)
 
 

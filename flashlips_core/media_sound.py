@@ -31,9 +31,14 @@ class Sound(Protocol):
         """Mux the rest; the picture ends at ``end`` seconds."""
 
 
+def sound_streams(container: av.container.InputContainer) -> list[av.AudioStream]:
+    """The sound streams that FFmpeg knows; a phone's spatial sound beside the plain one is none."""
+    return [stream for stream in container.streams.audio if stream.codec_context is not None]
+
+
 def can_copy(source: av.container.InputContainer, output: av.container.OutputContainer) -> bool:
     """Whether every audio stream of ``source`` fits into ``output`` without encoding."""
-    return all(stream.codec_context.codec.name in output.supported_codecs for stream in source.streams.audio)
+    return all(stream.codec_context.codec.name in output.supported_codecs for stream in sound_streams(source))
 
 
 class CopiedSound:
@@ -48,7 +53,7 @@ class CopiedSound:
     ) -> None:
         self.output = output
         self.delay = -shift if start is None else start - _file_start(source)
-        self.streams = {stream.index: output.add_stream_from_template(stream) for stream in source.streams.audio}
+        self.streams = {stream.index: output.add_stream_from_template(stream) for stream in sound_streams(source)}
         self.packets = self._shifted(source)
         self.waiting: av.Packet | None = None
 
@@ -65,7 +70,7 @@ class CopiedSound:
             self.output.mux(packet)
 
     def _shifted(self, source: av.container.InputContainer) -> Iterator[av.Packet]:
-        for packet in source.demux(source.streams.audio):
+        for packet in source.demux(sound_streams(source)):
             if packet.dts is None:  # the demuxer's flush packet, or a damaged one
                 continue
             ticks = round(self.delay / packet.time_base)
@@ -126,7 +131,7 @@ def _encoder_rate(codec: str, rate: int) -> int:
 
 
 def _file_start(source: av.container.InputContainer) -> Fraction:
-    for stream in [*source.streams.video, *source.streams.audio]:
+    for stream in [*source.streams.video, *sound_streams(source)]:
         if not stream.disposition & av.stream.Disposition.attached_pic and stream.start_time is not None:
             return stream.start_time * stream.time_base
     return Fraction(0)

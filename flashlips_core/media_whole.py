@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 
+from .media_sound import sound_streams
 from .types import FlashLipsError
 
 HEAD_BYTES = 4096  # enough for Matroska's first header
@@ -21,7 +22,7 @@ def check_whole(container: av.container.InputContainer, path: Path) -> None:
     """Raise FlashLipsError if the file ends before its own header says."""
     size = path.stat().st_size
     if "mp4" in container.format.name.split(","):
-        for stream in (*container.streams.video, *container.streams.audio):
+        for stream in (*container.streams.video, *sound_streams(container)):
             _check_index(stream, size, path)
         return
     stated = _stated_bytes(path)

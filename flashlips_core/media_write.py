@@ -14,7 +14,7 @@ import av
 
 from .media_planes import Layout, encodable_layout, parse_layout, to_picture
 from .media_read import check_audio, load_audio, open_media, video_stream
-from .media_sound import CopiedSound, EncodedSound, Sound, can_copy
+from .media_sound import CopiedSound, EncodedSound, Sound, can_copy, sound_streams
 from .types import Audio, ClipInfo, FlashLipsError, Frame
 
 logger = logging.getLogger(__name__)
@@ -150,6 +150,8 @@ def _add_video(
     stream.width, stream.height, stream.pix_fmt = first.width, first.height, layout.name
     stream.time_base = stream.codec_context.time_base = like.time_base
     context = stream.codec_context
+    if codec == "libx265":
+        context.codec_tag = "hvc1"  # QuickTime refuses FFmpeg's own choice, hev1
     context.color_range, context.colorspace = first.color_range, first.colorspace
     context.color_primaries, context.color_trc = like.color_primaries, like.color_trc
     if (aspect := _pixel_shape(like)) is not None:
@@ -191,7 +193,7 @@ def _sound_for(
 ) -> Sound | None:
     if keep_audio_from is not None:
         source = files.enter_context(open_media(keep_audio_from))
-        if not source.streams.audio:
+        if not sound_streams(source):
             return None
         if can_copy(source, output):
             is_same = Path(keep_audio_from).resolve() == Path(like.path).resolve()

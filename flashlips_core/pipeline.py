@@ -134,7 +134,8 @@ class LipSync(Parts):
 
         audio = audio if isinstance(audio, Audio) else load_audio(audio)
         samples = to_mono_16k(audio)
-        features = self.audio_encoder.encode(samples)
+        beat = None if progress is None else lambda *_: progress(0, 1)  # a place to stop at; listening is quick
+        features = self.audio_encoder.encode(samples, beat)
         emotion = self.emotion_encoder.encode(samples) if self.emotion_encoder and self.pose_model.config.emotion_dim else None
         poses = sample_poses(self.pose_model, features, sources, settings.sampler, emotion, progress)
         rest = self.pose_model.rest_pose.float().cpu()

@@ -1,4 +1,4 @@
-"""The nodes: each is a schema and one call into the core; ``bridge`` is the only file that touches ComfyUI's inside."""
+"""The nodes: each is a schema and one call into the core; only the two bridges touch ComfyUI's inside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
-from . import bridge
+from . import bridge_models
 
 FILES = ("edit", "load", "media", "track", "poses")
 
@@ -17,7 +17,7 @@ class FlashLipsExtension(ComfyExtension):
 
     @override
     async def on_load(self) -> None:
-        bridge.register_folder()
+        bridge_models.register_folder()
 
     @override
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

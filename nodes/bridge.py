@@ -1,7 +1,7 @@
-"""Between ComfyUI and the core: folders, models on devices, progress and cancelling, VIDEO, AUDIO, IMAGE, VAE in and out.
+"""Between ComfyUI and the core: folders, progress and cancelling, VIDEO, AUDIO and IMAGE in and out.
 
-The only file that touches comfy.* and folder_paths. B images, H W their size, S samples, C audio channels.
-ComfyUI's IMAGE is (B, H, W, 3) in [0, 1], its AUDIO {"waveform": (1, C, S), "sample_rate"}, its LATENT unscaled (B, 4, h, w).
+This file and ``bridge_models`` are the only ones that touch comfy.* and folder_paths. B images, H W their size, S samples, C
+audio channels. ComfyUI's IMAGE is (B, H, W, 3) in [0, 1], its AUDIO {"waveform": (1, C, S), "sample_rate"}.
 """
 
 from __future__ import annotations
@@ -14,87 +14,26 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import comfy.model_management as management
-import comfy.model_patcher
-import comfy.sd
-import comfy.taesd.taesd
 import comfy.utils
 import folder_paths
 import numpy as np
-import torch
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl
 from PIL import Image
 from torch import Tensor
 
-from ..flashlips_core import LipSync
-from ..flashlips_core import audio as core_audio
-from ..flashlips_core.audio import encoded_audio, to_mono_16k
-from ..flashlips_core.codec import SDXL_SCALE, Codec, UnscaledCodec, load_codec, wrap_vae
 from ..flashlips_core.compose import whole_picture
-from ..flashlips_core.downloads import CODECS
-from ..flashlips_core.loading import LoadedPart, folder_role, load_part, role_of
-from ..flashlips_core.types import Audio, FlashLipsError, Frame, dtype_for
+from ..flashlips_core.types import Audio, FlashLipsError, Frame
 
-FOLDER = "flashlips"  # of ComfyUI's models folder
-BUNDLED = "bundled"
 PREVIEW_S = 0.5  # a preview picture at most this often
 PREVIEW_PX = 512  # its longest side
-EDIT_BYTES_PER_PIXEL = 4096  # activations of editor and codec in 16 bits, per crop pixel and frame of a batch, generously
-CPU_BATCH = 2  # larger batches are no faster on a CPU, and Cancel waits for the batch under way
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------------
-
-
-def register_folder() -> None:
-    """Make models/flashlips known, beside what extra_model_paths.yaml names; called once, when the pack is loaded."""
-    folder_paths.add_model_folder_path(FOLDER, os.path.join(folder_paths.models_dir, FOLDER))
-    folder_paths.folder_names_and_paths[FOLDER][1].add(".safetensors")
-
-
-def model_folders(kind: str = FOLDER) -> list[Path]:
-    """The folders that ComfyUI searches for a kind of model, in its order; the first is where downloads go."""
-    return [Path(folder) for folder in folder_paths.get_folder_paths(kind)]
-
-
-def model_files(role: str) -> list[str]:
-    """Names for a combo: "bundled", then the files of models/flashlips whose header has this role."""
-    files = folder_paths.get_filename_list(FOLDER)
-    return [BUNDLED, *(name for name in files if role_of(folder_paths.get_full_path(FOLDER, name)) == role)]
-
-
-def model_choices(role: str, kinds: tuple[str, ...] = (FOLDER,)) -> list[str]:
-    """:func:`model_files`, then the folders of these kinds that hold a network in Hugging Face's format for this role."""
-    folders = [path for kind in kinds for root in model_folders(kind) if root.is_dir() for path in sorted(root.iterdir())]
-    return list(dict.fromkeys([*model_files(role), *(path.name for path in folders if folder_role(path) == role)]))
-
-
-def model_folder(name: str, kinds: tuple[str, ...] = (FOLDER,)) -> Path | None:
-    """The folder of this name that ComfyUI finds first, or None."""
-    places = (root / name for kind in kinds for root in model_folders(kind))
-    return next((path for path in places if path.is_dir()), None)
-
-
-def fingerprint(name: str, kind: str = FOLDER) -> str:
-    """Changes when the file behind a combo's name does."""
-    path = folder_paths.get_full_path(kind, name)
-    stat = os.stat(path) if path else None
-    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}" if stat else name
-
-
-def model_path(name: str, kind: str = FOLDER) -> Path:
-    """The file behind a combo's name."""
-    found = folder_paths.get_full_path(kind, name)
-    if found is None:
-        raise FlashLipsError(
-            f"There is no '{name}' in models/{kind} any more; put it there, or refresh the node list (R) and choose another."
-        )
-    return Path(found)
 
 
 def temp_path(suffix: str) -> Path:
@@ -117,168 +56,6 @@ def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
-# ---- models ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LoadedNetwork(LoadedPart):
-    """A network of ours, and the patcher by which ComfyUI moves it to the device and away."""
-
-    patcher: Any = None
-
-
-def device() -> torch.device:
-    """Where ComfyUI computes."""
-    return management.get_torch_device()
-
-
-def batch_size(wanted: int) -> int:
-    """Frames edited at once on this device."""
-    return min(wanted, CPU_BATCH) if device().type == "cpu" else wanted
-
-
-def load_network(role: str, name: str) -> LoadedNetwork:
-    """An editor, lip encoder or pose model by its name in a combo; it stays off the device until :func:`on_device`."""
-    source = BUNDLED if name == BUNDLED else model_path(name)
-    dtype = torch.float32 if role == "pose-model" else dtype_for(device())
-    part = load_part(role, source, management.unet_offload_device(), dtype)
-    return LoadedNetwork(part.network, part.role, name, part.notes, patcher_for(part.network))
-
-
-def patcher_for(network: torch.nn.Module, load_device: Any = None, offload_device: Any = None) -> Any:
-    """A network in ComfyUI's model management; the class is looked up now, because ComfyUI exchanges it when it starts."""
-    kind = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
-    if hasattr(management, "archive_model_dtypes"):
-        management.archive_model_dtypes(network)
-    return kind(network, load_device or device(), offload_device or management.unet_offload_device())
-
-
-@contextmanager
-def on_device(*models: Any, memory_bytes: int = 0) -> Iterator[torch.device]:
-    """Let ComfyUI bring models to its device, making room there.
-
-    Args:
-        models: anything with a ``patcher``: a LoadedNetwork, an audio encoder, core's VAE. None is skipped.
-        memory_bytes: what the work needs beside the weights.
-    """
-    patchers = [model.patcher for model in models if getattr(model, "patcher", None) is not None]
-    management.load_models_gpu(patchers, memory_required=memory_bytes)
-    moved = [patcher for patcher in patchers if _is_left_behind(patcher)]
-    for patcher in moved:
-        patcher.model.to(patcher.load_device)
-    try:
-        yield device()
-    finally:
-        for patcher in moved:
-            patcher.model.to(patcher.offload_device)
-
-
-def _is_left_behind(patcher: Any) -> bool:
-    """Whether ComfyUI, short of memory, has kept part of a network back that has no layers of its own kind to stream it."""
-    if any(hasattr(module, "comfy_cast_weights") for module in patcher.model.modules()):
-        return False
-    tensors = [*patcher.model.parameters(), *patcher.model.buffers()]
-    return any(tensor.device.type != patcher.load_device.type for tensor in tensors)
-
-
-def edit_bytes(batch: int, crop_px: int) -> int:
-    """Memory for editing a batch of crops."""
-    return batch * crop_px**2 * EDIT_BYTES_PER_PIXEL
-
-
-def lipsync(
-    editor: LoadedNetwork | None = None,
-    vae: Any = None,
-    pose_model: LoadedNetwork | None = None,
-    lip_encoder: LoadedNetwork | None = None,
-    audio_encoder: Any = None,
-) -> LipSync:
-    """The pipeline made of loaded parts, on ComfyUI's device; parts that are not given are bundled, loaded when first used."""
-    given = {"editor": editor, "pose_model": pose_model, "lip_encoder": lip_encoder, "detector": detector}
-    if vae is not None:
-        given["codec"] = codec_of(vae)
-    if audio_encoder is not None:
-        given["audio_encoder"] = getattr(audio_encoder, "encoder", audio_encoder)
-    parts = {name: part for name, part in given.items() if part is not None}
-    return LipSync(**parts, device=device(), dtype=dtype_for(device()))
-
-
-def detector() -> Any:
-    """The face detector with weights of models/flashlips, of FLASHLIPS_MODELS or of torch's cache; nothing is downloaded."""
-    from ..flashlips_core.face.detect import YUNET_FILES, load_detector
-
-    files = [folder / name for folder in model_folders() for name in YUNET_FILES]
-    return load_detector(next((path for path in files if path.is_file()), None), device(), download=False)
-
-
-class LoadedAudioEncoder:
-    """Core's AUDIO_ENCODER type around an encoder of ours: core's Audio Encoder Encode runs with it too."""
-
-    def __init__(self, encoder: Any) -> None:
-        self.encoder = encoder
-        network = getattr(encoder, "network", None)  # log-mel has none
-        self.patcher = None if network is None else patcher_for(network)
-
-    def encode_audio(self, waveform: Tensor, sample_rate: int) -> dict[str, Any]:
-        """(1, C, S) at its own rate -> core's dict of encoded audio."""
-        samples = to_mono_16k(audio_of({"waveform": waveform, "sample_rate": sample_rate}))
-        with on_device(self):
-            return encoded_audio(self.encoder.encode(samples), len(samples))
-
-
-def load_audio_encoder(source: str | Path, layer: int | None = None) -> LoadedAudioEncoder:
-    """An audio encoder by what core's loader takes; its network stays off the device until :func:`on_device`."""
-    encoder = core_audio.load_audio_encoder(source, layer, management.unet_offload_device())
-    if hasattr(encoder, "device"):
-        encoder.device = device()  # where it sends the sound; the network follows when it is used
-    return LoadedAudioEncoder(encoder)
-
-
-# ---- codecs ----------------------------------------------------------------------------------------------------------------
-
-
-def load_vae(source: str | Path) -> Any:
-    """A codec of the core's as core's VAE type: VAE Encode and VAE Decode work with it, tiled or not.
-
-    A VAE object is made for TAESD's layout, which has this latent space's shape; then its network is exchanged.
-    """
-    codec = load_codec(source, management.vae_offload_device())
-    vae = comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())
-    vae.first_stage_model = UnscaledCodec(codec).to(vae.vae_dtype)
-    vae.patcher = patcher_for(vae.first_stage_model, vae.device, management.vae_offload_device())
-    vae.size = None
-    return vae
-
-
-def codec_names() -> list[str]:
-    """Choices for Load Codec: bundled, ours, folders, core's files that say that they are SDXL's, and public ones."""
-    small = folder_paths.get_filename_list("vae_approx")
-    halves = all(any(name.startswith(f"taesdxl_{half}.") for name in small) for half in ("encoder", "decoder"))
-    core = [name for name in folder_paths.get_filename_list("vae") if "xl" in name.lower()]
-    return list(dict.fromkeys([*model_choices("codec"), *["taesdxl"] * halves, *core, *CODECS]))
-
-
-def load_core_vae(name: str) -> Any:
-    """A file of models/vae, or "taesdxl" from its two files in models/vae_approx."""
-    if name != "taesdxl":
-        return comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(model_path(name, "vae"))))
-    weights = {"vae_scale": torch.tensor(SDXL_SCALE), "vae_shift": torch.tensor(0.0)}
-    for half in ("encoder", "decoder"):
-        file, *_ = [f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(f"taesdxl_{half}.")]
-        tensors = comfy.utils.load_torch_file(str(model_path(file, "vae_approx")))
-        weights |= {f"taesd_{half}.{key}": value for key, value in tensors.items()}
-    return comfy.sd.VAE(sd=weights)
-
-
-def codec_of(vae: Any) -> Codec:
-    """Any VAE in SDXL's latent space as a codec of the core. Its weights must be on the device: see :func:`on_device`."""
-    if vae is None or getattr(vae, "first_stage_model", None) is None:
-        raise FlashLipsError("There is no codec; connect Load Codec, or a VAE in SDXL's latent space.")
-    if isinstance(vae.first_stage_model, UnscaledCodec):
-        return vae.first_stage_model.codec
-    return wrap_vae(vae)
-
-
 # ---- progress --------------------------------------------------------------------------------------------------------------
 
 
@@ -290,8 +67,8 @@ class Run:
         self.frame: Frame | Tensor | None = None
         self.shown_at = 0.0
 
-    def beat(self, *_: Any) -> None:
-        """Stop here if the user has pressed Cancel (a BaseException); takes any arguments, so that it can be a callback."""
+    def beat(self) -> None:
+        """Stop here if the user has pressed Cancel (a BaseException)."""
         management.throw_exception_if_processing_interrupted()
 
     def show(self, picture: Frame | Tensor) -> None:
@@ -340,41 +117,42 @@ def video_source(video: Any, progress: Any = None) -> Iterator[str]:
     if isinstance(source, (str, os.PathLike)) and not any(trim):
         yield os.fspath(source)
         return
-    made = [temp_path(".mov")]
+    made = temp_path(".mov")
+    upload, other = made.with_suffix(".media"), made.with_suffix(".mp4")
     try:
         if isinstance(source, streams.BytesIO):
-            made.append(temp_path(".media"))
-            with made[-1].open("wb") as file:
+            with upload.open("wb") as file:
                 shutil.copyfileobj(source, file)
-            source = made[-1]
+            source = upload
         if source is None:
-            _write_other(video, made[0], progress)
+            source = _write_other(video, made, other, progress)
         elif any(trim):
-            _write_trimmed(source, made[0], trim, progress)
-        yield os.fspath(made[0] if made[0].exists() else source)
+            source = _write_trimmed(source, made, trim, progress)
+        yield os.fspath(source)
     finally:
-        for path in made:
-            with suppress(FileNotFoundError):
-                path.unlink()
+        for path in (made, upload, other):
+            with suppress(OSError):  # at the latest ComfyUI empties its temp folder
+                path.unlink(missing_ok=True)
 
 
-def _write_trimmed(source: str | Path, out: Path, trim: tuple[float, float], progress: Any) -> None:
+def _write_trimmed(source: str | Path, out: Path, trim: tuple[float, float], progress: Any) -> Path:
     from ..flashlips_core.media_cut import write_part
 
     write_part(source, out, start_s=trim[0], duration_s=trim[1], progress=progress)
+    return out
 
 
-def _write_other(video: Any, out: Path, progress: Any) -> None:
-    """A video that is no file: its images one by one, or whatever an unknown class saves."""
+def _write_other(video: Any, out: Path, other: Path, progress: Any) -> Path:
+    """A video that is no file: its images one by one as ``out``, or what an unknown class saves as ``other``."""
     from ..flashlips_core.media_cut import write_images
 
     if not isinstance(video, InputImpl.VideoFromComponents):
-        video.save_to(os.fspath(out.with_suffix(".mp4")))
-        out.with_suffix(".mp4").rename(out)
-        return
+        video.save_to(os.fspath(other))
+        return other
     parts = video.get_components()  # already in memory; only the references are handed over
     sound = None if not parts.audio else audio_of(parts.audio)
     write_images(parts.images, parts.frame_rate, out, sound, progress)
+    return out
 
 
 def is_whole_file(video: Any) -> bool:
@@ -416,13 +194,20 @@ def to_audio(audio: Audio) -> dict[str, Any]:
     return {"waveform": audio.samples[None], "sample_rate": audio.sample_rate}
 
 
-def images_to_core(images: Tensor) -> Tensor:
-    """IMAGE (B, H, W, 3 or 4) in [0, 1] -> (B, 3, H, W) float32 in [-1, 1] on the CPU; transparency is dropped."""
+def pictures_of(images: Tensor) -> Tensor:
+    """IMAGE as the core has it, in its own range and without a copy: (B, H, W, 3 or 4) -> (B, 3, H, W); alpha is dropped."""
     if images.ndim != 4 or images.shape[-1] not in (3, 4) or not len(images):
         raise FlashLipsError(f"Images must be a batch of RGB pictures, got shape {tuple(images.shape)}.")
-    return images[..., :3].detach().float().cpu().movedim(-1, 1) * 2 - 1
+    return images[..., :3].movedim(-1, 1)
 
 
-def images_from_core(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> IMAGE (B, H, W, 3) float32 in [0, 1]."""
-    return ((images.detach().float().cpu() + 1) / 2).clamp(0, 1).movedim(1, -1).contiguous()
+def images_of(pictures: Tensor) -> Tensor:
+    """The way back: (B, 3, H, W) in [0, 1] -> IMAGE."""
+    return pictures.movedim(1, -1).contiguous()
+
+
+def check_one_clip(video: Any, images: Tensor | None) -> None:
+    """Refuse none, and both."""
+    if (video is None) == (images is None):
+        got = "neither" if video is None else "both"
+        raise FlashLipsError(f"Connect either a video or images; got {got}.")

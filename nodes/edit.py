@@ -13,14 +13,10 @@ from ..flashlips_core.flow import SamplerSettings
 from ..flashlips_core.image_edit import check_images, check_references, edit_images
 from ..flashlips_core.media import probe
 from ..flashlips_core.pipeline import DubSettings, Look, check_whole_track
-from ..flashlips_core.poses import frame_rate
 from ..flashlips_core.types import POSE_DIM, FaceTrack, LipPoses
 from . import bridge
-
-Editor = io.Custom("FLASHLIPS_EDITOR")
-LipEncoder = io.Custom("FLASHLIPS_LIP_ENCODER")
-Poses = io.Custom("FLASHLIPS_POSES")
-Track = io.Custom("FLASHLIPS_TRACK")
+from . import bridge_models as models
+from .sockets import Editor, LipEncoder, Poses, Track
 
 CATEGORY = "FlashLips"
 EDIT_CATEGORY = "FlashLips/edit"
@@ -107,19 +103,17 @@ class LipSync(io.ComfyNode):
     ) -> io.NodeOutput:
         voice, out = bridge.audio_of(audio), bridge.temp_path(".mp4")
         sampler = SamplerSettings(seed=seed)
+        batch = models.batch_size(DubSettings.batch)
         settings = DubSettings(
-            face, length=length, gain=lip_motion, sampler=sampler, gate=close_in_silence, crf=crf, is_tagged=tag
+            face, length=length, gain=lip_motion, sampler=sampler, gate=close_in_silence, batch=batch, crf=crf, is_tagged=tag
         )
         roles = ("editor", "pose-model", "lip-encoder")
-        editor, pose_model, lip_encoder = (bridge.load_network(role, bridge.BUNDLED) for role in roles)
-        vae, listener = bridge.load_vae(bridge.BUNDLED), bridge.load_audio_encoder(bridge.BUNDLED)
-        models = (editor, vae, pose_model, lip_encoder, listener)
-        memory = bridge.edit_bytes(settings.batch, 256)
+        editor, pose_model, lip_encoder = (models.load_network(role, models.BUNDLED) for role in roles)
+        vae, listener = models.load_vae(models.BUNDLED), models.load_audio_encoder(models.BUNDLED)
+        parts = (editor, vae, pose_model, lip_encoder, listener)
         with bridge.running() as run, bridge.video_source(video, run.progress) as path:
-            with bridge.on_device(*models, memory_bytes=memory):
-                sync = bridge.lipsync(*models)
-                batch = bridge.batch_size(settings.batch)
-                sync.dub(path, voice, out, settings, batch=batch, progress=run.progress, show=run.show)
+            with models.on_device(*parts, memory_bytes=_memory(editor, settings.batch)):
+                models.lipsync(*parts).dub(path, voice, out, settings, progress=run.progress, show=run.show)
         return io.NodeOutput(bridge.output_video(out))
 
 
@@ -153,7 +147,7 @@ class LipSyncVideo(io.ComfyNode):
                 io.Image.Input(
                     "references",
                     optional=True,
-                    tooltip="Crops that show the editor this person's mouth, from Crop Faces; four are enough. Not connected: "
+                    tooltip="Crops that show the editor this person's mouth, from Crop Faces; a dozen is best. Not connected: "
                     "chosen in the clip.",
                 ),
                 io.Combo.Input("length", options=LENGTHS, default="cut", optional=True, tooltip=LENGTH_TOOLTIP),
@@ -178,9 +172,9 @@ class LipSyncVideo(io.ComfyNode):
         video: Any,
         track: FaceTrack,
         poses: LipPoses,
-        editor: bridge.LoadedNetwork,
+        editor: models.LoadedNetwork,
         vae: Any,
-        lip_encoder: bridge.LoadedNetwork | None = None,
+        lip_encoder: models.LoadedNetwork | None = None,
         audio: Any = None,
         references: torch.Tensor | None = None,
         length: str = "cut",
@@ -191,14 +185,14 @@ class LipSyncVideo(io.ComfyNode):
     ) -> io.NodeOutput:
         sound, out = None if audio is None else bridge.audio_of(audio), bridge.temp_path(".mp4")
         settings = DubSettings(
-            length=length, batch=bridge.batch_size(batch), crf=crf, preset=preset, is_tagged=tag, mode=_mode(editor)
+            length=length, batch=models.batch_size(batch), crf=crf, preset=preset, is_tagged=tag, mode=_mode(editor)
         )
-        lip_encoder = lip_encoder or bridge.load_network("lip-encoder", bridge.BUNDLED)
+        lip_encoder = lip_encoder or models.load_network("lip-encoder", models.BUNDLED)
         with bridge.running(len(track)) as run, bridge.video_source(video, run.progress) as path:
             check_whole_track(track, probe(path))
-            with bridge.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
-                sync = bridge.lipsync(editor, vae, lip_encoder=lip_encoder)
-                look = _given_look(references, sync.crop_px) or sync.look(path, track, settings.num_references, run.beat)
+            with models.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
+                sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
+                look = _given_look(references, sync.crop_px) or sync.look(path, track, settings.num_references, run.progress)
                 callbacks = {"progress": run.progress, "show": run.show}
                 sync.edit_video(path, track, poses, out, settings, audio=sound, references=look, **callbacks)
         return io.NodeOutput(bridge.output_video(out))
@@ -217,10 +211,7 @@ class LipSyncImages(io.ComfyNode):
             "exact values. For short batches: a clip belongs to Lip-Sync Video, which does not hold it in memory. " + CONSENT,
             inputs=[
                 io.Image.Input("images", tooltip="The frames that were tracked, in order."),
-                io.Float.Input(
-                    "fps", default=25.0, min=0.1, max=1000.0, step=0.001, tooltip="Images per second, as in Track Face."
-                ),
-                Track.Input("track", tooltip="From Track Face, of these same images."),
+                Track.Input("track", tooltip="From Track Face, of these same images; it also knows their rate."),
                 Poses.Input("poses", tooltip="One per image, or at another rate; the last one is held where they end."),
                 Editor.Input("editor", tooltip="From Load Lip Editor."),
                 io.Vae.Input("vae", tooltip="From Load Codec, or any VAE in SDXL's latent space."),
@@ -228,6 +219,11 @@ class LipSyncImages(io.ComfyNode):
                     "references",
                     optional=True,
                     tooltip="Crops that show the editor this person's mouth, from Crop Faces. Not connected: chosen here.",
+                ),
+                LipEncoder.Input(
+                    "lip_encoder",
+                    optional=True,
+                    tooltip="Reads what the lips of the references do. Not connected: the bundled one, for poses of its kind.",
                 ),
                 _batch_input(),
             ],
@@ -238,24 +234,24 @@ class LipSyncImages(io.ComfyNode):
     def execute(
         cls,
         images: torch.Tensor,
-        fps: float,
         track: FaceTrack,
         poses: LipPoses,
-        editor: bridge.LoadedNetwork,
+        editor: models.LoadedNetwork,
         vae: Any,
         references: torch.Tensor | None = None,
+        lip_encoder: models.LoadedNetwork | None = None,
         batch: int = 8,
     ) -> io.NodeOutput:
-        pictures, rate = images[..., :3].movedim(-1, 1), frame_rate(fps)
-        check_images(pictures, rate, track)
-        crops = None if references is None else bridge.images_to_core(references)
-        lip_encoder = bridge.load_network("lip-encoder", bridge.BUNDLED)
+        pictures = bridge.pictures_of(images)
+        check_images(pictures, track)
+        crops = None if references is None else _crops_of(references)
+        lip_encoder = lip_encoder or models.load_network("lip-encoder", models.BUNDLED)
         with bridge.running(len(images)) as run:
-            with bridge.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
-                sync = bridge.lipsync(editor, vae, lip_encoder=lip_encoder)
+            with models.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
+                sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
                 callbacks = {"progress": run.progress, "show": run.show}
-                result = edit_images(sync, pictures, rate, track, poses, crops, bridge.batch_size(batch), **callbacks)
-        return io.NodeOutput(result.movedim(1, -1).contiguous())
+                result = edit_images(sync, pictures, track, poses, crops, models.batch_size(batch), **callbacks)
+        return io.NodeOutput(bridge.images_of(result))
 
 
 class EditLatents(io.ComfyNode):
@@ -272,7 +268,7 @@ class EditLatents(io.ComfyNode):
             inputs=[
                 Editor.Input("editor", tooltip="From Load Lip Editor."),
                 io.Latent.Input("target", tooltip="Face crops to change, from VAE Encode with a VAE in SDXL's latent space."),
-                io.Latent.Input("references", tooltip="Crops of the same person and size that show the mouth; four are enough."),
+                io.Latent.Input("references", tooltip="Crops of the same person and size that show the mouth; a dozen is best."),
                 Poses.Input("poses", tooltip="One per target latent; more are cut off."),
                 Poses.Input(
                     "reference_poses",
@@ -296,7 +292,7 @@ class EditLatents(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        editor: bridge.LoadedNetwork,
+        editor: models.LoadedNetwork,
         target: dict,
         references: dict,
         poses: LipPoses,
@@ -304,8 +300,8 @@ class EditLatents(io.ComfyNode):
         strength: float = 1.0,
     ) -> io.NodeOutput:
         samples, shown = target["samples"] * SDXL_SCALE, references["samples"] * SDXL_SCALE
-        batch = bridge.batch_size(8)
-        with bridge.running(len(samples)) as run, bridge.on_device(editor, memory_bytes=_memory(editor, batch)):
+        batch = models.batch_size(8)
+        with bridge.running(len(samples)) as run, models.on_device(editor, memory_bytes=_memory(editor, batch)):
             settings = (reference_poses, strength, editor.is_stage_1, batch)
             edited = edit_latents(editor.network, samples, shown, poses, *settings, progress=run.progress)
         return io.NodeOutput({**target, "samples": edited / SDXL_SCALE})
@@ -331,19 +327,24 @@ def _tag_input() -> io.Boolean.Input:
     return io.Boolean.Input("tag", default=True, optional=True, advanced=True, tooltip=TAG_TOOLTIP)
 
 
-def _mode(editor: bridge.LoadedNetwork) -> str:
+def _mode(editor: models.LoadedNetwork) -> str:
     return "masked" if editor.is_stage_1 else "mask-free"
 
 
-def _memory(editor: bridge.LoadedNetwork, batch: int) -> int:
-    return bridge.edit_bytes(batch, int(editor.notes.get("crop_px", 256)))
+def _memory(editor: models.LoadedNetwork, batch: int) -> int:
+    return models.edit_bytes(batch, int(editor.notes.get("crop_px", 256)))
+
+
+def _crops_of(images: torch.Tensor) -> torch.Tensor:
+    """IMAGE -> (B, 3, H, W) float32 in [-1, 1] on the CPU."""
+    return bridge.pictures_of(images).detach().float().cpu() * 2 - 1
 
 
 def _given_look(references: torch.Tensor | None, size: int) -> Look | None:
     """Reference images as the pipeline takes them; they are no frames of the clip."""
     if references is None:
         return None
-    return Look(check_references(bridge.images_to_core(references), size), [], torch.zeros(0, POSE_DIM))
+    return Look(check_references(_crops_of(references), size), [], torch.zeros(0, POSE_DIM))
 
 
 NODES = [LipSync, LipSyncVideo, LipSyncImages, EditLatents]

@@ -10,19 +10,17 @@ from comfy_api.latest import io
 from ..flashlips_core.downloads import AUDIO_ENCODERS, AUDIO_FILES, CODEC_FILES, CODECS, fetch
 from ..flashlips_core.types import FlashLipsError
 from . import bridge
-
-Editor = io.Custom("FLASHLIPS_EDITOR")
-LipEncoder = io.Custom("FLASHLIPS_LIP_ENCODER")
-PoseModel = io.Custom("FLASHLIPS_POSE_MODEL")
+from . import bridge_models as models
+from .sockets import Editor, LipEncoder, PoseModel
 
 CATEGORY = "FlashLips/load"
-FILES = "Bundled = the small one that comes with FlashLips; others are .safetensors files in models/flashlips."
-AUDIO_KINDS = (bridge.FOLDER, "audio_encoders")
-TAESDXL, LOG_MEL = "taesdxl", "log-mel"
+FILES_TOOLTIP = "Bundled = the small one that comes with FlashLips; others are .safetensors files in models/flashlips."
+AUDIO_KINDS = (models.FOLDER, "audio_encoders")
+LOG_MEL = "log-mel"
 
 
 def _network_schema(node_id: str, display_name: str, description: str, role: str, output: io.Output) -> io.Schema:
-    name = io.Combo.Input("name", options=bridge.model_files(role), default=bridge.BUNDLED, optional=True, tooltip=FILES)
+    name = io.Combo.Input("name", options=models.model_files(role), default=models.BUNDLED, optional=True, tooltip=FILES_TOOLTIP)
     return io.Schema(
         node_id=node_id, display_name=display_name, category=CATEGORY, description=description, inputs=[name], outputs=[output]
     )
@@ -37,12 +35,12 @@ class LoadEditor(io.ComfyNode):
         return _network_schema("FlashLipsLoadEditor", "Load Lip Editor", text, "editor", Editor.Output(display_name="editor"))
 
     @classmethod
-    def fingerprint_inputs(cls, name: str = bridge.BUNDLED) -> str:
-        return bridge.fingerprint(name)
+    def fingerprint_inputs(cls, name: str = models.BUNDLED) -> str:
+        return models.fingerprint(name)
 
     @classmethod
-    def execute(cls, name: str = bridge.BUNDLED) -> io.NodeOutput:
-        return io.NodeOutput(bridge.load_network("editor", name))
+    def execute(cls, name: str = models.BUNDLED) -> io.NodeOutput:
+        return io.NodeOutput(models.load_network("editor", name))
 
 
 class LoadLipEncoder(io.ComfyNode):
@@ -55,12 +53,12 @@ class LoadLipEncoder(io.ComfyNode):
         return _network_schema("FlashLipsLoadLipEncoder", "Load Lip Encoder", text, "lip-encoder", output)
 
     @classmethod
-    def fingerprint_inputs(cls, name: str = bridge.BUNDLED) -> str:
-        return bridge.fingerprint(name)
+    def fingerprint_inputs(cls, name: str = models.BUNDLED) -> str:
+        return models.fingerprint(name)
 
     @classmethod
-    def execute(cls, name: str = bridge.BUNDLED) -> io.NodeOutput:
-        return io.NodeOutput(bridge.load_network("lip-encoder", name))
+    def execute(cls, name: str = models.BUNDLED) -> io.NodeOutput:
+        return io.NodeOutput(models.load_network("lip-encoder", name))
 
 
 class LoadPoseModel(io.ComfyNode):
@@ -73,12 +71,12 @@ class LoadPoseModel(io.ComfyNode):
         return _network_schema("FlashLipsLoadPoseModel", "Load Pose Model", text, "pose-model", output)
 
     @classmethod
-    def fingerprint_inputs(cls, name: str = bridge.BUNDLED) -> str:
-        return bridge.fingerprint(name)
+    def fingerprint_inputs(cls, name: str = models.BUNDLED) -> str:
+        return models.fingerprint(name)
 
     @classmethod
-    def execute(cls, name: str = bridge.BUNDLED) -> io.NodeOutput:
-        return io.NodeOutput(bridge.load_network("pose-model", name))
+    def execute(cls, name: str = models.BUNDLED) -> io.NodeOutput:
+        return io.NodeOutput(models.load_network("pose-model", name))
 
 
 class LoadCodec(io.ComfyNode):
@@ -95,8 +93,8 @@ class LoadCodec(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=bridge.codec_names(),
-                    default=bridge.BUNDLED,
+                    options=models.codec_names(),
+                    default=models.BUNDLED,
                     optional=True,
                     tooltip="Bundled = small and fast, made for faces. SDXL's own VAE is the sharpest and by far the slowest, "
                     "taesdxl lies between. Files of models/vae are listed where their name says XL.",
@@ -107,21 +105,21 @@ class LoadCodec(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str = bridge.BUNDLED, download: bool = False) -> str:
-        return bridge.fingerprint(name)
+    def fingerprint_inputs(cls, name: str = models.BUNDLED, download: bool = False) -> str:
+        return models.fingerprint(name, "vae")
 
     @classmethod
-    def execute(cls, name: str = bridge.BUNDLED, download: bool = False) -> io.NodeOutput:
-        if name == bridge.BUNDLED:
-            return io.NodeOutput(bridge.load_vae(name))
+    def execute(cls, name: str = models.BUNDLED, download: bool = False) -> io.NodeOutput:
+        if name == models.BUNDLED:
+            return io.NodeOutput(models.load_vae(name))
         if name in CODECS:
-            return io.NodeOutput(bridge.load_vae(_fetched(name, CODECS, CODEC_FILES, download)))
-        folder = bridge.model_folder(name)
+            return io.NodeOutput(models.load_vae(_fetched(name, CODECS, CODEC_FILES, download)))
+        folder = models.model_folder(name)
         if folder is not None:
-            return io.NodeOutput(bridge.load_vae(folder))
-        if name in bridge.model_files("codec"):
-            return io.NodeOutput(bridge.load_vae(bridge.model_path(name)))
-        return io.NodeOutput(bridge.load_core_vae(name))
+            return io.NodeOutput(models.load_vae(folder))
+        if name in models.model_files("codec"):
+            return io.NodeOutput(models.load_vae(models.model_path(name)))
+        return io.NodeOutput(models.load_core_vae(name))
 
 
 class LoadAudioEncoder(io.ComfyNode):
@@ -129,7 +127,7 @@ class LoadAudioEncoder(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        local = bridge.model_choices("audio-encoder", AUDIO_KINDS)
+        local = models.model_choices("audio-encoder", AUDIO_KINDS)
         return io.Schema(
             node_id="FlashLipsLoadAudioEncoder",
             display_name="Load Audio Encoder (FlashLips)",
@@ -139,8 +137,8 @@ class LoadAudioEncoder(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "name",
-                    options=list(dict.fromkeys([bridge.BUNDLED, LOG_MEL, *local, *AUDIO_ENCODERS])),
-                    default=bridge.BUNDLED,
+                    options=list(dict.fromkeys([models.BUNDLED, LOG_MEL, *local, *AUDIO_ENCODERS])),
+                    default=models.BUNDLED,
                     optional=True,
                     tooltip="Bundled, log-mel (no network), wav2vec 2.0, HuBERT, WavLM or Whisper: folders in Hugging Face's "
                     "format in models/flashlips or models/audio_encoders. Names with a slash are public networks; see download.",
@@ -161,17 +159,17 @@ class LoadAudioEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, name: str = bridge.BUNDLED, layer: int = -1, download: bool = False) -> str:
-        return f"{bridge.fingerprint(name)}:{layer}"
+    def fingerprint_inputs(cls, name: str = models.BUNDLED, layer: int = -1, download: bool = False) -> str:
+        return f"{models.fingerprint(name)}:{layer}"
 
     @classmethod
-    def execute(cls, name: str = bridge.BUNDLED, layer: int = -1, download: bool = False) -> io.NodeOutput:
+    def execute(cls, name: str = models.BUNDLED, layer: int = -1, download: bool = False) -> io.NodeOutput:
         source: Any = name
         if name in AUDIO_ENCODERS:
             source = _fetched(name, AUDIO_ENCODERS, AUDIO_FILES, download)
-        elif name not in (bridge.BUNDLED, LOG_MEL):
-            source = bridge.model_folder(name, AUDIO_KINDS) or bridge.model_path(name)
-        return io.NodeOutput(bridge.load_audio_encoder(source, None if layer < 0 else layer))
+        elif name not in (models.BUNDLED, LOG_MEL):
+            source = models.model_folder(name, AUDIO_KINDS) or models.model_path(name)
+        return io.NodeOutput(models.load_audio_encoder(source, None if layer < 0 else layer))
 
 
 def _download_input() -> io.Boolean.Input:
@@ -187,7 +185,7 @@ def _download_input() -> io.Boolean.Input:
 
 def _fetched(hub_id: str, known: dict[str, str], files: tuple[str, ...], is_allowed: bool) -> Path:
     """The local folder of a public network, downloaded where that is allowed and needed."""
-    folder = bridge.model_folder(hub_id.rpartition("/")[2], AUDIO_KINDS)
+    folder = models.model_folder(hub_id.rpartition("/")[2], AUDIO_KINDS)
     if folder is not None and all((folder / file).is_file() for file in files):
         return folder
     if not is_allowed:
@@ -195,7 +193,7 @@ def _fetched(hub_id: str, known: dict[str, str], files: tuple[str, ...], is_allo
             f"'{hub_id}' is not in models/flashlips yet; switch 'download' on to fetch it, or choose another that is there."
         )
     with bridge.running() as run:
-        return fetch(hub_id, bridge.model_folders()[0], files, known[hub_id], run.progress)
+        return fetch(hub_id, models.model_folders()[0], files, known[hub_id], run.progress)
 
 
 NODES = [LoadEditor, LoadLipEncoder, LoadPoseModel, LoadCodec, LoadAudioEncoder]

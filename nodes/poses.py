@@ -17,8 +17,8 @@ from ..flashlips_core.audio import (
     is_classifier,
     known_features,
     level_db,
-    load_emotion_encoder,
     to_mono_16k,
+    with_emotion,
 )
 from ..flashlips_core.flow import SOLVERS, SamplerSettings, sample_poses
 from ..flashlips_core.image_poses import poses_from_images
@@ -29,13 +29,10 @@ from ..flashlips_core.pose_picture import draw_poses
 from ..flashlips_core.poses import frame_rate, resample, silence_gate, spread
 from ..flashlips_core.types import FaceTrack, FlashLipsError, LipPoses
 from . import bridge
+from . import bridge_models as models
+from .sockets import LipEncoder, PoseModel, Poses, Track, fps_input
 
 log = logging.getLogger(__name__)
-
-Poses = io.Custom("FLASHLIPS_POSES")
-PoseModel = io.Custom("FLASHLIPS_POSE_MODEL")
-LipEncoder = io.Custom("FLASHLIPS_LIP_ENCODER")
-Track = io.Custom("FLASHLIPS_TRACK")
 
 CATEGORY = "FlashLips/poses"
 NUM_SOURCES = 32  # poses of the person that the pose model sees, as many as Lip Sync gives it
@@ -74,15 +71,19 @@ class EncodeAudio(io.ComfyNode):
     @classmethod
     def execute(cls, audio_encoder: Any, audio: dict, emotion_encoder: str = NO_EMOTION) -> io.NodeOutput:
         sound = bridge.audio_of(audio)
-        with bridge.running() as run, bridge.on_device(audio_encoder, memory_bytes=ENCODE_BYTES):
-            if not hasattr(audio_encoder, "encoder"):  # ComfyUI's own
-                return io.NodeOutput(audio_encoder.encode_audio(sound.samples[None], sound.sample_rate))
-            samples = to_mono_16k(sound)
-            features = audio_encoder.encoder.encode(samples, run.progress)
-        emotion = None
-        if emotion_encoder != NO_EMOTION:
-            emotion = load_emotion_encoder(_classifiers()[emotion_encoder], bridge.device()).encode(samples)
-        return io.NodeOutput(encoded_audio(features, len(samples), emotion))
+        samples = to_mono_16k(sound)
+        with bridge.running() as run:
+            with models.on_device(audio_encoder, memory_bytes=ENCODE_BYTES):
+                if hasattr(audio_encoder, "encoder"):
+                    encoded = encoded_audio(audio_encoder.encoder.encode(samples, run.progress), len(samples))
+                else:  # ComfyUI's own
+                    encoded = audio_encoder.encode_audio(sound.samples[None], sound.sample_rate)
+            if emotion_encoder != NO_EMOTION:
+                run.beat()
+                classifier = models.load_emotion_encoder(_classifier(emotion_encoder))
+                with models.on_device(classifier, memory_bytes=ENCODE_BYTES):
+                    encoded = with_emotion(encoded, classifier.encoder.encode(samples))
+        return io.NodeOutput(encoded)
 
 
 class SamplePoses(io.ComfyNode):
@@ -151,15 +152,9 @@ class SamplePoses(io.ComfyNode):
                     tooltip="Variety. 0 = the same calm take for every seed, 1 = as varied as people are; lower = follows the "
                     "jaw better.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=25.0,
-                    min=1.0,
-                    max=240.0,
-                    step=0.001,
-                    optional=True,
-                    tooltip="Poses per second of the output; 29.97 means 30000/1001. Lip-Sync Video fits any rate to its clip; "
-                    "this matters only where frames are counted, as in Edit Lip Poses.",
+                fps_input(
+                    "Poses per second of the output; 29.97 means 30000/1001. Lip-Sync Video fits any rate to its clip; "
+                    "this matters only where frames are counted, as in Edit Lip Poses."
                 ),
                 io.Boolean.Input(
                     "close_in_silence",
@@ -173,7 +168,7 @@ class SamplePoses(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, pose_model: bridge.LoadedNetwork, features: dict, source_poses=None, seed=0, steps=4, solver="euler",
+        cls, pose_model: models.LoadedNetwork, features: dict, source_poses=None, seed=0, steps=4, solver="euler",
         guidance=1.0, temperature=0.3, fps=25.0, close_in_silence=True,
     ) -> io.NodeOutput:  # fmt: skip
         network = pose_model.network
@@ -181,7 +176,7 @@ class SamplePoses(io.ComfyNode):
         emotion = emotion_for(features, network.config.emotion_dim)
         sources = None if source_poses is None else spread(source_poses, NUM_SOURCES)
         settings = SamplerSettings(steps, solver, guidance, temperature, seed)
-        with bridge.running() as run, bridge.on_device(pose_model, memory_bytes=ENCODE_BYTES):
+        with bridge.running() as run, models.on_device(pose_model, memory_bytes=ENCODE_BYTES):
             poses = sample_poses(network, heard, sources, settings, emotion, run.progress)
             rest = network.rest_pose.float().cpu()
         if close_in_silence and len(heard.level_db):
@@ -211,31 +206,21 @@ class EncodePoses(io.ComfyNode):
                     optional=True,
                     tooltip="Where the face is, from Track Face. Without it the largest face is tracked here.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=25.0,
-                    min=1.0,
-                    max=240.0,
-                    step=0.001,
-                    optional=True,
-                    tooltip="Frames per second of the images; 29.97 means 30000/1001. A video brings its own rate.",
-                ),
+                fps_input(),
             ],
             outputs=[Poses.Output(display_name="poses")],
         )
 
     @classmethod
     def execute(
-        cls, lip_encoder: bridge.LoadedNetwork, video=None, images=None, track: FaceTrack | None = None, fps=25.0
+        cls, lip_encoder: models.LoadedNetwork, video=None, images=None, track: FaceTrack | None = None, fps=25.0
     ) -> io.NodeOutput:
-        if (video is None) == (images is None):
-            got = "neither" if video is None else "both"
-            raise FlashLipsError(f"Connect either a video or images; got {got}.")
-        lipsync = bridge.lipsync(lip_encoder=lip_encoder)
-        with bridge.running() as run, bridge.on_device(lip_encoder, memory_bytes=ENCODE_BYTES):
+        bridge.check_one_clip(video, images)
+        lipsync = models.lipsync(lip_encoder=lip_encoder)
+        with bridge.running() as run, models.on_device(lip_encoder, memory_bytes=ENCODE_BYTES):
             if images is not None:
-                pictures = images[..., :3].movedim(-1, 1)  # (B, 3, H, W), no copy
-                return io.NodeOutput(poses_from_images(lipsync, pictures, frame_rate(fps), track, progress=run.progress))
+                pictures, rate = bridge.pictures_of(images), frame_rate(fps)
+                return io.NodeOutput(poses_from_images(lipsync, pictures, rate, track, progress=run.progress))
             with bridge.video_source(video, run.progress) as path:
                 if track is None:
                     track = lipsync.track(path, progress=run.progress)
@@ -299,7 +284,7 @@ class EditPoses(io.ComfyNode):
         cls, poses: LipPoses, other=None, features=None, mask=None, pose_model=None, expression_gain=1.0, mouth_gain=1.0,
         smoothing_ms=0.0, offset_ms=0.0, mix=0.0, close_in_silence=True, operations="[]",
     ) -> io.NodeOutput:  # fmt: skip
-        network = (pose_model or bridge.load_network("pose-model", bridge.BUNDLED)).network
+        network = (pose_model or models.load_network("pose-model", models.BUNDLED)).network
         heard = None if features is None else known_features(features)
         weights = None if mask is None else mask.reshape(len(mask), -1).float().cpu().mean(1)
         around = Surroundings(network.rest_pose.float().cpu(), other, heard, weights)
@@ -338,7 +323,7 @@ class PreviewPoses(io.ComfyNode):
 
     @classmethod
     def execute(cls, poses: LipPoses, other=None, audio=None, lip_encoder=None) -> io.NodeOutput:
-        network = (lip_encoder or bridge.load_network("lip-encoder", bridge.BUNDLED)).network
+        network = (lip_encoder or models.load_network("lip-encoder", models.BUNDLED)).network
 
         def opening(values: Tensor) -> Tensor:
             return network.opening(values.to(network.opening_weight))
@@ -369,6 +354,14 @@ def _sliders() -> list[io.Float.Input]:
 
 def _classifiers() -> dict[str, Path]:
     """Audio classifiers in ComfyUI's folders by name, those that it searches first winning."""
-    roots = [root for kind in ("audio_encoders", bridge.FOLDER) for root in bridge.model_folders(kind) if root.is_dir()]
+    roots = [root for kind in ("audio_encoders", models.FOLDER) for root in models.model_folders(kind) if root.is_dir()]
     folders = [path for root in roots for path in sorted(root.iterdir()) if is_classifier(path)]
     return {path.name: path for path in reversed(folders)}
+
+
+def _classifier(name: str) -> Path:
+    """The folder behind a combo's name."""
+    folder = _classifiers().get(name)
+    if folder is None:
+        raise FlashLipsError(f"There is no audio classifier '{name}' any more; refresh the node list (R) and choose another.")
+    return folder

@@ -30,8 +30,8 @@ from ..flashlips_core.stream import prefetch
 from ..flashlips_core.track_pictures import pick_pictures, track_sheet
 from ..flashlips_core.types import ClipInfo, FaceTrack, FlashLipsError, Frame
 from . import bridge
-
-Track = io.Custom("FLASHLIPS_TRACK")
+from . import bridge_models as models
+from .sockets import Track, fps_input
 
 CATEGORY = "FlashLips/face"
 FACES = ["largest", "left", "right", "index", "reference"]
@@ -57,6 +57,7 @@ class TrackFace(io.ComfyNode):
                     "face",
                     options=FACES,
                     default="largest",
+                    optional=True,
                     tooltip="Which face where there are several, judged anew after each cut: the largest (and most seen) one, "
                     "the leftmost or rightmost as seen on screen, the index-th from the left, or the one that looks like "
                     "the reference picture.",
@@ -74,15 +75,7 @@ class TrackFace(io.ComfyNode):
                     optional=True,
                     tooltip="With face 'reference': a picture of the person, as they look in the clip.",
                 ),
-                io.Float.Input(
-                    "fps",
-                    default=25.0,
-                    min=1.0,
-                    max=240.0,
-                    step=0.001,
-                    optional=True,
-                    tooltip="Frames per second of the images; 29.97 means 30000/1001. A video brings its own rate.",
-                ),
+                fps_input(),
                 io.Float.Input(
                     "threshold",
                     default=0.5,
@@ -123,7 +116,7 @@ class TrackFace(io.ComfyNode):
         cls, video=None, images=None, face="largest", index=0, reference=None, fps=25.0,
         threshold=0.5, every=1, stabilise="smooth",
     ) -> io.NodeOutput:  # fmt: skip
-        detector = bridge.detector()
+        detector = models.detector()
         which = _wanted_face(face, index, reference, detector)
         with bridge.running() as run, _clip(run, video, images, fps) as (frames, info):
             track = track_faces(_shown(run, frames), info, detector, which, every, stabilise, threshold, run.progress)
@@ -163,7 +156,7 @@ class PreviewTrack(io.ComfyNode):
     def execute(cls, track: FaceTrack, video=None, images=None, frames=12) -> io.NodeOutput:
         indices, pictures = spread(len(track), frames), None
         if images is not None:
-            check_track_of_images(track, _channels_first(images))
+            check_track_of_images(track, bridge.pictures_of(images))
         if video is not None or images is not None:
             with bridge.running() as run, _clip(run, video, images, float(track.fps)) as (stream, _):
                 pictures = pick_pictures(stream, track, indices, run.progress)
@@ -201,12 +194,12 @@ class CropFaces(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, track: FaceTrack, size=256) -> io.NodeOutput:
-        pictures = _channels_first(images)
+        pictures = bridge.pictures_of(images)
         check_track_of_images(track, pictures)
         with bridge.running(len(pictures)) as run:
             crops = cut_images(pictures, track.boxes, size, run.progress)
         mask = torch.from_numpy(track.present).float()[:, None, None].repeat(1, size, size)
-        return io.NodeOutput(crops.movedim(1, -1).contiguous(), mask)
+        return io.NodeOutput(bridge.images_of(crops), mask)
 
 
 class PasteFaces(io.ComfyNode):
@@ -246,12 +239,12 @@ class PasteFaces(io.ComfyNode):
 
     @classmethod
     def execute(cls, images: Tensor, crops: Tensor, track: FaceTrack, mask=None, feather=16.0) -> io.NodeOutput:
-        pictures, faces = _channels_first(images), _channels_first(crops)
+        pictures, faces = bridge.pictures_of(images), bridge.pictures_of(crops)
         check_track_of_images(track, pictures)
         alpha = paste_alpha(track, faces, feather, mask)
         with bridge.running(len(pictures)) as run:
             pasted = paste_images(pictures, track.boxes, faces, alpha, run.progress)
-        return io.NodeOutput(pasted.movedim(1, -1))
+        return io.NodeOutput(bridge.images_of(pasted))
 
 
 NODES = [TrackFace, PreviewTrack, CropFaces, PasteFaces]
@@ -273,11 +266,9 @@ def _wanted_face(face: str, index: int, reference: Tensor | None, detector: Any)
 @contextmanager
 def _clip(run: bridge.Run, video: Any, images: Tensor | None, fps: float) -> Iterator[tuple[Iterator[Frame], ClipInfo]]:
     """Frames and description of a VIDEO or of IMAGEs."""
-    if (video is None) == (images is None):
-        got = "neither" if video is None else "both"
-        raise FlashLipsError(f"Connect either a video or images; got {got}.")
+    bridge.check_one_clip(video, images)
     if images is not None:
-        pictures = _channels_first(images)
+        pictures = bridge.pictures_of(images)
         yield as_frames(pictures), images_info(pictures, frame_rate(fps))
         return
     with bridge.video_source(video, run.progress) as path:
@@ -291,10 +282,3 @@ def _shown(run: bridge.Run, frames: Iterator[Frame]) -> Iterator[Frame]:
     for frame in frames:
         run.show(frame)
         yield frame
-
-
-def _channels_first(images: Tensor) -> Tensor:
-    """IMAGE as the core has it, in its own range and without a copy. (B, H, W, C) -> (B, 3, H, W)."""
-    if images.ndim != 4 or images.shape[-1] not in (3, 4) or not len(images):
-        raise FlashLipsError(f"Images must be a batch of RGB pictures, got shape {tuple(images.shape)}.")
-    return images[..., :3].movedim(-1, 1)

@@ -23,6 +23,7 @@ LEVELS = [
     {"references", "sidecar", "loading", "editing"},
     {"pipeline"},
 ]
+BRIDGES = {"bridge", "bridge_models"}  # of the nodes to ComfyUI
 TOP = len(LEVELS)  # data, train, evaluate, bench and what belongs to them
 CLI = TOP + 1
 
@@ -101,8 +102,8 @@ def test_core_imports_nothing_of_comfyui_nor_torchvision(module):
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "nodes").glob("*.py")), ids=lambda file: file.stem)
-def test_nodes_reach_comfyui_through_the_bridge_and_the_core_by_relative_imports(file):
-    allowed = {"comfy_api.latest"} | ({"comfy", "folder_paths"} if file.stem == "bridge" else set())
+def test_nodes_reach_comfyui_through_the_bridges_and_the_core_by_relative_imports(file):
+    allowed = {"comfy_api.latest"} | ({"comfy", "folder_paths"} if file.stem in BRIDGES else set())
     for node in ast.walk(ast.parse(file.read_text())):
         names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom) and not node.level:

@@ -38,7 +38,7 @@ def test_images_change_only_in_the_box_of_frames_with_a_face(lipsync) -> None:  
     images, track = pictures(), make_track(10, absent=(3,))
     steps, shown = [], []
     callbacks = {"progress": lambda *step: steps.append(step), "show": shown.append}
-    edited = edit_images(lipsync, images, Fraction(25), track, make_poses(10), batch=4, **callbacks)
+    edited = edit_images(lipsync, images, track, make_poses(10), batch=4, **callbacks)
     assert edited.shape == images.shape and edited.stride() == images.stride()
     assert torch.equal(edited[3], images[3]) and steps[-1] == (10, 10)
     assert all(crop.shape == (3, CROP_PX, CROP_PX) for crop in shown) and len(shown) == 3
@@ -49,8 +49,8 @@ def test_images_change_only_in_the_box_of_frames_with_a_face(lipsync) -> None:  
 def test_a_batch_of_images_does_not_depend_on_its_parts(lipsync) -> None:  # noqa: F811
     images, track, poses = pictures(), make_track(10), make_poses(10)
     references = cut_images(images[:2], track.boxes[:2], CROP_PX) * 2 - 1
-    whole = edit_images(lipsync, images, Fraction(25), track, poses, references, batch=10)
-    parts = edit_images(lipsync, images, Fraction(25), track, poses, references, batch=3)
+    whole = edit_images(lipsync, images, track, poses, references, batch=10)
+    parts = edit_images(lipsync, images, track, poses, references, batch=3)
     assert torch.allclose(whole, parts, atol=1e-4)
 
 
@@ -61,13 +61,12 @@ def test_images_that_are_not_the_tracked_ones_are_refused(lipsync, monkeypatch) 
         with pytest.raises(FlashLipsError, match=words):
             edit_images(lipsync, *given)
 
-    refused("track has 12 frames, the image batch 10", images, Fraction(25), make_track(12), poses)
-    refused("64x48 pixels, the images have 48x64", images.mT, Fraction(25), track, poses)
-    refused("images run at 30 frames per second, their track at 25", images, Fraction(30), track, poses)
-    refused("No face in any frame", images, Fraction(25), make_track(10, absent=tuple(range(10))), poses)
-    refused("32x32 pixels, the editor sees crops of 64x64", images, Fraction(25), track, poses, torch.zeros(4, 3, 32, 32))
+    refused("track has 12 frames, the image batch 10", images, make_track(12), poses)
+    refused("64x48 pixels, the images have 48x64", images.mT, track, poses)
+    refused("No face in any frame", images, make_track(10, absent=tuple(range(10))), poses)
+    refused("32x32 pixels, the editor sees crops of 64x64", images, track, poses, torch.zeros(4, 3, 32, 32))
     monkeypatch.setattr(image_edit, "LARGEST_BATCH_BYTES", 100_000)
-    refused("10 images of 64x48 take 0.0 GB.*give the clip as a VIDEO to Lip-Sync Video", images, Fraction(25), track, poses)
+    refused("10 images of 64x48 take 0.0 GB.*give the clip as a VIDEO to Lip-Sync Video", images, track, poses)
 
 
 # ---- latents ---------------------------------------------------------------------------------------------------------------
@@ -225,7 +224,7 @@ def test_images_and_latents_give_the_same_mouth_on_their_own_ways(engine, graph)
         "parts": node("GetVideoComponents", video=["video", 0]),
         "crops": node("FlashLipsCropFaces", images=["parts", 0], track=["track", 0], **sizes),
         "shown": node("ImageFromBatch", image=["crops", 0], batch_index=0, length=4),
-        "edit": node("FlashLipsLipSyncImages", images=["parts", 0], fps=25.0, track=["track", 0], poses=["poses", 0],
+        "edit": node("FlashLipsLipSyncImages", images=["parts", 0], track=["track", 0], poses=["poses", 0],
                      editor=["editor", 0], vae=["codec", 0], references=["shown", 0]),
         "target": node("VAEEncode", pixels=["crops", 0], vae=["codec", 0]),
         "seen": node("VAEEncode", pixels=["shown", 0], vae=["codec", 0]),

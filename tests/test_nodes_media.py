@@ -97,6 +97,41 @@ def test_copying_moves_every_packet_untouched(talking_clip, tmp_path, suffix) ->
     assert {key.lower(): value for key, value in tags(out).items()}["prompt"] == '{"1": 2}'
 
 
+MILLISECONDS = {"time_base": Fraction(1, 1000), "pts": tuple(range(0, 1000, 40))}
+
+
+@pytest.mark.parametrize(
+    ("made", "suffix"),
+    [
+        ({"name": "reordered.mkv", "options": (("crf", "20"), ("bf", "3")), **MILLISECONDS}, ".mp4"),
+        ({"name": "reordered.mkv", "options": (("crf", "20"), ("bf", "3")), **MILLISECONDS}, ".mkv"),
+        ({"name": "modern.mkv", "codec": "libsvtav1", **MILLISECONDS}, ".mkv"),
+        ({"name": "old.avi", "time_base": Fraction(1, 25), "pts": tuple(range(25))}, ".mp4"),
+    ],
+)
+def test_copies_of_other_containers_keep_every_picture_and_the_rate(clip, tmp_path, made, suffix) -> None:
+    source = clip(**made)
+    save_clip(source, tmp_path / f"copy{suffix}")
+    assert same_frames(list(read_frames(tmp_path / f"copy{suffix}")), list(read_frames(source)))
+    copied = probe(tmp_path / f"copy{suffix}")
+    assert (copied.fps, copied.num_frames, copied.is_variable_rate) == (Fraction(25), 25, False)
+
+
+def test_a_copied_broadcast_starts_at_zero_with_its_sound(clip, tmp_path) -> None:
+    hours = 900_000_000  # ticks
+    source = clip(name="late.ts", pts=tuple(range(hours, hours + 25 * 3600, 3600)), audio_rate=44_100, audio_start_s=10_000)
+    save_clip(source, tmp_path / "copy.mp4")
+    with av.open(str(tmp_path / "copy.mp4")) as media:
+        starts = [float(stream.start_time * stream.time_base) for stream in media.streams]
+    assert all(start < 0.1 for start in starts)
+
+
+def test_pictures_without_times_are_not_copied(clip, tmp_path) -> None:
+    with pytest.raises(FlashLipsError, match="raw.h264 have no times and cannot be copied; choose a codec"):
+        save_clip(clip(name="raw.h264"), tmp_path / "copy.mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["raw.h264"]
+
+
 def test_a_copy_keeps_rotation_and_the_sources_note(rotated_clip, tmp_path) -> None:
     noted = tmp_path / "noted.mp4"
     save_clip(rotated_clip, noted, metadata={"comment": "synthetic"})
@@ -129,7 +164,7 @@ def test_encoding_again_gives_the_codec_that_was_chosen(talking_clip, tmp_path, 
 
 
 def test_a_container_that_cannot_hold_the_pictures_is_refused(plain_clip, tmp_path) -> None:
-    with pytest.raises(FlashLipsError, match="webm cannot hold h264 video as it is; choose mkv"):
+    with pytest.raises(FlashLipsError, match="webm cannot hold h264 video as it is; choose another container"):
         save_clip(plain_clip, tmp_path / "out.webm")
     with pytest.raises(FlashLipsError, match="Unknown codec 'gif'"):
         save_clip(plain_clip, tmp_path / "out.mp4", "gif")

@@ -24,6 +24,7 @@ from flashlips_core.audio import (
     known_features,
     load_audio_encoder,
     to_mono_16k,
+    with_emotion,
 )
 from flashlips_core.flow import SamplerSettings, sample_poses
 from flashlips_core.image_poses import poses_from_images
@@ -50,7 +51,7 @@ def layers(count: int = 13, rows: int = 49, width: int = 768) -> dict:
 
 def test_our_features_survive_the_dict_and_look_to_others_like_one_layer() -> None:
     features = LogMelEncoder().encode(torch.randn(5000, generator=torch.Generator().manual_seed(0)))
-    encoded = encoded_audio(features, 5000, torch.ones(7))
+    encoded = with_emotion(encoded_audio(features, 5000), torch.ones(7))
     assert features_for(encoded, "any kind", 320) is features and known_features(encoded) is features
     assert encoded["encoded_audio"].shape == (1, 16, 160) and len(encoded["encoded_audio_all_layers"]) == 1
     assert encoded["audio_samples"] == 5000 and emotion_for(encoded, 7).sum() == 7
@@ -93,11 +94,12 @@ def test_encoded_audio_that_ends_early_or_holds_several_sounds_is_refused() -> N
 
 def test_emotion_is_used_where_the_model_takes_it(caplog) -> None:
     features = LogMelEncoder().encode(torch.zeros(640))
-    with_emotion, without = encoded_audio(features, 640, torch.ones(7)), encoded_audio(features, 640)
-    assert emotion_for(with_emotion, 0) is None and not caplog.records
+    without = encoded_audio(features, 640)
+    moved = with_emotion(without, torch.ones(7))
+    assert emotion_for(moved, 0) is None and not caplog.records
     assert emotion_for(without, 7) is None and "emotion" in caplog.text
     with pytest.raises(FlashLipsError, match="takes 5 emotion numbers, got 7"):
-        emotion_for(with_emotion, 5)
+        emotion_for(moved, 5)
 
 
 def test_folders_with_an_audio_classifier_are_told_from_others(tmp_path: Path) -> None:
@@ -135,6 +137,8 @@ def test_images_are_read_like_the_video_that_they_come_from(tmp_path: Path) -> N
     assert len(of_video) == len(of_images) == NUM_FRAMES and seen
     assert (of_video.values - of_images.values).abs().max() < 0.25
     assert torch.allclose(of_images.values[3], (of_images.values[2] + of_images.values[4]) / 2, atol=1e-5)
+    with pytest.raises(FlashLipsError, match="images run at 50 frames per second, their track at 25"):
+        poses_from_images(lipsync, images, Fraction(50), track)
 
 
 def test_a_track_that_outlasts_its_clip_is_refused(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def is_classifier(folder: str | Path) -> bool:
     """Whether a folder in Hugging Face's format says that it holds an audio classifier; cheap, for lists of choices."""
     folder = Path(folder)
     try:
-        names = json.loads((folder / "config.json").read_text()).get("architectures") or []
+        names = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
     except (OSError, ValueError, AttributeError):
         return False
     return (folder / "preprocessor_config.json").is_file() and any(str(name).endswith(CLASSIFIERS) for name in names)

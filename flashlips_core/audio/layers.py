@@ -23,16 +23,19 @@ LAST_LAYER, LAYERS, SAMPLES = "encoded_audio", "encoded_audio_all_layers", "audi
 MOST_MISSING = 2  # rows: networks without padding give one or two fewer than the sound has
 
 
-def encoded_audio(features: AudioFeatures, num_samples: int, emotion: Tensor | None = None) -> dict[str, Any]:
-    """Our features as such a dict: one layer, and under keys of our own what others do not know.
+def encoded_audio(features: AudioFeatures, num_samples: int) -> dict[str, Any]:
+    """Our features as such a dict: one layer, and under a key of our own what others do not know.
 
     Args:
         num_samples: Of the sound at 16 kHz.
-        emotion: (E,) what an emotion encoder says of the whole sound.
     """
     layer = features.values[None]
-    result = {LAST_LAYER: layer, LAYERS: [layer], SAMPLES: num_samples, OURS: features}
-    return result if emotion is None else result | {OUR_EMOTION: emotion}
+    return {LAST_LAYER: layer, LAYERS: [layer], SAMPLES: num_samples, OURS: features}
+
+
+def with_emotion(encoded: Mapping[str, Any], emotion: Tensor) -> dict[str, Any]:
+    """The same, with what an emotion encoder says of the whole sound, (E,)."""
+    return {**encoded, OUR_EMOTION: emotion}
 
 
 def known_features(encoded: Mapping[str, Any]) -> AudioFeatures | None:

@@ -145,7 +145,7 @@ def load_detector(weights: str | Path | None = None, device: str | torch.device 
     detector = CascadeDetector(_cascade_path())
     logger.warning(
         "YuNet's weights are neither in %s nor downloadable: using OpenCV's face cascade, which sees frontal faces only and "
-        "places the crop less exactly. Put yunet_final.pth (%s) into a folder and name it in %s.",
+        "places the crop less exactly. Put yunet_final.pth (%s) into ComfyUI's models/flashlips, or into a folder that %s names.",
         MODELS_VARIABLE, YUNET_URLS[0], MODELS_VARIABLE,
     )  # fmt: skip
     return detector

@@ -1,0 +1,18 @@
+"""Kinds of wires that ComfyUI does not have, and an input that several nodes share."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+Editor = io.Custom("FLASHLIPS_EDITOR")
+LipEncoder = io.Custom("FLASHLIPS_LIP_ENCODER")
+PoseModel = io.Custom("FLASHLIPS_POSE_MODEL")
+Poses = io.Custom("FLASHLIPS_POSES")
+Track = io.Custom("FLASHLIPS_TRACK")
+
+IMAGES_FPS = "Frames per second of the images; 29.97 means 30000/1001. A video brings its own rate."
+
+
+def fps_input(tooltip: str = IMAGES_FPS) -> io.Float.Input:
+    """Frames or poses per second."""
+    return io.Float.Input("fps", default=25.0, min=1.0, max=240.0, step=0.001, optional=True, tooltip=tooltip)

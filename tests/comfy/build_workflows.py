@@ -1,0 +1,337 @@
+"""Write workflows/*.json and workflows/api/*.json from the descriptions at the end of this file. By hand, after nodes changed:
+
+    python tests/comfy/build_workflows.py
+
+Needs the environment that ``python dev.py test`` makes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from comfy_host import Engine  # noqa: E402
+from graphs import NodeInfo, object_info, to_prompt  # noqa: E402
+from sketch import Node, Sketch  # noqa: E402
+
+import dev  # noqa: E402
+
+WORKFLOWS = ROOT / "workflows"
+VERSION = "0.27.0"  # the oldest ComfyUI; core nodes used here have the same inputs in later ones
+CORE = (
+    "AudioConcat", "CreateVideo", "EmptyAudio", "FeatherMask", "GetVideoComponents", "ImageFromBatch", "ImageStitch",
+    "MaskComposite", "SolidMask", "TrimAudioDuration", "VAEDecode", "VAEEncode",
+)  # fmt: skip
+FACE, VOICE, PAIR = (f"flashlips-demo/{name}" for name in ("face.mp4", "voice.wav", "pair.mp4"))
+
+
+def build(node_info: NodeInfo, folder: Path = WORKFLOWS) -> None:
+    """Write every graph and its API twin."""
+    (folder / "api").mkdir(parents=True, exist_ok=True)
+    for describe in DESCRIPTIONS:
+        sketch = Sketch(describe.__name__, node_info)
+        describe(sketch)
+        graph = sketch.graph()
+        write(folder / f"{sketch.name}.json", graph)
+        write(folder / "api" / f"{sketch.name}.json", to_prompt(graph, node_info))
+
+
+def write(path: Path, content: dict) -> None:
+    """JSON that a diff can be read of."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        engine = Engine(VERSION, Path(folder))
+        try:
+            names = [*engine.load(dev.link_pack(engine.base)), *CORE]
+            infos = engine.call(f"{Path(__file__).with_name('graphs.py')}:{object_info.__name__}", names=names)
+        finally:
+            engine.close()
+    build(infos.__getitem__)
+
+
+# ---- the graphs ------------------------------------------------------------------------------------------------------------
+
+CONSENT = "Dub people only with their consent, and say that the video was changed wherever you show it."
+
+
+def dub_video(g: Sketch) -> None:
+    with g.group(
+        "1. A video and a voice",
+        "Press Run: these two come with FlashLips, a rendered head and a synthetic voice. For your own, type a path, or drop a "
+        "video and a sound file on the canvas and connect what appears to Lip Sync.",
+        "in",
+    ):
+        video = g.node("FlashLipsLoadVideo", "Video", path=FACE)
+        voice = g.node("FlashLipsLoadVideo", "Voice", path=VOICE)
+    with g.group("2. Lip sync", "The person in the video speaks the voice. Another seed is another take.", "edit"):
+        dubbed = g.node("FlashLipsLipSync", video=video, audio=voice.out("audio"))
+    with g.group("3. The result", f"It is saved to ComfyUI's output folder and plays here.\n{CONSENT}", "out"):
+        g.node("FlashLipsSaveVideo", video=dubbed, filename_prefix="video/dubbed")
+
+
+def full_pipeline(g: Sketch) -> None:
+    with g.group(
+        "1. The face",
+        "Track Face finds the face in every frame. It runs once per clip: later runs with another voice or seed reuse it.",
+        "face",
+    ):
+        video = g.node("FlashLipsLoadVideo", "Video", path=FACE)
+        g.column()
+        track = g.node("FlashLipsTrackFace", video=video)
+        g.column()
+        g.node("FlashLipsPreviewTrack", track=track, video=video, frames=6)
+    with g.group("2. The voice", "An audio encoder listens to the voice. Each pose model knows one audio encoder.", "voice"):
+        voice = g.node("FlashLipsLoadVideo", "Voice", path=VOICE)
+        listener = g.node("FlashLipsLoadAudioEncoder")
+        g.column()
+        features = g.node("FlashLipsEncodeAudio", audio_encoder=listener, audio=voice.out("audio"))
+    g.new_row()
+    with g.group(
+        "3. The lip motion",
+        "Twelve numbers per frame say what the mouth does. The person's own poses tell the pose model how they move their lips; "
+        "Edit Lip Poses changes the motion before it is applied.",
+        "poses",
+    ):
+        lip_encoder = g.node("FlashLipsLoadLipEncoder")
+        pose_model = g.node("FlashLipsLoadPoseModel")
+        g.column()
+        own = g.node("FlashLipsEncodePoses", "Encode the person's own poses", lip_encoder=lip_encoder, video=video, track=track)
+        sampled = g.node("FlashLipsSamplePoses", pose_model=pose_model, features=features, source_poses=own)
+        g.column()
+        poses = g.node("FlashLipsEditPoses", poses=sampled, features=features)
+        g.column()
+        g.node("FlashLipsPreviewPoses", poses=poses, audio=voice.out("audio"))
+    with g.group("4. The edit", "The editor gives the face in each frame its new mouth; the rest of the frame stays.", "edit"):
+        editor = g.node("FlashLipsLoadEditor")
+        codec = g.node("FlashLipsLoadCodec")
+        g.column()
+        dubbed = g.node(
+            "FlashLipsLipSyncVideo", video=video, track=track, poses=poses, editor=editor, vae=codec, lip_encoder=lip_encoder,
+            audio=voice.out("audio"),
+        )  # fmt: skip
+    with g.group("5. The result", CONSENT, "out"):
+        g.node("FlashLipsSaveVideo", video=dubbed, filename_prefix="video/full_pipeline")
+
+
+def voice_to_poses(g: Sketch, **settings: object) -> tuple[Node, Node]:
+    """The columns that make lip poses of the bundled voice; returns the voice and the poses."""
+    voice = g.node("FlashLipsLoadVideo", "Voice", path=VOICE)
+    listener, pose_model = g.node("FlashLipsLoadAudioEncoder"), g.node("FlashLipsLoadPoseModel")
+    g.column()
+    features = g.node("FlashLipsEncodeAudio", audio_encoder=listener, audio=voice.out("audio"))
+    return voice, g.node("FlashLipsSamplePoses", pose_model=pose_model, features=features, **settings)
+
+
+def swap_backbones(g: Sketch) -> None:
+    with g.group("1. One clip", "Both editors get the same face ...", "face"):
+        video = g.node("FlashLipsLoadVideo", "Video", path=FACE)
+        track = g.node("FlashLipsTrackFace", video=video)
+    with g.group("2. One voice", "... and the same lip motion.", "poses"):
+        voice, poses = voice_to_poses(g)
+    g.new_row()
+    with g.group(
+        "3. Two editors",
+        "Put another editor, U-Net or Transformer, into models/flashlips, press R, and choose it in 'Editor B'. As shipped both "
+        "are the bundled U-Net, so both halves look the same. A codec is swapped in the same way.",
+        "edit",
+    ):
+        editors = [g.node("FlashLipsLoadEditor", title) for title in ("Editor A", "Editor B: choose another")]
+        codec = g.node("FlashLipsLoadCodec")
+        g.column()
+        edited = [
+            g.node(
+                "FlashLipsLipSyncVideo", f"Lip-Sync Video {name}", video=video, track=track, poses=poses, editor=editor,
+                vae=codec, audio=voice.out("audio"),
+            )  # fmt: skip
+            for name, editor in zip("AB", editors, strict=True)
+        ]
+    with g.group(
+        "4. Side by side", f"A is left, B is right. These nodes hold all frames in memory: for short clips.\n{CONSENT}", "out"
+    ):
+        parts = [g.node("GetVideoComponents", f"Frames of {name}", video=clip) for name, clip in zip("AB", edited, strict=True)]
+        g.column()
+        joined = g.node("ImageStitch", image1=parts[0], image2=parts[1])
+        both = g.node("CreateVideo", images=joined, fps=parts[0].out("fps"), audio=parts[0].out("audio"))
+        g.column()
+        g.node("FlashLipsSaveVideo", video=both, filename_prefix="video/swap_backbones")
+
+
+def poses_from_video(g: Sketch) -> None:
+    with g.group(
+        "1. The performance",
+        "Somebody speaks. The lip encoder reads what the mouth does, frame by frame; no audio model is used.",
+        "poses",
+    ):
+        acted = g.node("FlashLipsLoadVideo", "Performance", path=FACE)
+        lip_encoder = g.node("FlashLipsLoadLipEncoder")
+        g.column()
+        poses = g.node("FlashLipsEncodePoses", lip_encoder=lip_encoder, video=acted)
+        g.column()
+        g.node("FlashLipsPreviewPoses", poses=poses, audio=acted.out("audio"))
+    g.new_row()
+    with g.group("2. Who shall speak", "Here: the person on the right of a clip with two people.", "face"):
+        video = g.node("FlashLipsLoadVideo", "Video", path=PAIR)
+        g.column()
+        track = g.node("FlashLipsTrackFace", video=video, face="right")
+    with g.group("3. The edit", "The face in the video moves its lips as the performer does, with their sound.", "edit"):
+        editor, codec = g.node("FlashLipsLoadEditor"), g.node("FlashLipsLoadCodec")
+        g.column()
+        dubbed = g.node(
+            "FlashLipsLipSyncVideo", video=video, track=track, poses=poses, editor=editor, vae=codec, lip_encoder=lip_encoder,
+            audio=acted.out("audio"),
+        )  # fmt: skip
+    with g.group("4. The result", CONSENT, "out"):
+        g.node("FlashLipsSaveVideo", video=dubbed, filename_prefix="video/poses_from_video")
+
+
+def two_speakers(g: Sketch) -> None:
+    with g.group(
+        "1. Who says what",
+        "One recording, cut at 2.9 s: the left person says the first part, the right one the rest. With a recording per person, "
+        "silent while the other speaks, connect these to the two Encode Audio nodes and delete the cutting.",
+        "voice",
+    ):
+        voice = g.node("FlashLipsLoadVideo", "Voice", path=VOICE)
+        g.column()
+        first = g.node("TrimAudioDuration", "First part", audio=voice.out("audio"), start_index=0.0, duration=2.9)
+        rest = g.node("TrimAudioDuration", "Second part", audio=voice.out("audio"), start_index=2.9, duration=60.0)
+        silence = g.node("EmptyAudio", "Silence before it", duration=2.9, sample_rate=22_050, channels=1)
+        g.column()
+        delayed = g.node("AudioConcat", audio1=silence, audio2=rest, direction="after")
+    with g.group("2. Two lip motions", "Between words and while the other speaks, the lips come to rest.", "poses"):
+        listener, pose_model = g.node("FlashLipsLoadAudioEncoder"), g.node("FlashLipsLoadPoseModel")
+        g.column()
+        heard = [
+            g.node("FlashLipsEncodeAudio", f"Encode Audio, {side}", audio_encoder=listener, audio=sound)
+            for side, sound in (("left", first), ("right", delayed))
+        ]
+        g.column()
+        poses = [
+            g.node("FlashLipsSamplePoses", f"Sample Lip Poses, {side}", pose_model=pose_model, features=features)
+            for side, features in zip(("left", "right"), heard, strict=True)
+        ]
+    g.new_row()
+    with g.group(
+        "3. Two faces",
+        "One track for each person: the left face and the right one.",
+        "face",
+    ):
+        video = g.node("FlashLipsLoadVideo", "Video", path=PAIR)
+        g.column()
+        left = g.node("FlashLipsTrackFace", "Track the left face", video=video, face="left")
+        right = g.node("FlashLipsTrackFace", "Track the right face", video=video, face="right")
+    with g.group(
+        "4. Two edits, chained", "The second edit starts from the video that the first one made. The sound comes last.", "edit"
+    ):
+        parts = {"editor": g.node("FlashLipsLoadEditor"), "vae": g.node("FlashLipsLoadCodec")}
+        g.column()
+        once = g.node("FlashLipsLipSyncVideo", "Lip-Sync Video, left", video=video, track=left, poses=poses[0], **parts)
+        g.column()
+        twice = g.node(
+            "FlashLipsLipSyncVideo", "Lip-Sync Video, right", video=once, track=right, poses=poses[1], audio=voice.out("audio"),
+            **parts,
+        )  # fmt: skip
+    with g.group("5. The result", CONSENT, "out"):
+        g.node("FlashLipsSaveVideo", video=twice, filename_prefix="video/two_speakers")
+
+
+def edit_latents(g: Sketch) -> None:
+    with g.group(
+        "1. Frames and face crops",
+        "Two seconds of frames, and the square around the face cut out of each. All of it is held in memory: for short clips.",
+        "face",
+    ):
+        video = g.node("FlashLipsLoadVideo", "Video", path=FACE)
+        parts = g.node("GetVideoComponents", video=video)
+        frames = g.node("ImageFromBatch", "The first 50 frames", image=parts, batch_index=0, length=50)
+        g.column()
+        track = g.node("FlashLipsTrackFace", images=frames, fps=parts.out("fps"))
+        g.column()
+        crops = g.node("FlashLipsCropFaces", images=frames, track=track)
+        shown = g.node("ImageFromBatch", "Twelve crops as references", image=crops, batch_index=0, length=12)
+    with g.group("2. Lip motion", "One pose per frame, at the clip's rate.", "poses"):
+        voice, poses = voice_to_poses(g, fps=parts.out("fps"))
+    g.new_row()
+    with g.group(
+        "3. The editor, bare",
+        "ComfyUI's own VAE Encode and VAE Decode stand around the editor. Put other latent nodes between, or lower 'strength'.",
+        "edit",
+    ):
+        codec, editor = g.node("FlashLipsLoadCodec"), g.node("FlashLipsLoadEditor")
+        g.column()
+        target = g.node("VAEEncode", "Encode the crops", pixels=crops, vae=codec)
+        references = g.node("VAEEncode", "Encode the references", pixels=shown, vae=codec)
+        g.column()
+        edited = g.node("FlashLipsEditLatents", editor=editor, target=target, references=references, poses=poses)
+        decoded = g.node("VAEDecode", samples=edited, vae=codec)
+    with g.group(
+        "4. Where to paste",
+        "A soft square around mouth and chin, on a 256 px crop. Without a mask the whole crop is pasted, and the codec's loss "
+        "shows in eyes and hair.",
+        "face",
+    ):
+        square = g.node("SolidMask", "Mouth and chin", value=1.0, width=144, height=144)
+        soft = g.node("FeatherMask", mask=square, left=36, top=36, right=36, bottom=36)
+        g.column()
+        nowhere = g.node("SolidMask", "Nothing else", value=0.0, width=256, height=256)
+        mask = g.node("MaskComposite", destination=nowhere, source=soft, x=56, y=108, operation="add")
+    with g.group("5. Back into the frames", f"The edited crops are blended into their frames.\n{CONSENT}", "out"):
+        pasted = g.node("FlashLipsPasteFaces", images=frames, crops=decoded, track=track, mask=mask)
+        made = g.node("CreateVideo", images=pasted, fps=parts.out("fps"), audio=voice.out("audio"))
+        g.column()
+        g.node("FlashLipsSaveVideo", video=made, filename_prefix="video/edit_latents")
+
+
+def edit_poses(g: Sketch) -> None:
+    with g.group("1. Two takes", "The same voice, two seeds: two takes of the lip motion.", "poses"):
+        voice = g.node("FlashLipsLoadVideo", "Voice", path=VOICE)
+        listener, pose_model = g.node("FlashLipsLoadAudioEncoder"), g.node("FlashLipsLoadPoseModel")
+        g.column()
+        features = g.node("FlashLipsEncodeAudio", audio_encoder=listener, audio=voice.out("audio"))
+        g.column()
+        takes = [
+            g.node("FlashLipsSamplePoses", f"Take {seed}", pose_model=pose_model, features=features, seed=seed, temperature=0.6)
+            for seed in (1, 2)
+        ]
+    with g.group(
+        "2. Edited",
+        "Sliders act on the whole clip: here half of take 2, a stronger mouth, some smoothing. Operations act on ranges: here "
+        "the lips are held from frame 70 to 76. In the preview, take 1 is the thin line.",
+        "edit",
+    ):
+        hold = json.dumps([{"op": "hold", "start": 70, "stop": 76, "fade": 3}])
+        edited = g.node(
+            "FlashLipsEditPoses", poses=takes[0], other=takes[1], features=features, mix=0.5, mouth_gain=1.3, smoothing_ms=40.0,
+            operations=hold,
+        )  # fmt: skip
+        g.column()
+        g.node("FlashLipsPreviewPoses", poses=edited, other=takes[0], audio=voice.out("audio"))
+    g.new_row()
+    with g.group("3. Applied", "Track, editor and codec, as in the full pipeline.", "face"):
+        video = g.node("FlashLipsLoadVideo", "Video", path=FACE)
+        editor, codec = g.node("FlashLipsLoadEditor"), g.node("FlashLipsLoadCodec")
+        g.column()
+        track = g.node("FlashLipsTrackFace", video=video)
+        g.column()
+        dubbed = g.node(
+            "FlashLipsLipSyncVideo", video=video, track=track, poses=edited, editor=editor, vae=codec, audio=voice.out("audio")
+        )
+    with g.group("4. The result", CONSENT, "out"):
+        g.node("FlashLipsSaveVideo", video=dubbed, filename_prefix="video/edit_poses")
+
+
+DESCRIPTIONS: tuple[Callable[[Sketch], None], ...] = (
+    dub_video, full_pipeline, swap_backbones, poses_from_video, two_speakers, edit_latents, edit_poses,
+)  # fmt: skip
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""In a real browser: the template is found under the pack's name, opens whole, runs, and its result plays, in either renderer."""
+
+from __future__ import annotations
+
+import json
+import wave
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from comfy_fixtures import VERSIONS
+
+from flashlips_core.media import probe, read_frames, write_video
+
+pytestmark = [pytest.mark.comfy, pytest.mark.browser]
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO, WORKFLOWS = ROOT / "flashlips_core" / "demo", ROOT / "workflows"
+FRAMES, RATE = 6, 25
+TEMPLATE = "dub_video"
+PATIENCE_MS = 120_000
+READY = "window.app?.graph && !!window.LiteGraph?.registered_node_types?.FlashLipsLipSync"
+UNKNOWN = "app.graph._nodes.map(node => node.type).filter(type => !(type in LiteGraph.registered_node_types))"
+SET_PATHS = """files => {
+    for (const node of app.graph._nodes.filter(node => node.type === "FlashLipsLoadVideo"))
+        node.widgets[0].value = files[node.title];
+}"""
+TO_PROMPT = """async graph => {
+    await app.loadGraphData(graph);
+    return (await app.graphToPrompt()).output;
+}"""
+MAKE_PREVIEW = "window.preview = LiteGraph.createNode('FlashLipsPreviewTrack')"
+IS_PLAYABLE = "[...document.querySelectorAll('video')].some(video => video.src.includes('dubbed') && video.readyState >= 2)"
+PLAY = """async () => {
+    const video = [...document.querySelectorAll("video")].find(video => video.src.includes("dubbed"));
+    video.muted = true;
+    video.currentTime = 0;
+    await video.play();
+    await new Promise(done => video.requestVideoFrameCallback(done));
+    return {duration: video.duration, width: video.videoWidth, shown: video.clientWidth};
+}"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, str]:
+    """A quarter of a second of the bundled clip, at half its size, and of the voice, by the titles of their nodes."""
+    folder = tmp_path_factory.mktemp("clips")
+    info = probe(DEMO / "face.mp4")
+    small = (replace(frame, planes=tuple(plane[::2, ::2] for plane in frame.planes)) for frame in read_frames(DEMO / "face.mp4"))
+    write_video(folder / "face.mp4", islice(small, FRAMES), replace(info, width=info.width // 2, height=info.height // 2))
+    with wave.open(str(DEMO / "voice.wav")) as whole, wave.open(str(folder / "voice.wav"), "wb") as cut:
+        cut.setparams(whole.getparams())
+        cut.writeframes(whole.readframes(round(FRAMES / RATE * whole.getframerate())))
+    return {"Video": str(folder / "face.mp4"), "Voice": str(folder / "voice.wav")}
+
+
+def open_template(page, name: str) -> None:
+    """As a user does it: Templates, the pack's name, the picture."""
+    if not page.get_by_test_id("template-workflows-content").count():  # a new user finds them open
+        page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    page.get_by_text("flashlips", exact=True).first.click()
+    page.get_by_test_id(f"template-workflow-{name}").click()
+    page.wait_for_function("app.graph._nodes.some(node => node.type === 'FlashLipsLipSync')")
+
+
+def test_the_server_hands_out_templates_help_and_translations(start_server) -> None:
+    server = start_server(VERSIONS[0])
+    names = server.get("/workflow_templates")["flashlips"]
+    assert TEMPLATE in names
+    for name in names:
+        assert server.get(f"/api/workflow_templates/flashlips/{name}.json")["nodes"]
+        assert server.get_bytes(f"/api/workflow_templates/flashlips/{name}.jpg").startswith(b"\xff\xd8")
+    assert server.get_bytes("/extensions/flashlips/docs/FlashLipsLipSync.md").startswith(b"# Lip Sync")
+    assert server.get_bytes("/extensions/flashlips/docs/FlashLipsLipSync.jpg").startswith(b"\xff\xd8")
+    translations = server.get("/i18n")
+    assert all("FlashLipsLipSync" in translations[language]["nodeDefs"] for language in ("en", "zh"))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("renderer", ["classic", "nodes-2"])
+def test_the_template_opens_runs_and_its_result_plays(version: str, renderer: str, start_server, page, files) -> None:
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(start_server(version).url)
+    page.wait_for_function(READY)
+    is_new = renderer == "nodes-2"
+    page.evaluate("async is_new => await app.extensionManager.setting.set('Comfy.VueNodes.Enabled', is_new)", is_new)
+    open_template(page, TEMPLATE)
+    assert page.evaluate(UNKNOWN) == []
+    assert page.evaluate("!!document.querySelector('[data-node-id]')") == is_new  # that renderer draws nodes as HTML
+    page.evaluate(MAKE_PREVIEW)
+    page.wait_for_function("window.preview.previewMediaType === 'image'")  # not a video, though it has such an input
+    page.evaluate(SET_PATHS, files)
+    page.get_by_test_id("queue-button").click()
+    page.wait_for_function(IS_PLAYABLE)
+    played = page.evaluate(PLAY)
+    assert played["duration"] == pytest.approx(FRAMES / RATE, abs=0.05)
+    assert played["width"] == 256 and played["shown"] > 100
+    assert not [problem for problem in page.problems if "flashlips" in problem.lower()]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_front_end_makes_the_api_twins_of_the_workflows(version: str, start_server, page) -> None:
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(start_server(version).url)
+    page.wait_for_function(READY)
+    for path in WORKFLOWS.glob("*.json"):
+        made = page.evaluate(TO_PROMPT, json.loads(path.read_text(encoding="utf-8")))
+        assert page.evaluate(UNKNOWN) == []
+        assert made == json.loads((WORKFLOWS / "api" / path.name).read_text(encoding="utf-8")), path.name

@@ -1,0 +1,118 @@
+"""The shipped workflows fit the nodes, have API twins that are up to date, and run in the real ComfyUI to a playable file."""
+
+from __future__ import annotations
+
+import json
+import wave
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from graphs import NOTES, input_specs, to_prompt
+
+from flashlips_core.media import load_audio, probe, read_frames, write_video
+
+pytestmark = pytest.mark.comfy
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+DEMO = ROOT / "flashlips_core" / "demo"
+GRAPHS = Path(__file__).with_name("comfy") / "graphs.py"
+FRAMES, VOICE_S = 8, 0.5  # of the cut clips and the cut voice; every workflow ends with the clip
+CUT_AT = {2.9: 0.2}  # where two_speakers cuts the voice, s
+RATE = 25
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+def infos_of(engine, graphs: list[dict]) -> dict[str, dict]:
+    """What ComfyUI says of the nodes in these graphs; a missing node fails."""
+    names = sorted({node["type"] for graph in graphs for node in graph["nodes"]} - set(NOTES))
+    return engine.call(f"{GRAPHS}:object_info", names=names)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> dict[str, Path]:
+    """The bundled clips and voice, cut to a third of a second and half the size, under the names in the workflows."""
+    folder = tmp_path_factory.mktemp("clips")
+    for name in ("face.mp4", "pair.mp4"):
+        info = probe(DEMO / name)
+        small = (replace(frame, planes=tuple(plane[::2, ::2] for plane in frame.planes)) for frame in read_frames(DEMO / name))
+        like = replace(info, width=info.width // 2, height=info.height // 2)
+        write_video(folder / name, islice(small, FRAMES), like, audio=load_audio(DEMO / name))
+    with wave.open(str(DEMO / "voice.wav")) as whole, wave.open(str(folder / "voice.wav"), "wb") as cut:
+        cut.setparams(whole.getparams())
+        cut.writeframes(whole.readframes(round(VOICE_S * whole.getframerate())))
+    return {f"flashlips-demo/{path.name}": path for path in folder.iterdir()}
+
+
+def shortened(prompt: dict, clips: dict[str, Path]) -> dict:
+    """The prompt with the cut clips in it, and with times that lie inside them."""
+    cut = json.loads(json.dumps(prompt))
+    for node in cut.values():
+        for name, value in node["inputs"].items():
+            if isinstance(value, str):
+                node["inputs"][name] = str(clips.get(value, value)).replace('"start": 70, "stop": 76', '"start": 2, "stop": 4')
+            elif isinstance(value, float):
+                node["inputs"][name] = CUT_AT.get(value, value)
+    return cut
+
+
+def test_there_are_the_promised_workflows() -> None:
+    promised = {"dub_video", "full_pipeline", "swap_backbones", "poses_from_video", "two_speakers", "edit_latents", "edit_poses"}
+    assert promised <= {path.stem for path in WORKFLOWS}
+    assert {path.stem for path in WORKFLOWS} == {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=name_of)
+def test_a_workflow_is_complete_on_paper(path: Path) -> None:
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    assert graph["version"] == 0.4
+    picture = path.with_suffix(".jpg").read_bytes()
+    assert picture.startswith(b"\xff\xd8") and len(picture) < 60_000
+    notes = [node for node in graph["nodes"] if node["type"] in NOTES]
+    assert len(notes) == len(graph["groups"]) and all(note["widgets_values"][0].strip() for note in notes)
+    assert "consent" in path.read_text(encoding="utf-8")
+    boxes = [(*node["pos"], *node["size"]) for node in graph["nodes"]]
+    overlaps = [
+        (a, b) for i, a in enumerate(boxes) for b in boxes[:i]
+        if a[0] < b[0] + b[2] and b[0] < a[0] + a[2] and a[1] < b[1] + b[3] and b[1] < a[1] + a[3]
+    ]  # fmt: skip
+    assert not overlaps
+
+
+def test_workflows_fit_the_nodes_and_their_api_twins_are_up_to_date(engine) -> None:
+    graphs = {path: json.loads(path.read_text(encoding="utf-8")) for path in WORKFLOWS}
+    infos = infos_of(engine, list(graphs.values()))
+    for path, graph in graphs.items():
+        for node in graph["nodes"]:
+            if node["type"] not in NOTES:
+                known = {name: kind for name, kind, _ in input_specs(infos[node["type"]])}
+                shown = {slot["name"]: slot["type"] for slot in node["inputs"]}
+                wanted = {name: "COMBO" if isinstance(kind, list) else kind for name, kind in known.items()}
+                assert shown == wanted, (path.name, node["type"])
+        twin = json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8"))
+        assert to_prompt(graph, infos.__getitem__) == twin, f"{path.name} has an old API twin: run tests/comfy/build_workflows.py"
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=name_of)
+def test_a_workflow_runs_to_a_playable_file(path: Path, engine, clips) -> None:
+    """Its file has the frames of the cut clip, their rate and the new sound, and another mouth."""
+    prompt = shortened(json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8")), clips)
+    run = engine.run(prompt)
+    assert run.is_success, run.errors
+    [saved] = [entry for shown in run.ui.values() for entry in shown.get("images", []) if entry["filename"].endswith(".mp4")]
+    file = engine.base / saved["type"] / saved["subfolder"] / saved["filename"]
+    info, pictures = probe(file), [frame.planes[0] for frame in read_frames(file)]
+    assert (len(pictures), info.num_frames, info.fps, info.audio_rate) == (FRAMES, FRAMES, RATE, 22_050)
+    sound = load_audio(file).samples
+    assert abs(sound.shape[1] / 22_050 - FRAMES / RATE) < 0.05 and sound.abs().max() > 0.01
+    name = "pair.mp4" if path.stem in ("two_speakers", "poses_from_video") else "face.mp4"
+    before = [frame.planes[0] for frame in read_frames(clips[f"flashlips-demo/{name}"])]
+    height, width = before[0].shape
+    changed = np.stack([np.abs(a[:, :width].astype(int) - b) for a, b in zip(pictures, before, strict=True)]).max(0)
+    assert changed[height // 2 :].max() > 2 * changed[: height // 4].max()  # lips, and not the hair
