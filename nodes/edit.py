@@ -208,7 +208,8 @@ class LipSyncImages(io.ComfyNode):
             display_name="Lip-Sync Images",
             category=EDIT_CATEGORY,
             description="Gives the tracked face of an image batch the mouth of these poses; pixels that do not change keep their "
-            "exact values. For short batches: a clip belongs to Lip-Sync Video, which does not hold it in memory. " + CONSENT,
+            "exact values. For short batches: a clip belongs to Lip-Sync Video, which does not hold it in memory. Images carry "
+            "no note: dub people only with their consent, and say wherever you show the result that it was changed.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames that were tracked, in order."),
                 Track.Input("track", tooltip="From Track Face, of these same images; it also knows their rate."),

@@ -112,7 +112,9 @@ class SaveVideo(io.ComfyNode):
                     min=0,
                     max=63,
                     optional=True,
-                    tooltip="Quality where pictures are encoded again. Lower = better and larger; 18 is hardly visible in h264.",
+                    advanced=True,
+                    tooltip="Quality where pictures are encoded again; copy does not use it. Lower = better and larger; "
+                    "18 is hardly visible in h264.",
                 ),
                 io.Audio.Input(
                     "audio",
