@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from comfy_fixtures import VERSIONS
 from graphs import NOTES, input_specs, to_prompt
 
 from flashlips_core.media import load_audio, probe, read_frames, write_video
@@ -116,3 +117,37 @@ def test_a_workflow_runs_to_a_playable_file(path: Path, engine, clips) -> None:
     height, width = before[0].shape
     changed = np.stack([np.abs(a[:, :width].astype(int) - b) for a, b in zip(pictures, before, strict=True)]).max(0)
     assert changed[height // 2 :].max() > 2 * changed[: height // 4].max()  # lips, and not the hair
+
+
+def api_twin(name: str) -> dict:
+    return json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_server_dubs_cancels_and_dubs_again(start_server, clips, tmp_path) -> None:
+    """POST the API workflow, follow the websocket, fetch the file; a long run is cancelled half-way, and the next one works."""
+    server, prompt = start_server(VERSIONS[0]), api_twin("dub_video")
+    seen = []
+    for name, _ in server.follow(server.submit(prompt)["prompt_id"]):  # the whole demo: seconds of work
+        seen.append(name)
+        if name == "progress" and seen.count("progress") == 2:
+            server.interrupt()
+    assert seen[-1] == "execution_interrupted"
+    run = server.run(shortened(prompt, clips))
+    assert run.is_success, run.errors
+    [saved] = [item for shown in run.ui.values() for item in shown.get("images", []) if item["filename"].endswith(".mp4")]
+    (tmp_path / "fetched.mp4").write_bytes(server.view(saved))
+    assert probe(tmp_path / "fetched.mp4").num_frames == FRAMES
+
+
+def test_old_prompts_without_optional_values_still_run(engine, clips) -> None:
+    """Every value that a prompt may leave out is left out, of every node of the full pipeline; wires stay."""
+    prompt = shortened(api_twin("full_pipeline"), clips)
+    infos = engine.call(f"{GRAPHS}:object_info", names=sorted({node["class_type"] for node in prompt.values()}))
+    left_out = 0
+    for node in prompt.values():
+        optional = infos[node["class_type"]]["input"].get("optional", {})
+        kept = {name: value for name, value in node["inputs"].items() if name not in optional or isinstance(value, list)}
+        left_out += len(node["inputs"]) - len(kept)
+        node["inputs"] = kept
+    run = engine.run(prompt)
+    assert left_out > 20 and run.is_success, run.errors
