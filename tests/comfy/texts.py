@@ -31,16 +31,21 @@ def english(info: dict) -> dict:
     """A node's entry in nodeDefs.json."""
     inputs = {}
     for name, kind, options in input_specs(info):
-        inputs[name] = {"name": options.get("display_name", name), "tooltip": escaped(options.get("tooltip", ""))}
+        inputs[name] = {"name": label(name, options), "tooltip": escaped(options.get("tooltip", ""))}
         if is_widget(kind, options) and has_control(name, options):
             inputs["control_after_generate"] = {"name": "control after generate"}
     tooltips = info["output_tooltips"]
     outputs = {
-        str(index): {"name": name, **({"tooltip": escaped(tooltip)} if tooltip else {})}
+        str(index): {"name": label(name), **({"tooltip": escaped(tooltip)} if tooltip else {})}
         for index, (name, tooltip) in enumerate(zip(info["output_name"], tooltips, strict=True))
     }
     found = {"display_name": info["display_name"], "description": escaped(info["description"]), "inputs": inputs}
     return found | ({"outputs": outputs} if outputs else {})
+
+
+def label(name: str, options: dict | None = None) -> str:
+    """What stands on the node: names keep their underscores for prompts alone."""
+    return (options or {}).get("display_name") or name.replace("_", " ")
 
 
 def escaped(text: str) -> str:
@@ -54,10 +59,10 @@ def lists(info: dict) -> str:
     for name, kind, options in input_specs(info):
         is_free = name in optional and not is_widget(kind, options)
         about = ", ".join(filter(None, [kind_of(kind), "optional" * is_free, range_of(kind, options)]))
-        rows.append(f"- **{name}** ({about}): {options.get('tooltip', '')}")
+        rows.append(f"- **{label(name, options)}** ({about}): {options.get('tooltip', '')}")
     text = "## Inputs\n\n" + "\n".join(rows) + "\n\n## Outputs\n\n"
     outputs = zip(info["output_name"], info["output"], info["output_tooltips"], strict=True)
-    rows = [f"- **{name}** ({kind_of(kind)})" + (f": {tooltip}" if tooltip else "") for name, kind, tooltip in outputs]
+    rows = [f"- **{label(name)}** ({kind_of(kind)})" + (f": {tooltip}" if tooltip else "") for name, kind, tooltip in outputs]
     return text + ("\n".join(rows) or "None: the result is shown on the node.") + "\n\n"
 
 
