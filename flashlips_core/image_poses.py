@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
 
 import torch
@@ -22,12 +23,14 @@ def poses_from_images(
     track: FaceTrack | None = None,
     batch: int = 16,
     progress: Progress | None = None,
+    show: Callable[[Tensor], None] | None = None,
 ) -> LipPoses:
     """Lip poses of the largest, or the tracked, face, one per image; interpolated where there is no face.
 
     Args:
         images: (B, 3, H, W) in [0, 1].
         fps: Images per second.
+        show: Gets a crop (3, S, S) in [-1, 1] of each batch, for a preview.
     """
     if track is None:
         track = track_faces(as_frames(images), images_info(images, fps), lipsync.detector, progress=progress)
@@ -42,6 +45,8 @@ def poses_from_images(
         if rows.any():
             crops = cut_images(images[part][rows], track.boxes[part][track.present[part]], lipsync.crop_px)
             values[part][rows] = lipsync.encode_lips(crops * 2 - 1)
+            if show is not None:
+                show(crops[-1] * 2 - 1)
         if progress is not None:
             progress(min(start + batch, len(images)), len(images))
     return LipPoses(fill_absent(values, track.present), fps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
@@ -16,7 +16,7 @@ from torch import Tensor
 from .media_planes import COLORSPACE_BT709, RANGE_LIMITED, Orientation, planar
 from .media_read import load_audio, probe, read_from
 from .media_write import clock_start, write_video
-from .stream import prefetch
+from .stream import counted, prefetch
 from .types import Audio, ClipInfo, FlashLipsError, Frame, Progress
 
 CRF = 6  # x264: no loss that could be seen, at a few times the size of CRF 16
@@ -41,7 +41,7 @@ def write_part(
         shifted = (replace(frame, pts=frame.pts - back) for frame in itertools.chain([first], frames))
         expected = max(1, round((Fraction(duration_s) or clip.duration - Fraction(start_s)) * clip.fps))
         sound = _sound_from(source, first.pts * clip.time_base - _picture_start(source)) if clip.audio_rate else None
-        write_video(out, _counted(shifted, expected, progress), clip, sound, crf=CRF, preset=PRESET)
+        write_video(out, counted(shifted, expected, progress), clip, sound, crf=CRF, preset=PRESET)
 
 
 def write_images(
@@ -52,7 +52,7 @@ def write_images(
     if not len(images) or rate <= 0:
         raise FlashLipsError(f"Got {len(images)} images at {float(fps):g} frames per second; a video needs both above 0.")
     clip = images_clip(len(images), images.shape[2], images.shape[1], rate)
-    write_video(out, _counted(_pictures(images), len(images), progress), clip, audio, crf=CRF, preset=PRESET)
+    write_video(out, counted(_pictures(images), len(images), progress), clip, audio, crf=CRF, preset=PRESET)
 
 
 def images_clip(count: int, width: int, height: int, fps: Fraction) -> ClipInfo:
@@ -93,10 +93,3 @@ def _pictures(images: Tensor) -> Iterator[Frame]:
         picture = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
         planes, layout = planar(picture, Orientation())
         yield Frame(planes, layout.name, index, RANGE_LIMITED, COLORSPACE_BT709)
-
-
-def _counted(frames: Iterable[Frame], total: int, progress: Progress | None) -> Iterator[Frame]:
-    for done, frame in enumerate(frames, 1):
-        yield frame
-        if progress is not None:
-            progress(min(done, total), total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +13,7 @@ import av
 from .media_read import load_audio, open_media, probe, read_frames, video_stream
 from .media_sound import CopiedSound, EncodedSound, can_copy, sound_streams
 from .media_write import CONTAINERS, check_target, clock_start, container_for, open_output, write_video, writing
-from .stream import prefetch
+from .stream import counted, prefetch
 from .types import Audio, ClipInfo, FlashLipsError, Frame, Progress
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ def save_clip(
     audio: Audio | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
+    show: Callable[[Frame], None] | None = None,
 ) -> None:
     """Write ``source`` as ``out``, which appears whole or not at all; tags of the source are kept.
 
@@ -37,6 +38,7 @@ def save_clip(
         codec: "copy" moves the coded pictures as they are, or one of ENCODERS.
         crf: quality where it is encoded, lower = better.
         audio: other sound, heard from the first frame on, cut or padded to the picture; None keeps the source's packets.
+        show: gets each frame that is encoded again, for a preview.
     """
     clip = probe(source)
     with open_media(source) as container:
@@ -47,7 +49,7 @@ def save_clip(
     if codec not in ENCODERS:
         raise FlashLipsError(f"Unknown codec '{codec}'; choose copy, {', '.join(ENCODERS)}.")
     with closing(prefetch(read_frames(source))) as frames:
-        shown = _counted(frames, clip.num_frames, progress)
+        shown = counted(frames, clip.num_frames, progress, show)
         keep = source if audio is None else None
         write_video(out, shown, clip, audio, keep, crf, PRESET, tags, codec=ENCODERS[codec])
 
@@ -165,10 +167,3 @@ def suffix_like(source: str | Path) -> str:
     with open_media(source) as media:
         names = media.format.name.split(",")
     return ".mkv" if "matroska" in names else ".mp4"
-
-
-def _counted(frames: Iterator[Frame], total: int, progress: Progress | None) -> Iterator[Frame]:
-    for done, frame in enumerate(frames, 1):
-        yield frame
-        if progress is not None:
-            progress(min(done, total), total)

@@ -25,7 +25,7 @@ from .loading import Parts
 from .media import CONTAINERS, FramePlan, load_audio, plan_frames, probe, read_frames, read_planned, write_video
 from .poses import fill_absent, gain, resample, silence_gate
 from .references import NUM_REFERENCES, candidate_frames, choose_references
-from .stream import batched, prefetch
+from .stream import batched, counted, prefetch
 from .types import POSE_DIM, Audio, ClipInfo, FaceTrack, FlashLipsError, Frame, LipPoses, Progress
 
 log = logging.getLogger(__name__)
@@ -90,16 +90,20 @@ class LipSync(Parts):
     # ---- steps ---------------------------------------------------------------------------------------------------------
 
     def track(
-        self, video: Source, settings: DubSettings = DubSettings(), stop: int | None = None, progress: Progress | None = None
+        self,
+        video: Source,
+        settings: DubSettings = DubSettings(),
+        stop: int | None = None,
+        progress: Progress | None = None,
+        show: Show | None = None,
     ) -> FaceTrack:
-        """Where the face is in each frame (of the first ``stop``)."""
+        """Where the face is in each frame (of the first ``stop``); ``show`` gets each of them, for a preview."""
         from .face import track_faces
 
         clip, which = probe(video), self._wanted_face(settings.which)
         with closing(prefetch(read_frames(video, stop=stop), DECODED_AHEAD)) as frames:
-            return track_faces(
-                frames, clip, self.detector, which, settings.every, settings.stabilise, settings.threshold, progress
-            )
+            seen, choice = counted(frames, clip.num_frames, show=show), (settings.every, settings.stabilise, settings.threshold)
+            return track_faces(seen, clip, self.detector, which, *choice, progress)
 
     def _wanted_face(self, which: Any) -> Any:
         """The same, with a picture's path replaced by the face in it."""
@@ -157,7 +161,7 @@ class LipSync(Parts):
         Args:
             show: Gets a frame of each batch.
         """
-        track = track or self.track(video)
+        track = track or self.track(video, progress=progress, show=show)
         _check_track(track, probe(video))
         values = torch.zeros(len(track), POSE_DIM)
         done = 0
@@ -310,7 +314,7 @@ class LipSync(Parts):
         tracked = 0 if track is not None else stop or clip.num_frames
         if track is None:
             with clock("track"):
-                track = self.track(video, settings, stop, _part(progress, 0, tracked + shown))
+                track = self.track(video, settings, stop, _part(progress, 0, tracked + shown), show)
         waiting = None if progress is None else lambda *_: progress(tracked, tracked + shown)
         with clock("choose references"):
             look = self.look(video, track, settings.num_references, waiting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -66,6 +66,18 @@ def prefetch(items: Iterable[T], depth: int = 16) -> Iterator[T]:
         stopped.set()
         _drain(ready)  # frees a worker that waits for room
         worker.join()
+
+
+def counted(
+    items: Iterable[T], total: int, progress: Callable[[int, int], None] | None = None, show: Callable[[T], None] | None = None
+) -> Iterator[T]:
+    """The same items; each one that the consumer is done with is shown, then counted."""
+    for done, item in enumerate(items, 1):
+        yield item
+        if show is not None:
+            show(item)
+        if progress is not None:
+            progress(min(done, total), total)
 
 
 def _pump(items: Iterable[T], ready: queue.Queue, stopped: threading.Event) -> None:

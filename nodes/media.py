@@ -145,7 +145,7 @@ class SaveVideo(io.ComfyNode):
             suffix = f".{container}" if container != "auto" else suffix_like(path) if has_packets else ".mp4"
             out, subfolder = bridge.output_path(filename_prefix, suffix, clip.width, clip.height)
             tags = bridge.workflow_tags(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-            save_clip(path, out, codec, crf, sound, tags, run.progress)
+            save_clip(path, out, codec, crf, sound, tags, run.progress, run.show)
         return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.output)]))
 
 

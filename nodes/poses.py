@@ -220,10 +220,10 @@ class EncodePoses(io.ComfyNode):
         with bridge.running() as run, models.on_device(lip_encoder, memory_bytes=ENCODE_BYTES):
             if images is not None:
                 pictures, rate = bridge.pictures_of(images), frame_rate(fps)
-                return io.NodeOutput(poses_from_images(lipsync, pictures, rate, track, progress=run.progress))
+                return io.NodeOutput(poses_from_images(lipsync, pictures, rate, track, progress=run.progress, show=run.show))
             with bridge.video_source(video, run.progress) as path:
                 if track is None:
-                    track = lipsync.track(path, progress=run.progress)
+                    track = lipsync.track(path, progress=run.progress, show=run.show)
                 check_whole_track(track, probe(path))
                 return io.NodeOutput(lipsync.poses_from_video(path, track, progress=run.progress, show=run.show))
 

@@ -26,7 +26,7 @@ from ..flashlips_core.image_frames import (
 from ..flashlips_core.media import probe, read_frames
 from ..flashlips_core.pictures import spread
 from ..flashlips_core.poses import frame_rate
-from ..flashlips_core.stream import prefetch
+from ..flashlips_core.stream import counted, prefetch
 from ..flashlips_core.track_pictures import pick_pictures, track_sheet
 from ..flashlips_core.types import ClipInfo, FaceTrack, FlashLipsError, Frame
 from . import bridge
@@ -119,7 +119,8 @@ class TrackFace(io.ComfyNode):
         detector = models.detector()
         which = _wanted_face(face, index, reference, detector)
         with bridge.running() as run, _clip(run, video, images, fps) as (frames, info):
-            track = track_faces(_shown(run, frames), info, detector, which, every, stabilise, threshold, run.progress)
+            seen = counted(frames, info.num_frames, show=run.show)
+            track = track_faces(seen, info, detector, which, every, stabilise, threshold, run.progress)
         return io.NodeOutput(track)
 
 
@@ -275,10 +276,3 @@ def _clip(run: bridge.Run, video: Any, images: Tensor | None, fps: float) -> Ite
         info = probe(path)
         with closing(prefetch(read_frames(path), DECODED_AHEAD)) as frames:
             yield frames, info
-
-
-def _shown(run: bridge.Run, frames: Iterator[Frame]) -> Iterator[Frame]:
-    """The same frames, with a preview on the node now and then."""
-    for frame in frames:
-        run.show(frame)
-        yield frame

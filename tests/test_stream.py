@@ -7,7 +7,15 @@ import threading
 
 import pytest
 
-from flashlips_core.stream import batched, prefetch, windows
+from flashlips_core.stream import batched, counted, prefetch, windows
+
+
+def test_items_are_shown_and_counted_once_the_consumer_is_done_with_them():
+    seen, steps = [], []
+    stream = counted("abc", 2, lambda *step: steps.append(step), seen.append)
+    assert next(stream) == "a" and not seen and not steps
+    assert list(stream) == ["b", "c"]
+    assert seen == ["a", "b", "c"] and steps == [(1, 2), (2, 2), (2, 2)]  # a container's count may be too low
 
 
 def test_batches_joined_are_the_stream():
