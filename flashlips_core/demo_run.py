@@ -86,7 +86,7 @@ def run_demo(video: Path, audio: Path, out: Path, progress: Callable[[str], Prog
         write_video(demo.side_by_side, both, side_by_side_info(probe(demo.dubbed)), keep_audio_from=demo.dubbed)
     with demo.timed("read back, sheet and plot"):
         write_mouth_sheet(demo.sheet, {"source": video, "dubbed": demo.dubbed}, track.boxes[: demo.frames])
-        openings = {"dubbed": _opening(lipsync, demo.dubbed, track), "source": _opening(lipsync, video, track)}
+        openings = {"dubbed": _opening(lipsync, demo.dubbed, track.first(demo.frames)), "source": _opening(lipsync, video, track)}
         plot_motion(demo.plot, features.level_db.numpy(), float(features.rate_hz), poses, openings, float(track.fps))
     return demo
 

@@ -7,7 +7,7 @@ exact ``Fraction`` of seconds, never float seconds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -105,6 +105,10 @@ class FaceTrack:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def first(self, count: int) -> FaceTrack:
+        """The track of the clip's first frames, as a dub that ends with its sound has them."""
+        return replace(self, boxes=self.boxes[:count], points=self.points[:count], present=self.present[:count])
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import wave
 from fractions import Fraction
 from pathlib import Path
 
@@ -294,13 +295,18 @@ def test_what_stops_the_dub_whose_memory_is_measured_is_passed_on(toy_folder, pl
         bench.peak_memory(tmp_path / "nowhere.mp4", plain_clip, 4, toy_folder)
 
 
-def test_the_demo_writes_its_four_files_and_says_where_they_are(toy_folder, talking_clip, tmp_path):
+@pytest.mark.parametrize("share", [1, 2], ids=["a voice as long as the clip", "a voice half as long"])
+def test_the_demo_writes_its_four_files_and_says_where_they_are(toy_folder, talking_clip, tmp_path, share):
     pytest.importorskip("matplotlib")
     from flashlips_core.demo_run import run_demo, summary
 
     lipsync = LipSync.load(toy_folder, device="cpu", detector=SteadyFace())
-    demo = run_demo(talking_clip, talking_clip, tmp_path / "out", lambda step: lambda done, total: None, lipsync)
+    noise = np.random.default_rng(0).integers(-9000, 9000, 16_000 // share, dtype=np.int16)
+    with wave.open(str(tmp_path / "voice.wav"), "wb") as voice:
+        voice.setparams((1, 2, 16_000, 0, "NONE", None))
+        voice.writeframes(noise.tobytes())
+    demo = run_demo(talking_clip, tmp_path / "voice.wav", tmp_path / "out", lambda step: lambda done, total: None, lipsync)
     for path in (demo.dubbed, demo.side_by_side, demo.sheet, demo.plot):
         assert path.stat().st_size > 0 and str(path) in summary(demo)
     assert probe(demo.side_by_side).width == 128 and probe(demo.side_by_side).audio_rate
-    assert set(demo.seconds) >= {"track the face", "edit and write"}
+    assert demo.frames == -(-25 // share) and set(demo.seconds) >= {"track the face", "edit and write"}
