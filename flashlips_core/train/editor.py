@@ -28,7 +28,7 @@ from .loop import MakeBatch, Step, TrainConfig, Validate, fit
 
 WEIGHTS = {"latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "readback": 0.3, "forth": 1.0, "perceptual": 0.2}
 MASKED_SHARE = 0.25  # of a batch reconstructs masked frames; the rest edits a neighbour mask-free
-REFERENCE_COUNTS = (1, 6)  # a batch has one of these: few sizes, because a compiled network is compiled anew for each
+REFERENCE_COUNTS = (1, 6)  # a batch has one of these, the second four times out of five
 UNREAD_SHARE = 0.15  # of the batches do not say what the references' lips do, as callers may not know
 BLUR_PX = 11  # averages a camera's noise away, leaves what moved
 MOVED = (0.08, 0.18)  # blurred difference, of 2 between black and white, from which a place counts as moved a little, and wholly
@@ -223,7 +223,6 @@ def train_editor(
     seed: int = 0,
     lr: float = 1e-3,
     start: EditorUNet | None = None,
-    is_compiled: bool = False,
     validate: Validate | None = None,
     progress: Progress | None = None,
     **loop: object,
@@ -233,8 +232,6 @@ def train_editor(
     if start is not None:
         network.load_state_dict(start.state_dict())
     judge = Judge(codec, lip_encoder, perceptual)
-    if is_compiled:
-        compile_parts(network, judge)
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.998, **loop)
     return fit(network, editor_batches(frames, batch_size), reconstruction_step(judge), settings, validate, progress)
 
@@ -250,22 +247,11 @@ def refine_editor(
     batch_size: int = 16,
     seed: int = 1,
     lr: float = 5e-4,
-    is_compiled: bool = False,
     validate: Validate | None = None,
     progress: Progress | None = None,
     **loop: object,
 ) -> EditorUNet:
     """Stage 1b from the weights of stage 1, whose editor also draws the variants."""
     network, judge = copy.deepcopy(drawer).requires_grad_(True), Judge(codec, lip_encoder, perceptual)
-    if is_compiled:
-        compile_parts(network, judge)
-        compile_parts(drawer, judge)
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.998, **loop)
     return fit(network, editor_batches(frames, batch_size), refinement_step(judge, drawer), settings, validate, progress)
-
-
-def compile_parts(network: EditorUNet, judge: Judge) -> None:
-    """Let torch fuse what lies between the convolutions; minutes at the start, up to twice as fast afterwards."""
-    parts = [network, network.reference, judge.codec.network.decoder]
-    for part in parts if judge.lip_encoder is None else [*parts, judge.lip_encoder]:
-        part.compile(dynamic=False)

@@ -1,8 +1,7 @@
 """The one training loop: a stage is a batch function, a step function and a config.
 
 Batches and noise are functions of (seed, step, process), so a resumed run sees exactly what an uninterrupted one would have seen.
-Several processes (``torchrun``, or ``accelerate launch``, which sets the same variables) each take batches of their own and share
-their gradients.
+Several processes, started by ``torchrun``, each take batches of their own and share their gradients.
 """
 
 from __future__ import annotations
