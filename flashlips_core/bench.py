@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import platform
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -78,9 +80,12 @@ def peak_memory(video: Path, audio: Path, batch: int, models: Path | None = None
     results = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         arguments = (str(video), str(audio), str(Path(folder) / "out.mp4"), batch, models, results)
-        child = context.Process(target=_dub_and_report, args=arguments)
+        child = context.Process(target=_dub_and_report, args=arguments, daemon=True)
         child.start()
-        child.join()
+        try:
+            child.join()
+        finally:
+            child.kill()  # nothing happens to one that has ended
         if child.exitcode or results.empty():
             raise FlashLipsError(f"The dub was killed (exit code {child.exitcode}); if memory ran out, try fewer minutes.")
         peak, message = results.get()
@@ -184,9 +189,20 @@ def _velocity(network: nn.Module) -> Work:
     return lambda: network(torch.zeros(1, 25, POSE_DIM), torch.zeros(1), audio, torch.zeros(1, 4, POSE_DIM))
 
 
+def end_with_parent() -> None:
+    """Make this process, started by ``multiprocessing``, end as soon as the one that started it is gone, even if it was killed."""
+    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
+
+
 def _dub_and_report(
     video: str, audio: str, out: str, batch: int, models: Path | None, results: multiprocessing.SimpleQueue
 ) -> None:
+    end_with_parent()
     try:
         LipSync.load(models).dub(video, audio, out, batch=batch)
     except FlashLipsError as error:

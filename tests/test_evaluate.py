@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import subprocess
+import sys
+import time
 import wave
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -293,6 +298,39 @@ def test_a_timed_run_is_file_to_file_and_says_what_is_inside(toy_folder, talking
 def test_what_stops_the_dub_whose_memory_is_measured_is_passed_on(toy_folder, plain_clip, tmp_path):
     with pytest.raises(FlashLipsError, match="No such|no file|No file|nowhere"):
         bench.peak_memory(tmp_path / "nowhere.mp4", plain_clip, 4, toy_folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe tells whether the process that reads it is still there")
+def test_the_process_whose_memory_is_measured_ends_with_a_killed_bench(toy_folder, tmp_path):
+    pipe = tmp_path / "clip.mp4"
+    os.mkfifo(pipe)  # the dub waits for it for ever
+    code = f"from flashlips_core.bench import peak_memory; peak_memory({str(pipe)!r}, {str(pipe)!r}, 4, {str(toy_folder)!r})"
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
+    try:
+        writer = eventually(lambda: os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # fails while nobody reads
+        with pytest.raises(BlockingIOError):  # full: the reader is there
+            while True:
+                os.write(writer, bytes(65_536))
+    finally:
+        parent.kill()
+        parent.wait()
+    assert eventually(lambda: os.write(writer, bytes(1)), BrokenPipeError) is None
+    os.close(writer)
+
+
+def eventually(action: Callable[[], int], wanted: type[OSError] | None = None, patience_s: float = 60) -> int | None:
+    """What ``action`` returns once it works, or None once it fails as ``wanted``."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        try:
+            result = action()
+            if wanted is None:
+                return result
+        except OSError as error:
+            if wanted is not None and isinstance(error, wanted):
+                return None
+        time.sleep(0.05)
+    raise AssertionError(f"did not come to pass in {patience_s} s")
 
 
 @pytest.mark.parametrize("share", [1, 2], ids=["a voice as long as the clip", "a voice half as long"])
