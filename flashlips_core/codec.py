@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from . import checkpoint
 from .types import FlashLipsError
@@ -146,6 +147,17 @@ def wrap_vae(vae: Any) -> CallableCodec:
 
     decoder = getattr(network, "taesd_decoder", None)
     return CallableCodec(encode, decode, type(network).__name__, None if decoder is None else decoder_halo(decoder))
+
+
+def encode_part(codec: Codec, images: Tensor, part: tuple[slice, slice]) -> Tensor:
+    """Encode only some rows and columns of latent cells; the other cells of the (B, 4, H/8, W/8) result are 0.
+
+    Differs from encoding the whole within ``codec.halo`` cells of the part's border, where the codec misses its surroundings.
+    """
+    rows, columns = part
+    pixels = images[..., CELL_PX * rows.start : CELL_PX * rows.stop, CELL_PX * columns.start : CELL_PX * columns.stop]
+    height, width = images.shape[-2] // CELL_PX, images.shape[-1] // CELL_PX
+    return F.pad(codec.encode(pixels), (columns.start, width - columns.stop, rows.start, height - rows.stop))
 
 
 def crop_decode(codec: Codec, latents: Tensor, region: tuple[int, int, int, int], halo: int | None = None) -> Tensor:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .codec import CELL_PX, Codec, crop_decode
+from .codec import CELL_PX, Codec, crop_decode, encode_part
 from .compose import alpha_from_latents, cut_batch, paste
 from .models.masks import lower_face_mask, mouth_mask
 from .poses import at_times
@@ -110,8 +110,9 @@ class CropEditor:
         self.device, self.dtype = weight.device, weight.dtype
         self.clock = clock or StageClock()
         self.mask = None
+        self.view = self._view((references.shape[-2] // CELL_PX, references.shape[-1] // CELL_PX))
         with torch.inference_mode(), self.clock("references"):
-            latents = codec.encode(self._moved(references))
+            latents = encode_part(codec, self._moved(references), self.view)
             poses = None if reference_poses is None else reference_poses.to(latents)[None]
             self.context = editor.prepare_references(latents[None], poses)
             if is_masked:
@@ -129,19 +130,34 @@ class CropEditor:
         size = crops.shape[-1]
         with self.clock.on_device("encode crop"):
             crops = self._moved(crops)
-            source = self.codec.encode(crops)
+            source = encode_part(self.codec, crops, self.view)
         with self.clock.on_device("edit"):
             edited = self.edit(source, poses.to(self.device, self.dtype))
         with self.clock.on_device("alpha"):
             alpha = alpha_from_latents(source, edited, size).float().cpu()
-        region = changed_region(alpha, margin=_margin(size, min_side or size))
-        rgb = torch.zeros(*crops.shape)
-        if region is not None:
-            x0, y0, x1, y1 = (CELL_PX * edge for edge in region)
-            with self.clock.on_device("decode crop"):
-                rgb[..., y0:y1, x0:x1] = crop_decode(self.codec, edited, region).clamp(-1, 1).float().cpu()
+        with self.clock.on_device("decode crop"):
+            rgb = self._decoded(crops, edited, changed_region(alpha, margin=_margin(size, min_side or size)))
         self.clock.settle()
         return rgb, alpha
+
+    def _decoded(self, crops: Tensor, edited: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
+        """The crops with the changed region, x0 y0 x1 y1 in cells, decoded as far as the view goes. float32 on the CPU."""
+        rgb = crops.float().cpu().clone()
+        if region is None:
+            return rgb
+        rows, columns = self.view
+        x0, y0, x1, y1 = region
+        x0, y0, x1, y1 = max(x0, columns.start), max(y0, rows.start), min(x1, columns.stop), min(y1, rows.stop)
+        inside = (x0 - columns.start, y0 - rows.start, x1 - columns.start, y1 - rows.start)
+        pixels = crop_decode(self.codec, edited[..., rows, columns], inside)
+        rgb[..., CELL_PX * y0 : CELL_PX * y1, CELL_PX * x0 : CELL_PX * x1] = pixels.clamp(-1, 1).float().cpu()
+        return rgb
+
+    def _view(self, cells: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of cells that go through the codec: all of them, unless editor and codec both work locally."""
+        if self.codec.halo is None or not hasattr(self.editor, "view_slices"):
+            return slice(0, cells[0]), slice(0, cells[1])
+        return self.editor.view_slices(cells)
 
     def edit(self, source: Tensor, poses: Tensor) -> Tensor:
         """Edited latents of frames' latents (B, 4, h, w) and poses (B, 12), all on the editor's device."""

@@ -10,6 +10,7 @@ import torch
 import flashlips_core
 from flashlips_core import checkpoint
 from flashlips_core.compose import cut_batch
+from flashlips_core.editing import CropEditor
 from flashlips_core.loading import ROLES
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import LipSync
@@ -87,3 +88,25 @@ def test_another_pose_changes_the_mouth_and_leaves_the_eyes(lipsync, crops):
     change = (moved - still).abs().mean(1)[0]
     assert change[18:26, 11:21].mean() > 3 * change[:8].mean()
     assert change[18:26, 11:21].mean() > 0.02
+
+
+def test_encoding_the_editors_view_alone_changes_nothing_that_is_seen(lipsync, crops):
+    poses = lipsync.encode_lips(crops)
+    part = CropEditor(lipsync.codec, lipsync.editor, crops[:4])
+    whole = CropEditor(lipsync.codec, lipsync.editor, crops[:4])
+    cells = crops.shape[-1] // 8
+    whole.view = (slice(0, cells), slice(0, cells))
+    whole.context = lipsync.editor.prepare_references(lipsync.codec.encode(crops[:4])[None])
+    part.context = whole.context
+    (rgb, alpha), (expected, expected_alpha) = part(crops[4:], poses[4:].flip(0)), whole(crops[4:], poses[4:].flip(0))
+    height, width = (s.stop - s.start for s in part.view)
+    assert height * width < 0.6 * cells * cells
+    assert (alpha - expected_alpha).abs().max() < 0.02
+    error = (alpha * (rgb - expected)).square().mean() / alpha.mean()
+    assert -10 * torch.log10(error / 4) > 50
+
+
+def test_what_was_not_decoded_is_the_source(lipsync, crops):
+    rgb, alpha = CropEditor(lipsync.codec, lipsync.editor, crops[:4])(crops[4:], lipsync.encode_lips(crops[:4]))
+    assert (alpha == 0).any()
+    assert torch.equal(rgb[..., :64, :], crops[4:, :, :64])

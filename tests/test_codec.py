@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from flashlips_core import checkpoint
 from flashlips_core import codec as codecs
-from flashlips_core.codec import CallableCodec, KLCodec, TinyCodec, crop_decode, load_codec
+from flashlips_core.codec import CallableCodec, KLCodec, TinyCodec, crop_decode, encode_part, load_codec
 from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.types import FlashLipsError
 
@@ -99,6 +99,14 @@ def test_one_cell_less_than_the_halo_is_not_exact():
 def test_crop_of_a_global_codec_is_cut_from_the_whole_decode():
     codec, latents = KLCodec(kl_network()), torch.randn(1, 4, 8, 8)
     torch.testing.assert_close(crop_decode(codec, latents, (2, 3, 5, 7)), codec.decode(latents)[..., 24:56, 16:40])
+
+
+def test_a_part_is_encoded_in_its_place_and_the_rest_is_zero():
+    codec = codecs.Codec(MiniCodec(), "mini", MiniCodec().halo)
+    images = torch.rand(2, 3, 192, 256, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole, part = codec.encode(images), encode_part(codec, images, (slice(0, 24), slice(0, 28)))
+    assert part.shape == whole.shape and not part[..., 28:].any()
+    assert torch.allclose(part[..., :16], whole[..., :16], atol=1e-5)  # 12 cells from the cut the encoder cannot see it
 
 
 def test_region_outside_the_latents_is_refused():

@@ -16,6 +16,9 @@ from ..types import POSE_DIM, FlashLipsError
 from .layers import ModulatedBlock
 
 
+VIEW_MARGIN = 3  # cells around the window: what a convolutional codec needs there to be exact to the eye, and alpha's soft edge
+
+
 @dataclass(frozen=True)
 class EditorUNetConfig:
     """Channels and residual blocks per resolution, finest first; the coarsest one attends over the whole face."""
@@ -132,6 +135,11 @@ class EditorUNet(nn.Module):
         """Rows and columns of the window in latents of (h, w) cells."""
         left, top, right, bottom = self.config.window
         return slice(round(top * cells[0]), round(bottom * cells[0])), slice(round(left * cells[1]), round(right * cells[1]))
+
+    def view_slices(self, cells: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns that must be encoded and may be decoded: the window and ``VIEW_MARGIN`` cells around it."""
+        window = self.window_slices(cells)
+        return tuple(slice(max(s.start - VIEW_MARGIN, 0), min(s.stop + VIEW_MARGIN, n)) for s, n in zip(window, cells, strict=True))
 
     def prepare_references(self, references: Tensor, poses: Tensor | None = None) -> EditorContext:
         """Run f_ref on a clip's references, (1 or B, R, C, h, w); their order does not matter.
