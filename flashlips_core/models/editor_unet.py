@@ -138,8 +138,8 @@ class EditorUNet(nn.Module):
 
     def view_slices(self, cells: tuple[int, int]) -> tuple[slice, slice]:
         """Rows and columns that must be encoded and may be decoded: the window and ``VIEW_MARGIN`` cells around it."""
-        window = self.window_slices(cells)
-        return tuple(slice(max(s.start - VIEW_MARGIN, 0), min(s.stop + VIEW_MARGIN, n)) for s, n in zip(window, cells, strict=True))
+        rows, columns = self.window_slices(cells)
+        return _grown(rows, cells[0]), _grown(columns, cells[1])
 
     def prepare_references(self, references: Tensor, poses: Tensor | None = None) -> EditorContext:
         """Run f_ref on a clip's references, (1 or B, R, C, h, w); their order does not matter.
@@ -222,6 +222,10 @@ class EditorUNet(nn.Module):
                 f"Poses have {poses.shape[-1]} numbers, this editor uses {self.config.pose_dim}; "
                 "choose a pose model that matches."
             )
+
+
+def _grown(cells: slice, count: int) -> slice:
+    return slice(max(cells.start - VIEW_MARGIN, 0), min(cells.stop + VIEW_MARGIN, count))
 
 
 def _blend(weights: Tensor, maps: Tensor) -> Tensor:
