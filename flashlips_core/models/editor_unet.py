@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from ..types import POSE_DIM, FlashLipsError
 from .layers import ModulatedBlock
 
-
 VIEW_MARGIN = 3  # cells around the window: what a convolutional codec needs there to be exact to the eye, and alpha's soft edge
 
 
