@@ -1,0 +1,176 @@
+"""One clip of one person as training frames for the editor; its last seconds are held out.
+
+N frames, K references. Unlike the looks of ``editor_data`` the frames are not augmented: it is this face, this light and this
+camera that the editor shall learn. The heads lie upon each other as well as the smoothed crops lay them.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..codec import CELL_PX
+from ..compose import cut_batch
+from ..loading import CROP_PX
+from ..media import probe, read_frames
+from ..pipeline import DubSettings, LipSync, check_whole_track, no_face_in
+from ..references import NUM_REFERENCES, candidate_frames
+from ..stream import batched, prefetch
+from ..types import ClipInfo, FaceTrack, FlashLipsError, Progress
+from .editor_data import NUM_NEIGHBOURS, EditorFrames, window_cells
+
+SHORTEST_S = 10.0  # of visible face; less than this holds too few mouths
+FEWEST_FRAMES = 40  # so that the held-out ones still have neighbours with other mouths
+LONGEST_S = 300.0  # what comes later is not looked at
+HELD_OUT_SHARE = 0.15  # of the clip, at its end
+GAP_S = 0.5  # between what is learnt and what is held out: neighbouring frames are nearly the same picture
+MAX_FRAMES = 1000  # spread over the clip; a stored 256 px frame takes about 75 KB
+MAX_HELD_OUT = 120
+BATCH = 8
+DEFAULTS = DubSettings()
+STEADY = (0, 1, 2)  # of the track's points: eyes and nose tip, which the mouth does not move
+# The lips around the mouth's corners, in widths of the mouth: left, above, right, below its middle
+LIPS = np.array([-0.62, -0.35, 0.62, 0.6])
+
+
+@dataclass(frozen=True)
+class PersonFrames:
+    """What :func:`prepare_person` makes of a clip."""
+
+    learnt: EditorFrames
+    held_out: EditorFrames  # later frames, with references out of the learnt ones, as a dub would have them
+    name: str  # the clip's file name
+    seconds: float  # of it that show the face
+    crop_px: int
+
+    def describe(self) -> str:
+        """For people."""
+        return (
+            f"{self.name}: {self.seconds:.1f} s with a face; {len(self.learnt.poses)} frames to learn from, "
+            f"{len(self.held_out.poses)} held out, {self.learnt.references.shape[1]} references, crops of {self.crop_px} px."
+        )
+
+
+def prepare_person(
+    lipsync: LipSync,
+    video: str | Path,
+    settings: DubSettings = DEFAULTS,
+    track: FaceTrack | None = None,
+    shortest_s: float = SHORTEST_S,
+    progress: Progress | None = None,
+) -> PersonFrames:
+    """Track, crop and encode a clip.
+
+    Args:
+        lipsync: its codec, lip encoder, detector and crop side are used; its editor only says the crop side.
+        settings: which face is followed, and how.
+        track: of the whole clip, where there is one already.
+    Raises:
+        FlashLipsError: There is no face, or too little of it.
+    """
+    if lipsync.crop_px != CROP_PX:
+        raise FlashLipsError(
+            f"This editor works on crops of {lipsync.crop_px} px, fine-tuning on {CROP_PX} px; choose another editor."
+        )
+    clip = probe(video)
+    stop = min(clip.num_frames, round(LONGEST_S * clip.fps))
+    if track is None:
+        track = lipsync.track(video, settings, stop, progress)
+    else:
+        check_whole_track(track, clip)
+    learnt, held_out = _split(track.first(stop), clip, shortest_s)
+    references = candidate_frames(track.first(int(learnt[-1]) + 1), NUM_REFERENCES)
+    # encoding counts nothing that the same bar has not counted already
+    waiting = None if progress is None else lambda *_: progress(stop, stop)
+    with torch.inference_mode(False), torch.no_grad():
+        encoded = _encode(lipsync, video, track, sorted({*learnt, *held_out, *references}), waiting)
+        parts = [encoded.frames(track, rows, references) for rows in (learnt, held_out)]
+    return PersonFrames(*parts, Path(video).name, float(track.first(stop).present.sum() / clip.fps), lipsync.crop_px)
+
+
+def _split(track: FaceTrack, clip: ClipInfo, shortest_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Frame numbers to learn from, and those that are held out."""
+    present, fps = np.flatnonzero(track.present), float(clip.fps)
+    if not len(present):
+        raise no_face_in(clip.path)
+    if len(present) < max(shortest_s * fps, FEWEST_FRAMES):
+        raise FlashLipsError(
+            f"{Path(clip.path).name} shows the face for {len(present) / fps:.1f} s, too short to learn from; "
+            f"use {shortest_s:g} s or more, best 20 s to 5 min."
+        )
+    first_held_out = round(len(present) * (1 - HELD_OUT_SHARE))
+    learnt = present[: max(first_held_out - round(GAP_S * fps), NUM_NEIGHBOURS + 1)]
+    return _spread(learnt, MAX_FRAMES), _spread(present[first_held_out:], MAX_HELD_OUT)
+
+
+def _spread(items: np.ndarray, count: int) -> np.ndarray:
+    return items if len(items) <= count else items[np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    place: dict[int, int]  # frame number to row
+    latents: Tensor  # (N, 4, h, w) float16
+    poses: Tensor  # (N, 12)
+    windows: np.ndarray  # (N, H, W, 3) uint8
+
+    def frames(self, track: FaceTrack, numbers: np.ndarray, references: np.ndarray) -> EditorFrames:
+        """One group of frames."""
+        rows, others = ([self.place[int(n)] for n in chosen] for chosen in (numbers, references))
+        sides = (track.boxes[numbers, 2] - track.boxes[numbers, 0])[:, None, None]
+        points = (track.points[numbers] - track.boxes[numbers, None, :2]) / sides  # shares of the crop
+        return EditorFrames(
+            latents=self.latents[rows], poses=self.poses[rows], windows=self.windows[rows],
+            lips=torch.from_numpy(lip_boxes(points)).float(), neighbours=_nearest(points[:, STEADY]),
+            group_of=np.zeros(len(rows), int), references=self.latents[others][None], reference_poses=self.poses[others][None],
+            rows_of_group=[np.arange(len(rows))], groups_of_speaker={"person": [0]},
+        )  # fmt: skip
+
+
+def lip_boxes(points: np.ndarray) -> np.ndarray:
+    """Boxes around the lips from the corners of the mouth, (N, 5, 2) -> (N, 4) xyxy."""
+    left, right = points[:, 3], points[:, 4]
+    width = np.linalg.norm(right - left, axis=1, keepdims=True)
+    return np.tile((left + right) / 2, 2) + width * LIPS
+
+
+def _nearest(points: np.ndarray) -> np.ndarray:
+    """For each frame the rows of those whose heads lie nearest to its own, (N, L, 2) -> (N, 10)."""
+    flat = torch.from_numpy(points).double().flatten(1)
+    distance = torch.cdist(flat, flat).fill_diagonal_(torch.inf)
+    order = distance.argsort(dim=1, stable=True)[:, : len(points) - 1]
+    return order[:, torch.arange(NUM_NEIGHBOURS) % order.shape[1]].numpy()
+
+
+def _encode(lipsync: LipSync, video: str | Path, track: FaceTrack, wanted: list[int], progress: Progress | None) -> _Encoded:
+    """Latents, poses and windows of some frames (sorted), in one pass."""
+    rows, columns = _window(lipsync.crop_px // CELL_PX)
+    parts: dict[str, list] = {"latents": [], "poses": [], "windows": []}
+    chosen = set(wanted)
+    with closing(prefetch(read_frames(video, stop=wanted[-1] + 1), BATCH)) as stream:
+        numbered = ((i, frame) for i, frame in enumerate(stream) if i in chosen)
+        for group in batched(numbered, BATCH):
+            crops = cut_batch([frame for _, frame in group], track.boxes[[i for i, _ in group]], lipsync.crop_px)
+            parts["latents"].append(lipsync.codec.encode(crops.to(lipsync.device)).half().cpu())
+            parts["poses"].append(lipsync.encode_lips(crops))
+            pixels = ((crops[:, :, rows, columns] + 1) * 127.5).round().byte()
+            parts["windows"].append(pixels.permute(0, 2, 3, 1).numpy())
+            if progress is not None:
+                progress(0, 1)
+    if sum(map(len, parts["latents"])) < len(wanted):
+        raise FlashLipsError(f"{Path(video).name} ends before frame {wanted[-1]} of its track; track this file again.")
+    place = {number: row for row, number in enumerate(wanted)}
+    return _Encoded(place, torch.cat(parts["latents"]), torch.cat(parts["poses"]), np.concatenate(parts["windows"]))
+
+
+def _window(cells: int) -> tuple[slice, slice]:
+    """Rows and columns of the crop's pixels that the pixel losses look at."""
+    grid = torch.arange(cells)
+    down = window_cells(grid[None, None, :, None].expand(1, 1, cells, cells))[0, 0, :, 0].tolist()
+    across = window_cells(grid[None, None, None, :].expand(1, 1, cells, cells))[0, 0, 0].tolist()
+    return tuple(slice(CELL_PX * axis[0], CELL_PX * (axis[-1] + 1)) for axis in (down, across))

@@ -1,0 +1,129 @@
+"""What a fine-tuning is judged by: edits of held-out frames, their numbers and their pictures.
+
+B held-out pairs. Each pair is two frames whose heads lie alike and whose mouths differ: one is edited to the other's lip pose,
+and the lips are compared with the other's own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..codec import CELL_PX, Codec
+from ..editing import edit_once
+from ..measures import detail, psnr_from_error, squared_error
+from ..pictures import contact_sheet, spread
+from .editor_data import draw_rows, window_cells, window_pixels
+from .finetune_data import PersonFrames
+from .loop import step_generator
+
+NUM_PAIRS = 16
+GROUND, CURVE, BEST, TEXT = (24, 24, 24), (90, 170, 255), (120, 230, 120), (230, 230, 230)
+MARGIN = 24  # px around the curve
+NUM_SHOWN = 6  # columns of the sheet
+PAIRS_SEED = 4242  # the same pairs for every run of a clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One look at the held-out frames."""
+
+    step: int
+    psnr_db: float  # of the edited lips towards the real frame's; the codec's own loss is part of it
+    sharpness: float  # variance of the Laplacian of the edited lips over the real frame's; 1 is as sharp
+
+    def as_dict(self) -> dict[str, float]:
+        return dataclasses.asdict(self)
+
+
+class Examiner:
+    """Edits the same held-out pairs whenever it is asked, and compares."""
+
+    def __init__(self, person: PersonFrames, codec: Codec, device: torch.device) -> None:
+        frames = person.held_out
+        self.rows, self.near = draw_rows(frames, NUM_PAIRS, step_generator(PAIRS_SEED, 0))
+        self.codec, self.device, self.frames = codec, device, frames
+        self.wanted, self.given = window_pixels(frames, self.rows), window_pixels(frames, self.near)
+        self.boxes = _in_window(frames.lips[self.rows], person.crop_px)
+
+    @torch.no_grad()
+    def edits(self, network: nn.Module) -> Tensor:
+        """The mouth windows of the edited neighbours, (B, 3, H, W) in [-1, 1] on the CPU."""
+        frames, device = self.frames, self.device
+        context = network.prepare_references(frames.references.float().to(device), frames.reference_poses.to(device))
+        edited = []
+        for row, near in zip(self.rows, self.near, strict=True):
+            source, pose = (v.float().to(device) for v in (frames.latents[near][None], frames.poses[row][None]))
+            edited.append(window_cells(edit_once(network, context, source, pose, None)))
+        return self.codec.decode(torch.cat(edited)).clamp(-1, 1).float().cpu()
+
+    def check(self, edits: Tensor, step: int) -> Check:
+        """Numbers of one state of the training, from its :meth:`edits`."""
+        errors, sharp = [], []
+        for edited, wanted, box in zip(edits, self.wanted, self.boxes, strict=True):
+            errors.append(squared_error(edited, wanted, box))
+            sharp.append(detail(edited, box) / max(detail(wanted, box), 1e-6))
+        return Check(step, psnr_from_error(float(np.mean(errors))), float(np.median(sharp)))
+
+
+def _in_window(lips: Tensor, crop_px: int) -> np.ndarray:
+    """Boxes in shares of the crop -> in pixels of the window, (B, 4)."""
+    cells = crop_px // CELL_PX
+    grid = torch.arange(cells)
+    left = window_cells(grid.expand(1, 1, cells, cells))[0, 0, 0, 0]
+    top = window_cells(grid[:, None].expand(1, 1, cells, cells))[0, 0, 0, 0]
+    return (lips * crop_px - CELL_PX * torch.stack([left, top, left, top])).numpy()
+
+
+def sheet_rows(examiner: Examiner, before: nn.Module, after: nn.Module) -> dict[str, list[np.ndarray]]:
+    """Pictures by row: the frame that is edited, the base's edit, the fine-tuned one's, and the real frame."""
+    shown = spread(NUM_PAIRS, NUM_SHOWN)
+    rows = {
+        "the frame": examiner.given,
+        "edited, before": examiner.edits(before),
+        "edited, after": examiner.edits(after),
+        "the real frame with these lips": examiner.wanted,
+    }
+    return {label: [_pixels(images[i]) for i in shown] for label, images in rows.items()}
+
+
+def write_sheet(examiner: Examiner, before: nn.Module, after: nn.Module, path: str | Path) -> Path:
+    """The held-out mouths before and after, as one PNG."""
+    return contact_sheet(sheet_rows(examiner, before, after), path)
+
+
+def curve_picture(checks: list[Check], width: int = 768, height: int = 256) -> np.ndarray:
+    """PSNR of the held-out lips over the steps, the best marked. -> (height, width, 3) uint8."""
+    from PIL import Image, ImageDraw
+
+    picture = Image.new("RGB", (width, height), GROUND)
+    draw = ImageDraw.Draw(picture)
+    steps, values = [c.step for c in checks], [c.psnr_db for c in checks]
+    low, span = min(values), max(max(values) - min(values), 0.1)  # dB: less than a tenth is drawn flat
+    last = max(steps[-1], 1)
+    points = [
+        (MARGIN + (width - 2 * MARGIN) * step / last, height - MARGIN - (height - 3 * MARGIN) * (value - low) / span)
+        for step, value in zip(steps, values, strict=True)
+    ]
+    if len(points) > 1:
+        draw.line(points, fill=CURVE, width=2)
+    x, y = points[values.index(max(values))]
+    draw.ellipse((x - 4, y - 4, x + 4, y + 4), outline=BEST, width=2)
+    text = f"held-out lips: {values[0]:.2f} dB before, {max(values):.2f} dB best, {values[-1]:.2f} dB at step {steps[-1]}"
+    draw.text((MARGIN, MARGIN // 2), text, fill=TEXT)
+    return np.array(picture)
+
+
+def progress_picture(checks: list[Check], edits: Tensor) -> Tensor:
+    """The curve above the same few held-out mouths as they are now. -> (3, H, W) in [-1, 1]."""
+    mouths = torch.cat([edits[i] for i in spread(NUM_PAIRS, NUM_SHOWN)], 2)
+    curve = torch.from_numpy(curve_picture(checks, width=mouths.shape[2])).permute(2, 0, 1).float() / 127.5 - 1
+    return torch.cat([curve, mouths], 1)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
