@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NoReturn
 
+from .cli_finetune import add_finetune, run_finetune, say_finetune
 from .cli_options import add_models, add_sampler, add_tracking, check_outputs, load_lipsync, positive, progress_bar, settings_from
 from .types import FlashLipsError
 
@@ -181,23 +182,29 @@ def say_poses(result: dict[str, Any]) -> str:
 
 
 def add_train(parser: argparse.ArgumentParser) -> None:
-    """The options of ``train``."""
+    """The options of ``train``: one command per stage, so that each has its own."""
     from .train import STAGES
 
-    stages = "; ".join(f"{name}: {what}" for name, what in STAGES.items())
-    parser.add_argument("stage", choices=list(STAGES), metavar="STAGE", help=stages)
-    parser.add_argument(
-        "options", nargs="*", type=option, metavar="KEY=VALUE", help="settings of the stage, e.g. steps=4000 lr=1e-3"
-    )
-    parser.add_argument("--data", required=True, help="folder with grid_s1 and grid_people")
-    parser.add_argument("--weights", required=True, help="folder with the frozen teachers (TAESDXL, Whisper tiny)")
-    parser.add_argument(
-        "--folder", default="runs", help="where everything is cached and written; a run there is resumed (default runs)"
-    )
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE", title="stages")
+    common = common_options()
+    text = "fit an editor to one person, from one clip of them"
+    add_finetune(stages.add_parser("finetune", help=text, description=run_finetune.__doc__, parents=[common]))
+    for name, what in STAGES.items():
+        sub = stages.add_parser(name, help=what, description=f"{what[:1].upper()}{what[1:]}.", parents=[common])
+        sub.add_argument(
+            "options", nargs="*", type=option, metavar="KEY=VALUE", help="settings of the stage, e.g. steps=4000 lr=1e-3"
+        )
+        sub.add_argument("--data", required=True, help="folder with grid_s1 and grid_people")
+        sub.add_argument("--weights", required=True, help="folder with the frozen teachers (TAESDXL, Whisper tiny)")
+        sub.add_argument(
+            "--folder", default="runs", help="where everything is cached and written; a run there is resumed (default runs)"
+        )
 
 
 def run_train(args: argparse.Namespace) -> dict[str, Any]:
     """Run one training stage; a stopped one resumes when it is run again."""
+    if args.stage == "finetune":
+        return run_finetune(args)
     from .train import run_stage
 
     with progress_bar(args.stage, args, unit=" steps") as progress:
@@ -223,6 +230,8 @@ def option(text: str) -> tuple[str, Any]:
 
 def say_train(result: dict[str, Any]) -> str:
     """The result for people."""
+    if "checks" in result:
+        return say_finetune(result)
     return f"{result['stage']}: wrote {result['path']}."
 
 
@@ -285,13 +294,20 @@ COMMANDS = {
 }
 
 
-def build_parser(chosen: str | None) -> argparse.ArgumentParser:
-    """The parser; only the chosen command's options are built, so that help does not load what it does not need."""
-    common = Parser(add_help=False)
+def common_options() -> Parser:
+    """What every command has. Nothing is set where it is not given, so that it may stand on either side of a stage."""
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--json", action="store_true", help="print the result as JSON")
     common.add_argument("--quiet", action="store_true", help="no progress bar, errors only")
     common.add_argument("--verbose", action="store_true", help="say what is being done")
+    return common
+
+
+def build_parser(chosen: str | None) -> argparse.ArgumentParser:
+    """The parser; only the chosen command's options are built, so that help does not load what it does not need."""
+    common = common_options()
     parser = Parser(prog="python -m flashlips_core", description="Change the lips of a talking person in a video.")
+    parser.set_defaults(json=False, quiet=False, verbose=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.run.__doc__, parents=[common])
