@@ -6,6 +6,7 @@ T frames. Curves are (T,) arrays, one value per video frame, with NaN where no f
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -171,6 +172,16 @@ def flops_of(run: Callable[[], object]) -> int:
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
+
+
+def peak_resident_bytes() -> int | None:
+    """Most memory that this process has held so far; None where the system cannot tell."""
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 def markdown_table(measures: Sequence[Measure], command: str = "") -> str:

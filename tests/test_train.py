@@ -15,7 +15,8 @@ from flashlips_core.models.masks import lower_face_mask, mouth_mask
 from flashlips_core.train import augment
 from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
 from flashlips_core.train.editor_data import EditorFrames, draw_references, draw_rows, laid_upon, lip_weights, window_cells
-from flashlips_core.train.loop import TrainConfig, Trainer, fit, step_generator
+from flashlips_core.train.logs import read_rows
+from flashlips_core.train.loop import TrainConfig, Trainer, fit
 from flashlips_core.types import FlashLipsError
 
 TINY_EDITOR = EditorUNetConfig(
@@ -94,10 +95,15 @@ def plain_step(network, batch, generator):
     return {"fit": (network(batch[0]) - batch[1]).square().mean()}
 
 
+def losses_of(run_dir):
+    return [float(row["fit"]) for row in read_rows(run_dir / "losses.csv")]
+
+
 def train_as_one_of_two(rank, folder, port):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     torch.set_num_threads(1)
-    trained = fit(network(), line_batch, plain_step, TrainConfig(str(folder), 6, lr=1e-2, ema=0))
+    trained = fit(network(), line_batch, line_step, TrainConfig(str(folder), 6, lr=1e-2, ema=0, log_every=1))
     torch.save(torch.cat([p.detach().flatten() for p in trained.parameters()]), folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
@@ -108,11 +114,12 @@ def test_two_processes_train_as_one_that_sees_both_their_batches(tmp_path):
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(train_as_one_of_two, (tmp_path, port), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    calls = iter(range(12))
-    config = TrainConfig(str(tmp_path / "alone"), 6, lr=1e-2, ema=0, accumulate=2)
-    alone = fit(network(), lambda _: line_batch(step_generator(0, next(calls))), plain_step, config)
+    config = TrainConfig(str(tmp_path / "alone"), 6, lr=1e-2, ema=0, accumulate=2, log_every=1)
+    alone = fit(network(), line_batch, line_step, config)
     assert torch.equal(first, second)
     torch.testing.assert_close(first, torch.cat([p.detach().flatten() for p in alone.parameters()]), rtol=1e-5, atol=1e-6)
+    assert len(losses_of(tmp_path)) == 6
+    assert losses_of(tmp_path) == pytest.approx(losses_of(tmp_path / "alone"), rel=1e-5, abs=1e-5)
 
 
 def test_bf16_steps_learn_too(tmp_path):
@@ -126,7 +133,8 @@ def test_a_nan_loss_stops_and_keeps_the_saved_weights(tmp_path):
     config = TrainConfig(str(tmp_path), 4)
     fit(network(), line_batch, line_step, dataclasses.replace(config, steps=2))
     before = (tmp_path / "state.safetensors").read_bytes()
-    with pytest.raises(FlashLipsError, match="last good weights are kept"):
+    words = r"step 2 \(batch 2 of seed 0\): the loss 'fit' is nan; the last good weights are kept"
+    with pytest.raises(FlashLipsError, match=words):
         fit(network(), line_batch, lambda n, b, g: {"fit": n(b[0]).sum() * float("nan")}, config)
     assert (tmp_path / "state.safetensors").read_bytes() == before
 

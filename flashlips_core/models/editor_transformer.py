@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import FlashLipsError
+from .layers import RecomputedBlock
 
 ROPE_THETA = 100.0  # vision transformers with axial RoPE use 100: positions run to tens, not thousands
 ROPE_EXTENT = 16.0  # the crop is this many units wide at any latent size: 256 px crops at patch 2 have one token per unit
@@ -135,7 +136,7 @@ class EditorTransformer(nn.Module):
             nn.init.zeros_(linear.bias)
 
 
-class Block(nn.Module):
+class Block(RecomputedBlock):
     """Attention and MLP, pre-norm. With a pose, both branches are modulated (adaLN); without one they run as they are."""
 
     def __init__(self, config: EditorTransformerConfig) -> None:

@@ -5,6 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+
+class RecomputedBlock(nn.Module):
+    """A block that can forget its activations and compute them again in the backward pass: less memory, more work."""
+
+    is_recomputed = False
+
+    def __call__(self, *inputs):
+        if self.is_recomputed and torch.is_grad_enabled():
+            return checkpoint(super().__call__, *inputs, use_reentrant=False, preserve_rng_state=False)  # no block draws numbers
+        return super().__call__(*inputs)
 
 
 class ConvBlock(nn.Module):
@@ -19,7 +31,7 @@ class ConvBlock(nn.Module):
         return F.relu(x + self.conv_2(F.relu(self.conv_1(x))))
 
 
-class ModulatedBlock(nn.Module):
+class ModulatedBlock(RecomputedBlock):
     """Residual block whose second normalisation is scaled and shifted by a condition (B C h w), (B D) -> (B C' h w)."""
 
     def __init__(self, channels_in: int, channels_out: int, condition_dim: int, groups: int = 16):

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..types import POSE_DIM
+from .layers import RecomputedBlock
 
 TIME_FEATURES = 128  # sinusoids of the flow time, fed to a small MLP
 
@@ -138,7 +139,7 @@ class PoseTransformer(nn.Module):
         return heard + person
 
 
-class Block(nn.Module):
+class Block(RecomputedBlock):
     """Attention and MLP, each modulated by the flow time (adaLN-single: shared modulation plus a learned offset)."""
 
     def __init__(self, config: PoseTransformerConfig):

@@ -1,32 +1,37 @@
 """The one training loop: a stage is a batch function, a step function and a config.
 
-Batches and noise are functions of (seed, step, process), so a resumed run sees exactly what an uninterrupted one would have seen.
-Several processes, started by ``torchrun``, each take batches of their own and share their gradients.
+Batches and noise are functions of (seed, number of the batch), and batches are numbered through all processes. So a resumed run
+sees exactly what an uninterrupted one would have seen, and two processes see what one sees that accumulates two batches.
 """
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import dataclasses
 import logging
-import os
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import read_tensors, write_tensors
+from ..models.layers import RecomputedBlock
 from ..types import FlashLipsError, Progress
+from .logs import RunLog
+from .processes import join, on_device, size_of
+from .speed import Meter, peak_flops
 
 log = logging.getLogger(__name__)
 
 MakeBatch = Callable[[torch.Generator], Any]
 Step = Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
 Validate = Callable[[nn.Module, int], dict[str, float]]
+Sheet = Callable[[nn.Module], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,51 +45,62 @@ class TrainConfig:
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     ema: float = 0.999  # decay of the averaged weights that are kept; 0 keeps the raw ones
-    accumulate: int = 1  # batches per optimiser step
+    accumulate: int = 1  # batches per optimiser step and process
     clip: float = 1.0  # largest gradient norm
     precision: str = "fp32"  # "bf16": convolutions and matrix products in bf16, weights and losses stay in fp32
+    recompute: bool = False  # gradient checkpointing: blocks keep no activations, but run twice
+    device: str | None = None  # None: where the network is, or each process's own card under a launcher
     seed: int = 0
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
     log_every: int = 50
+    tensorboard: bool = False  # beside losses.csv
     validate_every: int = 1000
     save_every_s: float = 120.0
 
-
-def step_generator(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """The random numbers of one step, the same whether or not the run was interrupted before it."""
-    return torch.Generator(device).manual_seed((seed << 32) + step)
-
-
-def join_processes() -> None:
-    """Meet the other processes that a launcher started; alone, do nothing."""
-    if "WORLD_SIZE" in os.environ and not distributed.is_initialized():
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    def __post_init__(self) -> None:
+        for name, known in (("schedule", ("onecycle", "constant")), ("precision", ("fp32", "bf16"))):
+            if getattr(self, name) not in known:
+                raise FlashLipsError(f"The {name} is '{getattr(self, name)}'; choose one of {', '.join(known)}.")
+        for name in ("steps", "accumulate", "log_every", "validate_every"):
+            if getattr(self, name) < 1:
+                raise FlashLipsError(f"The setting {name} is {getattr(self, name)}; it must be 1 or more.")
 
 
-def place() -> tuple[int, int]:
-    """This process's number and how many there are."""
-    return (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+def step_generator(seed: int, number: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """The random numbers of one batch, the same whether or not the run was interrupted before it."""
+    return torch.Generator(device).manual_seed((seed << 32) + number)
 
 
-def share_gradients(network: nn.Module) -> None:
-    """Replace every gradient by its mean over the processes, in one message; a weight that a batch did not use counts as 0."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in parameters])
-    distributed.all_reduce(flat)
-    flat /= place()[1]
-    for parameter, mean in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-        parameter.grad = mean.view_as(parameter).clone(memory_format=torch.preserve_format)
+class _StepModule(nn.Module):
+    """A step as a module's forward: what DDP wraps, so that it sees everything that the step does with the network."""
+
+    def __init__(self, network: nn.Module, step: Step, device: torch.device, is_bf16: bool):
+        super().__init__()
+        self.network, self.step, self.device, self.is_bf16 = network, step, device, is_bf16
+
+    def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
+        # Steps make masks and noise without naming a device; the default one must then be the network's.
+        place = torch.device(self.device) if self.device.type != "cpu" else contextlib.nullcontext()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16), place:
+            return self.step(self.network, batch, generator)
 
 
 class Trainer:
     """Everything a run must remember: weights, averaged weights, optimiser, step."""
 
     def __init__(self, network: nn.Module, config: TrainConfig):
-        self.network, self.config, self.step = network, config, 0
+        self.processes = join()
+        device = config.device or self.processes.device
+        self.network, self.config, self.step = network if device is None else network.to(device), config, 0
+        self.device = next(network.parameters()).device
+        if config.recompute:
+            recompute_blocks(network)
         parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
         self.ema = AveragedModel(network, multi_avg_fn=_warm_average(config.ema)) if config.ema else None
         self.state_path = Path(config.run_dir) / "state.safetensors"
+        self.meter = Meter(self.device, config.precision == "bf16", self.processes.count)
+        self._shared: tuple[Step, nn.Module] | None = None
 
     def learning_rate(self) -> float:
         """The rate of this step: 4 % linear warm-up, then cosine to 1e-4 of the peak ("onecycle"), or constant."""
@@ -97,34 +113,79 @@ class Trainer:
         return self.config.lr * (1e-4 + (1 - 1e-4) * cosine)
 
     def update(self, make_batch: MakeBatch, step: Step) -> dict[str, float]:
-        """One optimiser step; returns the unweighted losses."""
-        rank, processes = place()
-        generator = step_generator(self.config.seed, self.step * processes + rank)
+        """One optimiser step; returns the unweighted losses, means over its batches in all processes."""
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
-        totals: dict[str, float] = {}
-        device = next(self.network.parameters()).device.type
-        for _ in range(self.config.accumulate):
-            with torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                losses = step(self.network, make_batch(generator), generator)
-            total = sum(self.config.weights.get(name, 1.0) * value for name, value in losses.items())
-            (total / self.config.accumulate).backward()
-            for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + value.item() / self.config.accumulate
-        if processes > 1:
-            share_gradients(self.network)
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
-        if not torch.isfinite(norm):
-            raise FlashLipsError(
-                f"Training stopped at step {self.step}: the gradient is {norm.item()}; "
-                "the last good weights are kept, lower the rate."
-            )
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        if self.ema is not None:
-            self.ema.update_parameters(self.network)
+        with self.meter.step():
+            losses = self._gradients(make_batch, step)
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip).item()
+            if not math.isfinite(norm):
+                raise FlashLipsError(self._complaint(losses, norm))
+            self.optimiser.step()
+            self.optimiser.zero_grad(set_to_none=True)
+            if self.ema is not None:
+                self.ema.update_parameters(self.network)
         self.step += 1
-        return totals
+        return losses
+
+    def _gradients(self, make_batch: MakeBatch, step: Step) -> dict[str, float]:
+        """Backward through every batch of this step, shared with the other processes after the last one."""
+        parts = self.config.accumulate
+        values, samples = [], 0
+        for part in range(parts):
+            batch, generator = self._draw(make_batch, self._first_batch() + part * self.processes.count + self.processes.rank)
+            samples += size_of(batch)
+            module = self._module(step, batch, generator)
+            with self.processes.unshared(module) if part < parts - 1 else contextlib.nullcontext():
+                losses = module(batch, generator)
+                (self._total(losses) / parts).backward()
+            values.append(torch.stack([value.detach().float() for value in losses.values()]))
+        self.meter.samples = samples
+        means = self.processes.mean(torch.stack(values).mean(0))
+        return dict(zip(losses, means.tolist(), strict=True))
+
+    def _draw(self, make_batch: MakeBatch, number: int) -> tuple[Any, torch.Generator]:
+        """A batch and the random numbers for its step, both on the network's device."""
+        generator = step_generator(self.config.seed, number)
+        batch = make_batch(generator)
+        if self.device.type == "cpu":
+            return batch, generator
+        return on_device(batch, self.device), step_generator(self.config.seed, number, self.device)
+
+    def _module(self, step: Step, batch: Any, generator: torch.Generator) -> nn.Module:
+        """The step over the network, made once; its FLOPs are counted before other processes listen to its gradients."""
+        if self._shared is None or self._shared[0] is not step:
+            module = _StepModule(self.network, step, self.device, self.config.precision == "bf16")
+            if not self.meter.flops:
+                self._count_flops(module, batch, generator)
+            self._shared = step, self.processes.share(module)
+        return self._shared[1]
+
+    def _count_flops(self, module: nn.Module, batch: Any, generator: torch.Generator) -> None:
+        """Count a step on its first batch; weights, buffers, gradients and random numbers stay as they were."""
+        buffers = [(buffer, buffer.clone()) for buffer in self.network.buffers()]  # batch norms keep running statistics
+        copied = torch.Generator(generator.device).set_state(generator.get_state())
+        self.meter.count(lambda: self._total(module(batch, copied)).backward(), self.config.accumulate)
+        self.network.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+    def _total(self, losses: dict[str, Tensor]) -> Tensor:
+        return sum(self.config.weights.get(name, 1.0) * value for name, value in losses.items())
+
+    def _first_batch(self) -> int:
+        return self.step * self.config.accumulate * self.processes.count
+
+    def _complaint(self, losses: dict[str, float], norm: float) -> str:
+        first, count = self._first_batch(), self.config.accumulate * self.processes.count
+        batches = f"batch {first}" if count == 1 else f"batches {first} to {first + count - 1}"
+        broken = [f"the loss '{name}' is {value}" for name, value in losses.items() if not math.isfinite(value)]
+        return (
+            f"Training stopped at step {self.step} ({batches} of seed {self.config.seed}): "
+            f"{', '.join(broken) or f'the gradient is {norm}'}; the last good weights are kept in {self.config.run_dir}: "
+            "look at that data, or lower the rate."
+        )
 
     def best(self) -> nn.Module:
         """The averaged network where one is kept, else the raw one."""
@@ -146,9 +207,15 @@ class Trainer:
         if not self.state_path.is_file():
             return False
         tensors, header = read_tensors(self.state_path)
-        self.network.load_state_dict(_under(tensors, "network."))
-        if self.ema is not None:
-            self.ema.load_state_dict(_under(tensors, "ema."))
+        try:
+            self.network.load_state_dict(_under(tensors, "network."))
+            if self.ema is not None:
+                self.ema.load_state_dict(_under(tensors, "ema."))
+        except RuntimeError as error:
+            raise FlashLipsError(
+                f"The run in {self.config.run_dir} trained another network ({str(error).splitlines()[-1].strip()[:150]}); "
+                "choose another folder, or take that state away to start anew."
+            ) from error
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in _under(tensors, "optimiser.").items():
             index, _, name = key.partition(".")
@@ -165,6 +232,7 @@ def fit(
     config: TrainConfig,
     validate: Validate | None = None,
     progress: Progress | None = None,
+    sheet: Sheet | None = None,
 ) -> nn.Module:
     """Train ``network`` to ``config.steps`` and return the weights worth keeping.
 
@@ -172,34 +240,64 @@ def fit(
         make_batch: Draws one batch from a generator.
         step: Computes named losses for a batch; the loop sums them with ``config.weights`` (1 where unnamed).
         validate: Called with the weights worth keeping and the step; its numbers are logged.
+        sheet: Called as often with those weights; its picture (3, H, W) in [-1, 1] is written to ``sheets/<step>.png``.
     Raises:
-        FlashLipsError: The loss became NaN or infinite; the last saved state stays.
+        FlashLipsError: The loss became NaN or infinite; the last good state stays.
     """
-    join_processes()
     trainer = Trainer(network.train(), config)
-    is_first = place()[0] == 0  # the one that writes
     if trainer.resume():
         log.info("resumed %s at step %d", config.run_dir, trainer.step)
-    started, first, saved = time.monotonic(), trainer.step, time.monotonic()
-    recent: dict[str, float] = {}
-    while trainer.step < config.steps:
-        for name, value in trainer.update(make_batch, step).items():
-            recent[name] = recent.get(name, 0.0) + value
-        if is_first and (trainer.step % config.log_every == 0 or trainer.step == config.steps):
-            rate = (trainer.step - first) / (time.monotonic() - started)
-            row = {"step": trainer.step, "steps_per_s": rate} | {k: v / config.log_every for k, v in recent.items()}
-            _write_row(Path(config.run_dir) / "losses.csv", row)
-            log.info(" ".join(f"{k} {v:.4g}" for k, v in row.items()))
-            recent = {}
-        if is_first and validate is not None and (trainer.step % config.validate_every == 0 or trainer.step == config.steps):
-            scores = validate(trainer.best(), trainer.step)
-            log.info("validation at %d: %s", trainer.step, " ".join(f"{k} {v:.4g}" for k, v in scores.items()))
-        if is_first and (time.monotonic() - saved > config.save_every_s or trainer.step == config.steps):
-            trainer.save()
-            saved = time.monotonic()
-        if progress is not None:
-            progress(trainer.step, config.steps)
+    is_first = trainer.processes.is_first  # the one that writes
+    logs = RunLog(config.run_dir, config.tensorboard and is_first)
+    _introduce(trainer)
+    saved, recent = time.monotonic(), []
+    with contextlib.closing(logs):
+        while trainer.step < config.steps:
+            recent.append(trainer.update(make_batch, step))
+            is_last = trainer.step == config.steps
+            if is_first and (trainer.step % config.log_every == 0 or is_last):
+                logs.numbers("losses", trainer.step, trainer.meter.report() | _means(recent) | {"lr": trainer.learning_rate()})
+                recent = []
+            if is_first and (trainer.step % config.validate_every == 0 or is_last):
+                _look(trainer, logs, validate, sheet)
+            if is_first and (time.monotonic() - saved > config.save_every_s or is_last):
+                trainer.save()
+                saved = time.monotonic()
+            if progress is not None:
+                progress(trainer.step, config.steps)
     return trainer.best()
+
+
+def recompute_blocks(network: nn.Module) -> None:
+    """Gradient checkpointing: let every block that can compute its activations a second time instead of keeping them."""
+    blocks = [module for module in network.modules() if isinstance(module, RecomputedBlock)]
+    if not blocks:
+        raise FlashLipsError(f"{type(network).__name__} has no blocks that can be recomputed; train with recompute=False.")
+    for block in blocks:
+        block.is_recomputed = True
+
+
+def _introduce(trainer: Trainer) -> None:
+    size = sum(p.numel() for p in trainer.network.parameters() if p.requires_grad)
+    peak, source = peak_flops(trainer.device, trainer.config.precision == "bf16")
+    log.info(
+        "%.2f M parameters, %s on %s, %d process(es), peak of each %.3g TFLOP/s (%s)",
+        size / 1e6, trainer.config.precision, trainer.device, trainer.processes.count, peak / 1e12, source,
+    )  # fmt: skip
+
+
+def _look(trainer: Trainer, logs: RunLog, validate: Validate | None, sheet: Sheet | None) -> None:
+    """Judge the weights worth keeping, by numbers and by a picture."""
+    if validate is not None:
+        scores = validate(trainer.best(), trainer.step)
+        if scores:
+            logs.numbers("validation", trainer.step, scores)
+    if sheet is not None:
+        logs.sheet(trainer.step, sheet(trainer.best()))
+
+
+def _means(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def _warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
@@ -215,13 +313,3 @@ def _warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor]
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _write_row(path: Path, row: dict[str, float]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)
