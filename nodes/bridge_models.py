@@ -34,6 +34,7 @@ from . import bridge
 FOLDER = "flashlips"  # of ComfyUI's models folder
 BUNDLED = "bundled"
 EDIT_BYTES_PER_PIXEL = 4096  # activations of editor and codec in 16 bits, per crop pixel and frame of a batch, generously
+TRAIN_SHARE = 3  # of that, when gradients are computed in 32 bits
 CPU_BATCH = 2  # larger batches are no faster on a CPU, and Cancel waits for the batch under way
 
 
@@ -85,6 +86,16 @@ def model_path(name: str, kind: str = FOLDER) -> Path:
             f"There is no '{name}' in models/{kind} any more; put it there, or refresh the node list (R) and choose another."
         )
     return Path(found)
+
+
+def new_model_path(name: str) -> Path:
+    """Where a new checkpoint of this name goes: the first folder of models/flashlips."""
+    name = name.strip().removesuffix(".safetensors")
+    if not name or name.startswith(".") or any(sign in name for sign in '/\\:*?"<>|'):
+        raise FlashLipsError(f"'{name}' cannot be a file's name; use letters, digits and _ only.")
+    folder = model_folders()[0]
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"{name}.safetensors"
 
 
 # ---- networks ----------------------------------------------------------------------------------------------------------------
@@ -179,6 +190,11 @@ def detector() -> Any:
 
     files = [folder / name for folder in model_folders() for name in YUNET_FILES]
     return load_detector(next((path for path in files if path.is_file()), None), device(), download=False)
+
+
+def train_bytes(batch: int, crop_px: int) -> int:
+    """Memory for training on a batch of crops: activations are kept for the gradients, in 32 bits."""
+    return TRAIN_SHARE * edit_bytes(batch, crop_px)
 
 
 class LoadedAudioEncoder:

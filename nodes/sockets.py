@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+Dataset = io.Custom("FLASHLIPS_DATASET")
 Editor = io.Custom("FLASHLIPS_EDITOR")
 LipEncoder = io.Custom("FLASHLIPS_LIP_ENCODER")
 PoseModel = io.Custom("FLASHLIPS_POSE_MODEL")

@@ -1,0 +1,173 @@
+"""An editor of one's own: a clip of a person as training frames, and the training itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..flashlips_core.train.finetune import FineTuning, fine_tune
+from ..flashlips_core.train.finetune_data import SHORTEST_S, PersonFrames, prepare_person
+from ..flashlips_core.train.finetune_report import curve_picture, progress_picture
+from ..flashlips_core.types import FaceTrack
+from . import bridge
+from . import bridge_models as models
+from .sockets import Dataset, Editor, LipEncoder, Track
+
+CATEGORY = "FlashLips/train"
+CONSENT = "Only with the consent of the person shown."
+
+
+class PrepareDataset(io.ComfyNode):
+    """A clip of one person -> training frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsPrepareDataset",
+            display_name="Prepare Dataset",
+            category=CATEGORY,
+            description="Makes training frames of one clip of one person talking: crops, latents, lip poses, references. The "
+            "last 15 % of the clip are held out to measure by. The result stays in memory and cached. " + CONSENT,
+            inputs=[
+                io.Video.Input("video", tooltip="The person talking, 20 s to 5 min; sound is not needed."),
+                io.Vae.Input("vae", tooltip="From Load Codec."),
+                LipEncoder.Input("lip_encoder", tooltip="From Load Lip Encoder; reads the lip pose of each frame."),
+                Track.Input(
+                    "track",
+                    optional=True,
+                    tooltip="From Track Face, of this same video. Not connected: the largest face is followed.",
+                ),
+                io.Float.Input(
+                    "shortest",
+                    default=SHORTEST_S,
+                    min=2.0,
+                    max=60.0,
+                    step=1.0,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Seconds of visible face that a clip must have. Lower = shorter clips pass, with poorer results.",
+                ),
+            ],
+            outputs=[Dataset.Output(display_name="dataset"), io.String.Output(display_name="report")],
+        )
+
+    @classmethod
+    def execute(
+        cls, video: Any, vae: Any, lip_encoder: models.LoadedNetwork, track: FaceTrack | None = None, shortest=SHORTEST_S
+    ) -> io.NodeOutput:
+        with bridge.running() as run, bridge.video_source(video, run.progress) as path:
+            with models.on_device(vae, lip_encoder):
+                sync = models.lipsync(vae=vae, lip_encoder=lip_encoder)
+                person = prepare_person(sync, path, track=track, shortest_s=shortest, progress=run.progress)
+        return io.NodeOutput(person, person.describe())
+
+
+class FineTuneLipEditor(io.ComfyNode):
+    """An editor and training frames -> an editor for that person."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsFineTuneLipEditor",
+            display_name="Fine-Tune Lip Editor",
+            category=CATEGORY,
+            description="Refines a lip editor for one person and saves it in models/flashlips, where Load Lip Editor finds it. "
+            "What is kept is the best on held-out frames; Cancel keeps the best so far, and the same settings run again go on. "
+            + CONSENT,
+            inputs=[
+                Editor.Input("editor", tooltip="The editor to start from, from Load Lip Editor; it stays as it is."),
+                Dataset.Input("dataset", tooltip="From Prepare Dataset."),
+                io.Vae.Input("vae", tooltip="From Load Codec, the one that the dataset was made with."),
+                LipEncoder.Input("lip_encoder", tooltip="From Load Lip Encoder; reads the edits back."),
+                io.String.Input("name", default="my_editor", optional=True, tooltip="The new file's name in models/flashlips."),
+                io.Int.Input(
+                    "steps",
+                    default=400,
+                    min=1,
+                    max=100_000,
+                    optional=True,
+                    tooltip="How many steps at most. Higher = closer to the person, slower. Ends sooner where nothing is gained.",
+                ),
+                io.Float.Input(
+                    "minutes",
+                    default=0.0,
+                    min=0.0,
+                    max=1440.0,
+                    step=1.0,
+                    optional=True,
+                    tooltip="Train this many minutes instead of a number of steps; 0 = by steps.",
+                ),
+                io.Int.Input(
+                    "lora_rank",
+                    default=0,
+                    min=0,
+                    max=128,
+                    optional=True,
+                    tooltip="0 trains all weights. Above 0 trains low-rank additions of this rank; higher = more may change.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-4,
+                    min=1e-6,
+                    max=1e-2,
+                    step=1e-6,
+                    round=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How far a step goes. Higher = faster, less stable.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=8,
+                    min=4,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frame pairs per step. Higher = steadier, slower, more memory.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    control_after_generate=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Another number = other frames in another order.",
+                ),
+            ],
+            outputs=[
+                Editor.Output(display_name="editor"),
+                io.Image.Output(display_name="curve"),
+                io.Image.Output(display_name="before_after"),
+            ],
+            is_output_node=True,
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(
+        cls, editor: models.LoadedNetwork, dataset: PersonFrames, vae: Any, lip_encoder: models.LoadedNetwork, name="my_editor",
+        steps=400, minutes=0.0, lora_rank=0, learning_rate=1e-4, batch=8, seed=0,
+    ) -> io.NodeOutput:  # fmt: skip
+        out = models.new_model_path(name)
+        settings = FineTuning(steps, minutes or None, learning_rate, lora_rank, batch, seed)
+        with bridge.running(steps) as run:
+            memory = models.train_bytes(batch, dataset.crop_px)
+            with models.on_device(editor, vae, lip_encoder, memory_bytes=memory):
+                done = fine_tune(
+                    editor, dataset, models.codec_of(vae), lip_encoder.network, out, settings, run.progress,
+                    lambda checks, edits: run.show(progress_picture(checks, edits)),
+                )  # fmt: skip
+        curve = torch.from_numpy(curve_picture(done.checks))[None].float() / 255
+        with Image.open(done.sheet) as sheet:
+            pictures = torch.from_numpy(np.array(sheet.convert("RGB")))[None].float() / 255
+        tuned = models.load_network("editor", out.name)
+        return io.NodeOutput(tuned, curve, pictures, ui=ui.PreviewImage(pictures, cls=cls))
+
+
+NODES = [PrepareDataset, FineTuneLipEditor]
