@@ -1,4 +1,4 @@
-"""``python -m flashlips_core sync | track | poses | train | eval | bench``.
+"""``python -m flashlips_core sync | track | poses | data | train | eval | bench``.
 
 Exit codes: 0 done, 2 something the user can mend (one sentence on stderr, no output file), 130 stopped with Ctrl-C.
 """
@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NoReturn
 
+from .cli_data import add_data, run_data, say_data
 from .cli_finetune import add_finetune, run_finetune, say_finetune
 from .cli_options import add_models, add_sampler, add_tracking, check_outputs, load_lipsync, positive, progress_bar, settings_from
 from .types import FlashLipsError
@@ -288,6 +289,7 @@ COMMANDS = {
     "sync": Command("dub a video, file to file", add_sync, run_sync, say_sync),
     "track": Command("find and follow a face", add_track, run_track, say_track),
     "poses": Command("lip poses from sound or from a face", add_poses, run_poses, say_poses),
+    "data": Command("build a training set from videos", add_data, run_data, say_data),
     "train": Command("run a training stage", add_train, run_train, say_train),
     "eval": Command("measure the model on held-out clips", add_eval, run_eval, say_as_json),
     "bench": Command("measure speed, size and memory", add_bench, run_bench, say_as_json),

@@ -80,7 +80,7 @@ def load_lipsync(args: argparse.Namespace) -> Any:
     except (RuntimeError, AssertionError) as error:
         raise FlashLipsError(f"The device '{args.device}' cannot be used ({str(error).splitlines()[0]}); choose cpu.") from error
     names = ("codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "emotion_encoder", "device", "crop_px")
-    return LipSync.load(args.models, **{name: getattr(args, name) for name in names if getattr(args, name) is not None})
+    return LipSync.load(args.models, **{name: getattr(args, name) for name in names if getattr(args, name, None) is not None})
 
 
 def settings_from(args: argparse.Namespace) -> Any:

@@ -2,12 +2,13 @@
 
 from .crop import Stabilise, crop_box, smooth_boxes
 from .detect import Detection, Detector, load_detector
-from .track import FaceReference, Which, reference_face, track_all, track_faces
+from .track import FaceReference, NoFaceError, Which, reference_face, track_all, track_faces, track_scenes
 
 __all__ = [
     "Detection",
     "Detector",
     "FaceReference",
+    "NoFaceError",
     "Stabilise",
     "Which",
     "crop_box",
@@ -16,4 +17,5 @@ __all__ = [
     "smooth_boxes",
     "track_all",
     "track_faces",
+    "track_scenes",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -38,6 +38,10 @@ class FaceReference:
 
     patch: np.ndarray  # (3, PATCH, PATCH) float32, standardised
     box: np.ndarray | None = None  # (4,) crop box as shares of the frame's width and height; breaks ties between look-alikes
+
+
+class NoFaceError(FlashLipsError):
+    """No frame of the clip has a face."""
 
 
 Which = str | int | FaceReference
@@ -110,16 +114,42 @@ def track_all(
 ) -> list[FaceTrack]:
     """Follow everybody, the most seen first. Across cuts and long gaps a face is joined to the one that looks most like it."""
     clip = _watch(frames, info, detector, every, threshold, progress)
+    return [_to_track(p, clip, info, every, stabilise) for p in _people(clip.faces)]
+
+
+def track_scenes(
+    frames: Iterable[Frame],
+    info: ClipInfo,
+    detector: Detector,
+    every: int = 1,
+    stabilise: Stabilise = "smooth",
+    threshold: float = 0.5,
+    progress: Progress | None = None,
+) -> list[tuple[int, list[FaceTrack]]]:
+    """Follow everybody, each scene on its own: its first frame, and one track of its frames per person, the most seen first."""
+    clip = _watch(frames, info, detector, every, threshold, progress)
+    edges = [0, *clip.cuts, clip.num_frames]
+    found = []
+    for scene in _by_scene(clip):
+        place = int(np.searchsorted(clip.cuts, scene[0].frames[0], side="right"))
+        part = slice(edges[place], edges[place + 1])
+        whole = (_to_track(p, clip, info, every, stabilise) for p in _people(scene))
+        tracks = [replace(t, boxes=t.boxes[part], points=t.points[part], present=t.present[part]) for t in whole]
+        found.append((part.start, tracks))
+    return found
+
+
+def _people(faces: Sequence[_Face]) -> list[list[_Face]]:
+    """Appearances joined to the person that they look most like, the most seen person first."""
     people: list[list[_Face]] = []
-    for face in sorted(clip.faces, key=lambda f: -f.size):
+    for face in sorted(faces, key=lambda f: -f.size):
         free = [p for p in people if not any(_meet(face, other) for other in p)]
         best = max(free, key=lambda p: _likeness(face.patch, p[0].patch), default=None)
         if best is not None and _likeness(face.patch, best[0].patch) > SAME_FACE:
             best.append(face)
         else:
             people.append([face])
-    people.sort(key=lambda p: -sum(face.size for face in p))
-    return [_to_track(p, clip, info, every, stabilise) for p in people]
+    return sorted(people, key=lambda p: -sum(face.size for face in p))
 
 
 def reference_face(rgb: np.ndarray, detector: Detector) -> FaceReference:
@@ -148,7 +178,7 @@ def _watch(
             progress(count, max(info.num_frames, count))
     watcher.flush()
     if not watcher.faces:
-        raise FlashLipsError(
+        raise NoFaceError(
             f"No face in any of the {count} frames; pick a clip with a visible face, or lower the detection threshold "
             f"(now {threshold})."
         )

@@ -13,17 +13,9 @@ from torch.nn import functional as F
 
 from ..data import CROP_PX, STORED_MARGIN, Clip, CropStore
 from ..expression import MEDIAPIPE_BLENDSHAPES
-from ..face_motion import FaceMotion, measure_frames, measure_video
+from ..face_motion import LANDMARKS, FaceMotion, measure_frames, measure_video
 from ..types import Progress
 
-# Outer lips, inner lips, face oval, eyes, irises, nose, brows: MediaPipe's indices, in the order that data and expression use.
-LANDMARKS = (
-    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409,
-    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415,
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
-    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-    33, 133, 159, 145, 362, 263, 386, 374, 468, 473, 168, 6, 4, 1, 2, 98, 327, 70, 105, 107, 300, 334, 336,
-)  # fmt: skip
 FIVE = (468, 473, 4, 61, 291)
 
 

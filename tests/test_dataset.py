@@ -1,0 +1,610 @@
+"""Training sets: from videos to shards, whatever stops the build; filters, splits by identity, and streaming."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tarfile
+from dataclasses import replace
+from fractions import Fraction
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save
+from test_cli import write_wave
+from test_face import BLUE, RED, PatchDetector, clip_of
+from torch.utils.data import DataLoader
+
+from flashlips_core.audio import to_mono_16k
+from flashlips_core.cli import main
+from flashlips_core.compose import cut
+from flashlips_core.data import STORED_MARGIN
+from flashlips_core.dataset import build as building
+from flashlips_core.dataset.build import BuildSettings, build
+from flashlips_core.dataset.filters import REASONS, Limits, Measures, missed
+from flashlips_core.dataset.read import ShardReader, crop_store, read_index
+from flashlips_core.dataset.samples import reference_rows, to_jpeg
+from flashlips_core.dataset.scenes import at_rate, stretches
+from flashlips_core.dataset.shards import plan_shards, sample_bytes
+from flashlips_core.dataset.sources import find_sources, split_of
+from flashlips_core.face import Detection, Detector, detect, track_scenes
+from flashlips_core.face_motion import LANDMARKER_FILE
+from flashlips_core.media import load_audio, probe, read_frames, write_video
+from flashlips_core.pipeline import LipSync
+from flashlips_core.types import Audio, FlashLipsError, Frame
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ROOT / "flashlips_core" / "demo" / "face.mp4"
+LANDMARKER = ROOT.parent / "shared" / "weights" / LANDMARKER_FILE
+POINTS = np.array([[0.374, 0.441], [0.595, 0.422], [0.489, 0.554], [0.411, 0.674], [0.618, 0.655]], np.float32)
+FRAMES = 75  # of the demo clip, at half its size
+QUICK = BuildSettings(crop_px=64, val=0.0, test=0.0, limits=Limits(min_seconds=1.0))
+
+
+class DemoFace(Detector):
+    """Knows where the demo clip's face is; sees nobody in a dark picture, nor in one whose corner is white."""
+
+    def find(self, images, smallest_px=12.0):
+        height, width = images.shape[1:3]
+        points = POINTS * np.array([width, height], np.float32)
+        box = np.array([0.3, 0.25, 0.7, 0.75], np.float32) * np.array([width, height] * 2, np.float32)
+        return [[Detection(box, points, 0.9)] if image.mean() > 30 > image[:4, :4].mean() - 210 else [] for image in images]
+
+
+@pytest.fixture(scope="module")
+def lipsync() -> LipSync:
+    """The bundled lip encoder and codec."""
+    return LipSync.load(device="cpu", detector=DemoFace())
+
+
+@pytest.fixture(scope="module")
+def demo() -> tuple[list[Frame], Audio]:
+    """Three seconds of the bundled talking face, 256 px wide."""
+    frames = [replace(f, planes=tuple(p[::2, ::2] for p in f.planes)) for f in read_frames(DEMO, stop=FRAMES)]
+    return frames, load_audio(DEMO)
+
+
+def write_clip(path: Path, frames: list[Frame], sound: Audio | None) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = frames[0].planes[0].shape
+    write_video(path, iter(frames), replace(probe(DEMO), width=width, height=height), sound, preset="ultrafast")
+    return path
+
+
+def at(sound: Audio, seconds: float, length: float = FRAMES / 25) -> Audio:
+    """A stretch of sound; before its beginning there is silence."""
+    samples = torch.nn.functional.pad(sound.samples, (sound.sample_rate * 2, 0))
+    start = round((2 + seconds) * sound.sample_rate)
+    return Audio(samples[:, start : start + round(length * sound.sample_rate)], sound.sample_rate)
+
+
+@pytest.fixture(scope="module")
+def videos(demo, tmp_path_factory) -> Path:
+    """Two people with one good clip each, and a file that is none."""
+    frames, sound = demo
+    folder = tmp_path_factory.mktemp("videos")
+    write_clip(folder / "ann" / "first take.mp4", frames, at(sound, 0))
+    write_clip(folder / "bob" / "take.mp4", frames[:50], at(sound, 0, 2))
+    (folder / "bob" / "notes.mp4").write_text("This is not a video. " * 40)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(videos, lipsync, tmp_path_factory) -> Path:
+    """An uninterrupted build in small shards, with latents."""
+    out = tmp_path_factory.mktemp("built") / "set"
+    build([videos], out, lipsync, replace(QUICK, has_latents=True))
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ---- the whole way ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_of_videos_becomes_samples_with_all_that_training_reads(built, videos, demo, lipsync):
+    samples = {s.about["source"].split("/", 1)[1]: s for s in ShardReader(built)}
+    assert sorted(samples) == ["ann/first take.mp4", "bob/take.mp4"]
+    sample = samples["ann/first take.mp4"]
+    assert len(sample) == sample.about["num_frames"] == FRAMES and sample.about["identity"] == "ann"
+    assert {k: tuple(v.shape) for k, v in sample.labels.items()} == {
+        "poses": (75, 12), "opening": (75,), "points": (75, 5, 2), "boxes": (75, 4), "references": (75, 8), "latents": (75, 4, 8, 8),
+    }  # fmt: skip
+    assert len(sample.samples) == FRAMES * 640
+    heard = to_mono_16k(load_audio(videos / "ann" / "first take.mp4"))[: FRAMES * 640]
+    assert (sample.samples[: len(heard)] - heard.clamp(-1, 1)).abs().max() < 1e-4
+    crops, box = sample.crops([30])[0], sample.labels["boxes"][30]
+    assert crops.shape == (3, 80, 80)  # the square of 64 px, and a quarter more
+    inner = cut(list(read_frames(videos / "ann" / "first take.mp4"))[30], box.tolist(), 64)
+    assert (crops[:, 8:72, 8:72] - inner).abs().mean() < 0.02  # JPEG's loss
+    assert (lipsync.codec.encode(inner[None]) - sample.labels["latents"][30].float()).abs().mean() < 0.02
+    assert (lipsync.encode_lips(inner[None]) - sample.labels["poses"][30]).abs().max() < 0.05
+
+
+def test_an_unreadable_video_is_reported_and_left_out(built):
+    counts = read_index(built)["counts"]
+    assert (counts["videos"], counts["unreadable"], counts["kept"]) == (3, 1, 2)
+    assert "notes.mp4 cannot be read" in (built / "report.html").read_text()
+
+
+def test_nothing_of_the_work_is_left_and_other_tools_can_read_the_shards(built):
+    assert sorted(contents(built)) == ["build.json", "index.json", "report.html", "samples.jsonl", "train-00000.tar"]
+    with tarfile.open(built / "train-00000.tar") as archive:
+        names = archive.getnames()
+    keys = [name.partition(".")[0] for name in names]
+    assert len([key for i, key in enumerate(keys) if i == 0 or keys[i - 1] != key]) == 2  # each sample in one run
+    assert {name.partition(".")[2] for name in names} >= {"json", "safetensors", "wav", "0000.jpg", "0074.jpg"}
+
+
+def test_the_report_needs_nothing_else_and_shows_faces(built):
+    page = (built / "report.html").read_text()
+    assert page.count("src='data:image/jpeg;base64,") == 2 and "<svg" in page
+    assert not re.search(r"https?://|src='(?!data:)|href=", page)
+
+
+class Stop(BaseException):
+    """As Ctrl-C: no part of the code catches it."""
+
+
+@pytest.mark.parametrize("moment", ["first video", "second video", "between shards", "before the index"])
+def test_a_stopped_build_goes_on_to_the_same_bytes(moment, built, videos, lipsync, tmp_path, monkeypatch):
+    settings, out = replace(QUICK, has_latents=True), tmp_path / "set"
+    with monkeypatch.context() as patch:
+        progress = None
+        if moment.endswith("video"):
+            wanted, finish, calls = moment == "second video", building.SampleMaker.finish, []
+
+            def progress(done, total):
+                states = len(list((out / "work").glob("*.json")))
+                calls.append(done)
+                if states == wanted and (out / "work").is_dir() and len(calls) > 3:
+                    raise Stop
+        elif moment == "between shards":
+            patch.setattr(building, "pack", lambda plan, made, out, keep=building.pack: keep(plan, made, out) or raising())
+        else:
+            patch.setattr(building, "_shard_row", lambda *a: raising())
+        with pytest.raises(Stop):
+            build([videos], out, lipsync, settings, progress)
+    assert not list(out.rglob("*.part")) and not (out / "index.json").exists()
+    build([videos], out, lipsync, settings)
+    assert contents(out) == contents(built)
+
+
+def raising():
+    raise Stop
+
+
+def test_a_killed_build_leaves_no_half_shard_and_resumes_to_the_same_bytes(demo, tmp_path, lipsync):
+    """A real kill, by a signal that nothing can catch, while samples are being written."""
+    frames, sound = demo
+    for name in ("a", "b"):
+        write_clip(tmp_path / "in" / name / "clip.mp4", frames[:50], at(sound, 0, 2))
+    script = f"""
+import os, signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}, {str(ROOT / 'tests' / 'comfy')!r}]
+from test_dataset import QUICK, DemoFace
+from flashlips_core.dataset import build as b, shards
+from flashlips_core.pipeline import LipSync
+real = b.write_whole
+def dying(path, write):
+    if path.suffix == ".tar" and any(path.parent.parent.glob("*.json")):  # the second video's sample
+        def half(file):
+            write(file); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
+        return real(path, half)
+    return real(path, write)
+b.write_whole = dying
+b.build([sys.argv[1]], sys.argv[2], LipSync.load(device="cpu", detector=DemoFace()), QUICK)
+"""
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "in", killed], capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert not list(killed.glob("*.tar*")) and list((killed / "work").rglob("*.part"))
+    for out in (killed, whole):
+        build([tmp_path / "in"], out, lipsync, QUICK)
+    assert contents(killed) == contents(whole)
+
+
+def test_a_finished_build_is_not_done_again_and_other_settings_are_refused(built, videos, lipsync):
+    before = contents(built)
+    settings = replace(QUICK, has_latents=True)
+    assert build([videos], built, lipsync, settings)["kept"] == 2
+    with pytest.raises(FlashLipsError, match="other videos, settings or networks"):
+        build([videos], built, lipsync, replace(settings, seed=1))
+    assert contents(built) == before
+
+
+# ---- frames, scenes, people ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected"), [(25, [0, 1, 2, 3, 4]), (50, [1, 3, 5, 7, 9]), (30, [0, 1, 3, 4, 5]), (Fraction(25, 2), [0, 0, 1, 1, 2, 2])]
+)
+def test_frames_come_at_25_a_second_as_a_viewer_sees_them(fps, expected):
+    count = {25: 5, 50: 10, 30: 6}.get(fps, 3)
+    frames, info = clip_of(lambda t: [], count, 25)
+    frames = [replace(frame, pts=90_000 + i) for i, frame in enumerate(frames)]
+    info = replace(info, fps=Fraction(fps), time_base=1 / Fraction(fps))
+    assert [frame.pts - 90_000 for frame in at_rate(iter(frames), info)] == expected
+
+
+def test_each_person_of_each_scene_gets_a_track_of_its_own():
+    def scene(t):
+        return [(60, 80, 50, RED), (170, 80, 40, BLUE)] if t < 20 else [(120, 70, 60, RED)]
+
+    frames, info = clip_of(scene, 45)
+    frames = [
+        f if i < 20 else replace(f, planes=(np.where(f.planes[0] < 105, 200 - f.planes[0], f.planes[0]), *f.planes[1:]))
+        for i, f in enumerate(frames)
+    ]
+    found = track_scenes(iter(frames), info, PatchDetector())
+    assert [(start, [len(t) for t in tracks]) for start, tracks in found] == [(0, [20, 20]), (20, [25])]
+    assert abs(found[0][1][0].points[0, :2, 0].mean() - 60) < 4 and abs(found[0][1][1].points[0, :2, 0].mean() - 170) < 4
+
+
+def test_long_stretches_are_parted_evenly_and_long_absences_part_them():
+    present = np.ones(300, bool)
+    present[:10] = present[100:140] = present[200:205] = False
+    assert stretches(present, 60) == [(10, 55), (55, 100), (140, 193), (193, 247), (247, 300)]
+    assert stretches(np.zeros(5, bool), 60) == []
+
+
+# ---- filters ---------------------------------------------------------------------------------------------------------------
+
+
+def dark(frame: Frame) -> Frame:
+    return replace(frame, planes=(np.full_like(frame.planes[0], 16), *frame.planes[1:]))
+
+
+def hidden(frame: Frame) -> Frame:
+    """A face that the detector overlooks, in a picture that hardly changes: no cut."""
+    luma = frame.planes[0].copy()
+    luma[:16, :16] = 235
+    chroma = [plane.copy() for plane in frame.planes[1:]]
+    for plane in chroma:
+        plane[:8, :8] = 128
+    return replace(frame, planes=(luma, *chroma))
+
+
+def soft(frame: Frame) -> Frame:
+    from scipy.ndimage import gaussian_filter
+
+    return replace(frame, planes=(gaussian_filter(frame.planes[0], 6), *frame.planes[1:]))
+
+
+def spoilt(kind: str, frames: list[Frame], sound: Audio) -> tuple[list[Frame], Audio | None]:
+    """The demo clip with one fault."""
+    if kind == "too short":
+        return frames[:20], at(sound, 0, 0.8)
+    if kind == "face missing too often":
+        return [hidden(f) if i % 25 > 12 else f for i, f in enumerate(frames)], at(sound, 0)
+    if kind == "no sound":
+        return frames, None
+    if kind == "blurred":
+        return [soft(f) for f in frames], at(sound, 0)
+    if kind == "sound and mouth out of step":
+        return frames, at(sound, -8 / 25)
+    if kind == "sound does not belong to the mouth":
+        return [replace(frames[0], pts=f.pts) for f in frames], at(sound, 0)  # somebody listens
+    return [replace(f, planes=tuple(p[::4, ::4] for p in f.planes)) for f in frames], at(sound, 0)
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_every_fault_has_its_reason_and_its_limit(reason, demo, lipsync, tmp_path):
+    write_clip(tmp_path / "in" / "clip.mp4", *spoilt(reason, *demo))
+    with pytest.raises(FlashLipsError, match=f"1 {reason}.*shows why"):
+        build([tmp_path / "in"], tmp_path / "set", lipsync, QUICK)
+    row = json.loads((tmp_path / "set" / "samples.jsonl").read_text())
+    measure, limit = REASONS[reason]
+    wide = {"min_face_px": 1.0, "min_sharpness": 0.0, "max_missing": 1.0, "min_seconds": 0.1, "min_sync": -1.0, "max_lag": 12}
+    relaxed = replace(QUICK.limits, **({"keep_silent": True} if limit == "keep_silent" else {limit: wide[limit]}))
+    measures = Measures(**row["measures"])
+    assert row["reason"] == missed(measures, QUICK.limits) == reason and measure in row["measures"]
+    assert missed(measures, relaxed) != reason
+    assert f"Dropped: {reason}" in (tmp_path / "set" / "report.html").read_text()
+
+
+def test_a_late_sound_is_measured_to_the_frame(demo, lipsync, tmp_path):
+    lags = []
+    for name, seconds in (("true", 0.0), ("late", -6 / 25)):
+        write_clip(tmp_path / name / "clip.mp4", demo[0], at(demo[1], seconds))
+        build([tmp_path / name], tmp_path / f"set_{name}", lipsync, replace(QUICK, limits=Limits(max_lag=12, min_seconds=1.0)))
+        lags.append(json.loads((tmp_path / f"set_{name}" / "samples.jsonl").read_text())["measures"]["lag"])
+    assert abs(lags[0]) <= 2 and lags[1] == lags[0] - 6
+
+
+def test_references_share_the_head_pose_and_differ_in_the_mouth():
+    turn = np.repeat([0.0, 8.0], 30)  # two head poses, 30 frames each
+    points = np.tile(np.array([[100, 100], [140, 100], [120, 125], [104, 150], [136, 150]], np.float32), (60, 1, 1))
+    points[:, 2, 0] += turn
+    poses = torch.zeros(60, 12)
+    poses[:, 0] = torch.arange(60) % 30
+    rows = reference_rows(points, poses).long()
+    assert rows.shape == (60, 8)
+    assert ((rows < 30) == (torch.arange(60) < 30)[:, None]).all() and (rows != torch.arange(60)[:, None]).all()
+    distance = (poses[rows, 0] - poses[:, None, 0]).abs()
+    assert (distance.diff(dim=1) <= 0).all() and (distance[:, -1] >= 8).all()
+    assert reference_rows(points[:3], poses[:3]).shape == (3, 2) and reference_rows(points[:1], poses[:1]).shape == (1, 0)
+
+
+# ---- identities ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(tmp_path) -> Path:
+    """Files of 40 people; nobody opens them."""
+    for person in range(40):
+        for take in range(3):
+            path = tmp_path / "many" / f"p{person:02d}" / f"{take}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"")
+    return tmp_path / "many"
+
+
+def test_nobody_is_in_two_splits_and_another_person_moves_nobody(many):
+    sources = find_sources([many], val=0.2, test=0.2)
+    home = {s.identity: s.split for s in sources}
+    assert len(home) == 40 and all(home[s.identity] == s.split for s in sources)
+    assert {split: list(home.values()).count(split) > 2 for split in ("train", "val", "test")} == dict.fromkeys(("train", "val", "test"), True)
+    fewer = find_sources([many / f"p{i:02d}" for i in range(0, 40, 2)], val=0.2, test=0.2)
+    assert all(home[s.identity] == s.split for s in fewer)
+    assert {s.identity: s.split for s in find_sources([many], val=0.2, test=0.2, seed=1)} != home
+
+
+def test_globs_files_and_folders_name_each_video_once_and_ids_are_free_of_machine_paths(many):
+    sources = find_sources([many / "p00", str(many / "p00" / "*.mp4"), many / "p00" / "1.mp4"])
+    assert [s.id for s in sources] == ["p00/0.mp4", "p00/1.mp4", "p00/2.mp4"]
+    assert len({s.key for s in sources}) == 3 and not any("." in s.key for s in sources)
+    by_file = find_sources([many], identity="file")
+    assert len({s.identity for s in by_file}) == 120
+
+
+def test_a_table_names_identities_and_splits(many):
+    table = many.parent / "who.csv"
+    lines = [f"many/p{p:02d}/{t}.mp4,{'twin' if p < 2 else p},{'test' if p < 2 else ''}" for p in range(40) for t in range(3)]
+    table.write_text("path,identity,split\n" + "\n".join(lines))
+    sources = find_sources([many], identity=str(table), val=0, test=0)
+    assert {s.id.split("/")[1] for s in sources if s.split == "test"} == {"p00", "p01"}
+    table.write_text("path,identity,split\n" + "\n".join(lines).replace("p00/0.mp4,twin,test", "p00/0.mp4,twin,train"))
+    with pytest.raises(FlashLipsError, match="'twin' is in 'train' and 'test'"):
+        find_sources([many], identity=str(table), val=0, test=0)
+    table.write_text("path,identity\nmany/p00/0.mp4,a\n")
+    with pytest.raises(FlashLipsError, match="names no identity for"):
+        find_sources([many], identity=str(table))
+
+
+# ---- streaming -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def stream(tmp_path_factory) -> Path:
+    """A set of 60 tiny samples in 6 shards."""
+    folder = tmp_path_factory.mktemp("stream")
+    jpeg, shards = to_jpeg(np.full((16, 16, 3), 90, np.uint8)), []
+    made = {}
+    for number in range(60):
+        about = json.dumps({"frames": [0, 2], "identity": f"p{number % 7}"}).encode()
+        files = {"json": about, "safetensors": save({"poses": torch.full((2, 12), float(number))}), "0000.jpg": jpeg, "0002.jpg": jpeg}
+        made[f"clip{number:02d}"] = sample_bytes(f"clip{number:02d}", files)
+    plan = plan_shards([(key, "train", len(content)) for key, content in made.items()], 10 * len(made["clip00"]), 0)
+    for shard in plan:
+        (folder / shard.name).write_bytes(b"".join(made[key] for key in shard.keys) + bytes(1024))
+        shards.append({"name": shard.name, "split": "train"})
+    (folder / "index.json").write_text(json.dumps({"format": "flashlips-dataset", "version": 1, "shards": shards}))
+    return folder
+
+
+def test_shards_are_of_about_the_wanted_size_and_their_order_depends_on_nothing_but_seed_and_keys():
+    samples = [(f"k{i:03d}", "val" if i % 10 == 0 else "train", 100 + i % 50) for i in range(200)]
+    plan = plan_shards(samples, 1000, 0)
+    sizes = [sum(size for key, _, size in samples if key in shard.keys) for shard in plan if shard.split == "train"]
+    assert all(850 < size < 1150 for size in sizes[:-1]) and sorted(chain(*(s.keys for s in plan))) == sorted(k for k, *_ in samples)
+    assert plan == plan_shards(samples[::-1], 1000, 0) != plan_shards(samples, 1000, 1)
+    assert [len(s.keys) for s in plan_shards([("big", "train", 5000), ("small", "train", 10)], 1000, 0)] == [1, 1]
+
+
+def test_an_epoch_holds_every_sample_once_in_an_order_of_its_own(stream):
+    reader = ShardReader(stream, seed=3)
+    first = [s.key for s in reader]
+    assert first == [s.key for s in reader] == [s.key for s in ShardReader(stream, seed=3)]
+    reader.epoch = 1
+    second = [s.key for s in reader]
+    assert sorted(first) == sorted(second) == [f"clip{i:02d}" for i in range(60)] and first != second
+    assert first != [s.key for s in ShardReader(stream, seed=4)]
+
+
+@pytest.mark.parametrize("processes", [2, 4, 9])
+def test_processes_share_the_samples_out_also_where_they_are_more_than_the_shards(processes, stream):
+    parts = [[s.key for s in ShardReader(stream, process=i, processes=processes)] for i in range(processes)]
+    assert sorted(chain(*parts)) == [f"clip{i:02d}" for i in range(60)] and all(parts)
+
+
+def test_workers_of_a_data_loader_share_the_samples_out(stream):
+    loader = DataLoader(ShardReader(stream), batch_size=None, num_workers=2)
+    assert sorted(sample.key for sample in loader) == [f"clip{i:02d}" for i in range(60)]
+
+
+def test_reading_holds_no_more_than_its_buffer_and_never_seeks(stream):
+    read = []
+
+    class Pipe:
+        """Bytes as they come from a network: in order, once."""
+
+        def __init__(self, path):
+            self.file = open(path, "rb")  # noqa: SIM115 - closed in __exit__
+
+        def read(self, size):
+            content = self.file.read(size)
+            read.append(len(content))
+            return content
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+    samples = iter(ShardReader(stream, shuffle=4, opener=Pipe))
+    assert next(samples).crops().shape == (2, 3, 16, 16)
+    size = sum((stream / f"train-{i:05d}.tar").stat().st_size for i in range(6))
+    assert sum(read) < size / 2
+    assert len(list(samples)) == 59
+
+
+def test_damaged_missing_and_empty_sets_are_said_in_one_sentence(stream, tmp_path):
+    with pytest.raises(FlashLipsError, match="No finished training set"):
+        ShardReader(tmp_path)
+    with pytest.raises(FlashLipsError, match="No samples for 'val'"):
+        ShardReader(stream, "val")
+    (tmp_path / "index.json").write_bytes((stream / "index.json").read_bytes())
+    with pytest.raises(FlashLipsError, match="cannot be opened"):
+        list(ShardReader(tmp_path))
+    for shard in stream.glob("*.tar"):
+        (tmp_path / shard.name).write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(FlashLipsError, match="is damaged"):
+        list(ShardReader(tmp_path))
+
+
+# ---- what the editor's training reads --------------------------------------------------------------------------------------
+
+
+def test_a_set_without_landmarks_says_what_the_editor_lacks(built):
+    with pytest.raises(FlashLipsError, match="built without landmarks.*--landmarker"):
+        crop_store(built)
+
+
+@pytest.mark.skipif(not LANDMARKER.is_file(), reason="needs MediaPipe's face landmarker in ../shared")
+def test_the_editors_looks_are_encoded_from_shards(demo, lipsync, tmp_path):
+    pytest.importorskip("mediapipe")
+    from flashlips_core.train.editor_data import encode_looks, load_frames
+
+    write_clip(tmp_path / "in" / "ann" / "clip.mp4", demo[0][:30], at(demo[1], 0, 1.2))
+    settings = replace(QUICK, crop_px=256, landmarker=str(LANDMARKER), limits=Limits(min_seconds=1.0, min_sync=-1, max_lag=12))
+    build([tmp_path / "in"], tmp_path / "set", lipsync, settings)
+    store = crop_store(tmp_path / "set")
+    assert len(store) == 30 and store.speakers.tolist() == ["ann"] and store.frame_of.tolist() == list(range(30))
+    assert store.batch(np.array([3, 7])).shape == (2, 3, 320, 320) and round(256 * STORED_MARGIN) == 320
+    lips = store.landmarks[:, :40]
+    assert (lips[..., 1] > 0.45).all() and (lips[..., 1] < 0.85).all() and abs(lips[..., 0].mean() - 0.5) < 0.1
+    encode_looks(store, lipsync.codec, lipsync.lip_encoder, tmp_path / "looks", looks=1, frames=6, seed=0)
+    assert load_frames([tmp_path / "looks"]).latents.shape == (6, 4, 32, 32)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """``command(*arguments)`` runs ``data build`` and returns its exit code."""
+    monkeypatch.setattr(detect, "load_detector", lambda *a, **k: DemoFace())
+
+    def run(*arguments):
+        options = ["--device", "cpu", "--crop-px", "64", "--val", "0", "--test", "0", "--min-seconds", "1"]
+        return main(["data", "build", *map(str, arguments), *options])
+
+    return run
+
+
+def test_the_command_builds_and_reports(command, videos, tmp_path, capsys):
+    assert command(videos / "bob" / "take.mp4", "--out", tmp_path / "set", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["kept"] == 1 and result["splits"]["train"]["frames"] == 50 and Path(result["report"]).is_file()
+    assert command(videos / "bob" / "take.mp4", "--out", tmp_path / "set") == 0
+    assert "1 of 1 stretches of a face" in capsys.readouterr().out
+
+
+BAD = {
+    "no such path": "No videos at",
+    "no videos in it": "No videos at",
+    "no face in any": "No face in any of the 1 videos",
+    "all unreadable": "No face in any of the 1 videos (1 cannot be read)",
+    "a file in the way": "Cannot write",
+    "another folder": "is not empty and holds no training set",
+    "crop size": "multiple of 64",
+    "shares": "leave something to train on",
+    "lengths": "cannot be",
+    "no landmarker": "No MediaPipe face landmarker",
+    "no table": "neither 'folder', 'file' nor a CSV",
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gives_one_sentence_and_exit_code_2(case, command, videos, demo, tmp_path, capsys):
+    source, out, options = videos / "bob" / "take.mp4", tmp_path / "set", []
+    match case:
+        case "no such path":
+            source = tmp_path / "none"
+        case "no videos in it":
+            write_wave(tmp_path / "voice.wav", np.ones(800))
+            source = tmp_path
+        case "no face in any":
+            source = write_clip(tmp_path / "in" / "dark.mp4", [dark(f) for f in demo[0][:5]], None)
+        case "all unreadable":
+            source = videos / "bob" / "notes.mp4"
+        case "a file in the way":
+            out.write_text("a file")
+        case "another folder":
+            out.mkdir()
+            (out / "holiday.jpg").write_text("a picture")
+        case "crop size":
+            options = ["--crop-px", "100"]
+        case "shares":
+            options = ["--val", "0.7", "--test", "0.4"]
+        case "lengths":
+            options = ["--max-seconds", "0.5"]
+        case "no landmarker":
+            options = ["--landmarker", tmp_path / "none.task"]
+        case "no table":
+            options = ["--identity", tmp_path / "none.csv"]
+    arguments = ["data", "build", source, "--out", out, "--device", "cpu", "--crop-px", "64", "--quiet"]
+    assert main([*map(str, arguments), *map(str, options)]) == 2
+    error = capsys.readouterr().err
+    assert BAD[case] in error and error.count("\n") == 1 and error.endswith(".\n")
+    assert not list(tmp_path.rglob("*.part")) and not (out / "index.json").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_the_build_goes_on_afterwards(videos, lipsync, tmp_path, built):
+    """The system itself refuses: no file of this process may pass 200 kB."""
+    script = f"""
+import resource, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}, {str(ROOT / 'tests' / 'comfy')!r}]
+from dataclasses import replace
+from test_dataset import QUICK, DemoFace
+from flashlips_core.dataset.build import build
+from flashlips_core.pipeline import LipSync
+from flashlips_core.types import FlashLipsError
+lipsync = LipSync.load(device="cpu", detector=DemoFace())
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+try:
+    build([sys.argv[1]], sys.argv[2], lipsync, replace(QUICK, has_latents=True))
+except FlashLipsError as error:
+    print(error)
+"""
+    pytest.importorskip("resource", reason="limits on file sizes are POSIX's")
+    out = tmp_path / "set"
+    done = subprocess.run([sys.executable, "-c", script, videos, out], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "File too large" in done.stdout and "make room" in done.stdout, done.stderr
+    assert not list(out.rglob("*.part")) and not (out / "index.json").exists()
+    build([videos], out, lipsync, replace(QUICK, has_latents=True))
+    assert contents(out) == contents(built)
+
+
+def test_ctrl_c_gives_130_and_leaves_no_half_file(command, videos, tmp_path, monkeypatch, capsys):
+    def interrupted(self, samples):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(building.SampleMaker, "finish", interrupted)
+    assert command(videos, "--out", tmp_path / "set") == 130
+    assert "Stopped" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.tar"))
+
+
+def test_split_of_is_a_fixed_function():
+    assert [split_of(f"s{i}", 0.2, 0.2, 0) for i in range(5)] == [split_of(f"s{i}", 0.2, 0.2, 0) for i in range(5)]
+    assert split_of("anybody", 0.0, 0.0, 0) == "train" and split_of("anybody", 0.0, 1.0, 0) == "test"
