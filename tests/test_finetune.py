@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from fractions import Fraction
 
 import numpy as np
@@ -264,6 +265,9 @@ def test_another_runs_result_is_not_overwritten(tune, tmp_path):
     written = (tmp_path / "me.safetensors").read_bytes()
     with pytest.raises(FlashLipsError, match="comes from another clip, editor or setting"):
         tune(steps=2, seed=1)
+    shutil.rmtree(tmp_path / "me.run")  # the help page allows it; beginning anew would put the base over the result
+    with pytest.raises(FlashLipsError, match="or its run was deleted"):
+        tune(steps=2)
     assert (tmp_path / "me.safetensors").read_bytes() == written
 
 

@@ -198,7 +198,8 @@ class _Run:
             theirs = checkpoint.info(self.out).notes.get("run")
             if theirs != key or not table.is_file():
                 raise FlashLipsError(
-                    f"{self.out.name} is there already and comes from another clip, editor or setting; choose another name."
+                    f"{self.out.name} is there already and comes from another clip, editor or setting, "
+                    "or its run was deleted; choose another name."
                 )
             self.checks = [Check(**row) for row in json.loads(table.read_text(encoding="utf-8"))]
             self.first_step = self.checks[-1].step
