@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -21,7 +22,7 @@ import torch
 from torch import nn
 
 from .long_clip import write_long_clip, write_long_voice
-from .measures import flops_of, peak_resident_bytes
+from .measures import flops_of
 from .media import probe
 from .pipeline import LipSync
 from .types import POSE_DIM, FlashLipsError, Progress
@@ -207,7 +208,16 @@ def _dub_and_report(
     except FlashLipsError as error:
         results.put((None, str(error)))
     else:
-        results.put((peak_resident_bytes(), ""))
+        results.put((_peak_resident_bytes(), ""))
+
+
+def _peak_resident_bytes() -> int | None:
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
 def _demo_file(pattern: str) -> Path:

@@ -27,7 +27,7 @@ from .types import ClipInfo, FlashLipsError, Frame, LipPoses, Progress
 
 log = logging.getLogger(__name__)
 
-PREFETCH_BATCHES = 2  # one being worked on, one ready: more only costs memory
+PREFETCH_BATCHES = 1  # ready, beside the one being made and the one being worked on: more only costs memory
 
 
 class StageClock:

@@ -1,22 +1,25 @@
 """Video and sound files, in and out: what the rest of the library imports.
 
-``media_read`` opens, probes and decodes; ``media_write`` encodes and muxes with the help of ``media_sound``; ``media_plan``
-fits a clip to the length of its sound; ``media_planes`` knows pixel layouts.
+``media_read`` opens, probes and decodes pictures, ``media_listen`` sound; ``media_write`` encodes and muxes with the help of
+``media_sound``; ``media_plan`` fits a clip to the length of its sound; ``media_planes`` knows pixel layouts.
 """
 
 from __future__ import annotations
 
+from .media_listen import SoundFile, check_audio, load_audio, open_sound
 from .media_plan import FramePlan, LengthMode, plan_frames, read_planned
-from .media_read import check_audio, has_picture, load_audio, probe, read_frames
+from .media_read import has_picture, probe, read_frames
 from .media_write import CONTAINERS, write_video
 
 __all__ = [
     "CONTAINERS",
     "FramePlan",
     "LengthMode",
+    "SoundFile",
     "check_audio",
     "has_picture",
     "load_audio",
+    "open_sound",
     "plan_frames",
     "probe",
     "read_frames",

@@ -11,13 +11,15 @@ from pathlib import Path
 
 import av
 import numpy as np
+import torch
 from torch import Tensor
 
+from .media_listen import open_sound
 from .media_planes import COLORSPACE_BT709, RANGE_LIMITED, Orientation, planar
-from .media_read import load_audio, probe, read_from
+from .media_read import probe, read_from
 from .media_write import clock_start, write_video
 from .stream import counted, prefetch
-from .types import Audio, ClipInfo, FlashLipsError, Frame, Progress
+from .types import Audio, ClipInfo, FlashLipsError, Frame, Progress, Recording
 
 CRF = 6  # x264: no loss that could be seen, at a few times the size of CRF 16
 PRESET = "ultrafast"
@@ -79,11 +81,13 @@ def _picture_start(source: str | Path) -> Fraction:
         return next(frames).pts * clip.time_base
 
 
-def _sound_from(source: str | Path, seconds: Fraction) -> Audio:
+def _sound_from(source: str | Path, seconds: Fraction) -> Recording:
     """The clip's sound from this long after its first picture on; silence where there is none."""
-    audio = load_audio(source)
-    samples = audio.samples[:, max(0, round(seconds * audio.sample_rate)) :]
-    return replace(audio, samples=samples if samples.shape[1] else audio.samples[:, :1] * 0)
+    sound = open_sound(source)
+    skipped = max(0, round(seconds * sound.sample_rate))
+    if skipped >= sound.num_samples:
+        return Audio(torch.zeros(sound.channels, 1), sound.sample_rate)
+    return replace(sound, skipped=skipped, num_samples=sound.num_samples - skipped)
 
 
 def _pictures(images: Tensor) -> Iterator[Frame]:

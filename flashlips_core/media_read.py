@@ -1,4 +1,4 @@
-"""Read video and sound from any file that FFmpeg reads: probe, upright planar frames one at a time, audio at its own rate.
+"""Read video from any file that FFmpeg reads: probe, and upright planar frames one at a time. Sound is read in ``media_listen``.
 
 PyAV 18 crashes when a stream outlives its
 container, so a stream is only touched inside the ``with`` that opened its file.
@@ -15,18 +15,16 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch
 
 from .media_planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
 from .media_sound import sound_streams
 from .media_whole import breaks_off, check_whole
-from .types import Audio, ClipInfo, FlashLipsError, Frame
+from .types import ClipInfo, FlashLipsError, Frame
 
 logger = logging.getLogger(__name__)
 
 PACKETS_PROBED = 250  # enough to tell a variable frame rate from a constant one
 REORDER_MARGIN = 16  # packets at the end of that stretch that may lack a neighbour in time: H.264's largest delay
-GAP_S = Fraction(1, 10)  # a hole in the sound longer than this becomes silence, a shorter one is clock jitter
 MAX_DAMAGED = 1000  # then the demuxer fails without moving on
 NO_TIMESTAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: raw streams
 
@@ -91,7 +89,7 @@ def read_from(path: str | Path, start: int = 0, stop: int | None = None, seek_pt
             with suppress(av.FFmpegError):  # where it ended up shows below
                 container.seek(seek_pts, stream=stream, backward=True, any_frame=False)
         step = 1 / (_frame_rate(stream, [], Fraction(0)) * stream.time_base)
-        pictures = _stamped(_decode(container, stream, path), step, _is_counted(container))
+        pictures = _stamped(decode(container, stream, path), step, _is_counted(container))
         first = next(pictures, None)
         if first is None and not can_seek:
             raise FlashLipsError(
@@ -108,54 +106,6 @@ def read_from(path: str | Path, start: int = 0, stop: int | None = None, seek_pt
             return
     logger.debug("%s cannot be entered at pts %s; reading it from the start.", Path(path).name, seek_pts)
     yield from read_from(path, start, stop)
-
-
-def load_audio(path: str | Path) -> Audio:
-    """Decode the first audio stream at its own rate and channels.
-
-    Sample 0 is heard with the first picture where the file has video: sound that starts later is led in by silence, sound
-    that starts earlier loses its head. Holes in the timestamps become silence, so that picture and sound never drift apart.
-    """
-    chunks: list[np.ndarray] = []
-    with open_media(path) as container:
-        streams = sound_streams(container)
-        if not streams:
-            raise FlashLipsError(f"{Path(path).name} has no audio stream that can be decoded; choose a file with such sound.")
-        stream = streams[0]
-        origin = _picture_start(container)
-        resampler, written, rate, layout = None, 0, 0, None
-        for sound in _decode(container, stream, path):
-            if layout is None:
-                rate, layout = sound.sample_rate, sound.layout
-                origin = sound_start(sound) if origin is None else origin
-            gap = round((sound_start(sound) - origin) * rate) - written if sound.pts is not None else 0
-            if gap > GAP_S * rate or (written == 0 and gap > 0):
-                chunks.append(np.zeros((layout.nb_channels, gap), np.float32))
-                written += gap
-            resampler = resampler or av.AudioResampler("fltp", layout, rate)
-            if (sound.sample_rate, sound.layout.name) != (rate, layout.name):
-                raise FlashLipsError(f"{Path(path).name} changes its audio format midway; convert its sound to one format first.")
-            sound.pts = None
-            samples = np.concatenate([part.to_ndarray() for part in resampler.resample(sound)], axis=1)
-            late = -gap if written == 0 and gap < 0 else 0
-            chunks.append(samples[:, late:])
-            written += chunks[-1].shape[1]
-    samples = np.concatenate(chunks, axis=1) if chunks else np.zeros((1, 0), np.float32)
-    return check_audio(Audio(torch.from_numpy(samples), rate), Path(path).name)
-
-
-def check_audio(audio: Audio, name: str = "The audio") -> Audio:
-    """Return ``audio`` if it can be used, else raise FlashLipsError."""
-    if audio.samples.ndim != 2 or audio.samples.shape[-1] == 0 or audio.sample_rate <= 0:
-        raise FlashLipsError(f"{name} has no sound in it (zero length); choose a longer recording.")
-    if not torch.isfinite(audio.samples).all():
-        raise FlashLipsError(f"{name} holds samples that are not numbers (NaN or infinite); export it again.")
-    return audio
-
-
-def sound_start(sound: av.AudioFrame) -> Fraction:
-    """When a decoded piece of sound starts, in seconds; 0 where nothing says so."""
-    return Fraction(0) if sound.pts is None else sound.pts * sound.time_base
 
 
 @contextmanager
@@ -210,7 +160,7 @@ def _same_layout(planes: Planes, layout: Layout, wanted: Layout, path: str | Pat
     return change_depth(resample_chroma(planes, layout, wanted.sampling), layout.depth, wanted.depth)
 
 
-def _decode(container: av.container.InputContainer, stream: av.stream.Stream, path: str | Path) -> Iterator[av.frame.Frame]:
+def decode(container: av.container.InputContainer, stream: av.stream.Stream, path: str | Path) -> Iterator[av.frame.Frame]:
     """Decode one stream, step over damaged packets, and say once what was lost. A damaged end is an error."""
     count, damaged, packet, frame, ended = 0, 0, None, None, False
     last_pts: int | None = None  # of the packets
@@ -269,7 +219,7 @@ def _is_counted(container: av.container.InputContainer) -> bool:
 
 
 def _first_picture(container: av.container.InputContainer, stream: av.VideoStream, path: str | Path) -> av.VideoFrame:
-    picture = next(_decode(container, stream, path), None)
+    picture = next(decode(container, stream, path), None)
     if picture is None:
         raise FlashLipsError(f"{Path(path).name} holds no picture that can be decoded; it is empty or damaged: export it again.")
     return picture
@@ -320,7 +270,8 @@ def _is_variable(stamps: list[int], frames_per_tick: Fraction) -> bool:
     return abs(float(steps.mean() * frames_per_tick) - 1) > 0.02
 
 
-def _picture_start(container: av.container.InputContainer) -> Fraction | None:
+def picture_start(container: av.container.InputContainer) -> Fraction | None:
+    """When the first picture is shown by the header, in seconds; None without any."""
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic and stream.start_time is not None:
             return stream.start_time * stream.time_base

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import av
 
-from .media_read import load_audio, open_media, probe, read_frames, video_stream
+from .media_listen import open_sound
+from .media_read import open_media, probe, read_frames, video_stream
 from .media_sound import CopiedSound, EncodedSound, can_copy, sound_streams
 from .media_write import CONTAINERS, check_target, clock_start, container_for, open_output, write_video, writing
 from .stream import counted, prefetch
-from .types import Audio, ClipInfo, FlashLipsError, Frame, Progress
+from .types import ClipInfo, FlashLipsError, Frame, Progress, Recording
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ def save_clip(
     out: str | Path,
     codec: str = "copy",
     crf: int = 18,
-    audio: Audio | None = None,
+    audio: Recording | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
     show: Callable[[Frame], None] | None = None,
@@ -57,7 +58,7 @@ def save_clip(
 def copy_clip(
     source: str | Path,
     out: str | Path,
-    audio: Audio | None = None,
+    audio: Recording | None = None,
     metadata: Mapping[str, str] | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -142,21 +143,21 @@ def _sound_of(
     source: str | Path,
     output: av.container.OutputContainer,
     codec: str,
-    audio: Audio | None,
+    audio: Recording | None,
     start: Fraction,
     shift: Fraction,
     files: ExitStack,
 ) -> CopiedSound | EncodedSound | None:
     """New sound from ``start`` on, or the source's own ``shift`` seconds earlier."""
-    if audio is not None:
-        return EncodedSound(output, audio, codec, start)
-    media = files.enter_context(open_media(source))  # a second reading place: both streams at their own pace
-    if not sound_streams(media):
-        return None
-    if can_copy(media, output):
-        return CopiedSound(output, media, None, shift)
-    logger.warning("%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(source).name)
-    return EncodedSound(output, load_audio(source), codec, start)
+    if audio is None:
+        media = files.enter_context(open_media(source))  # a second reading place: both streams at their own pace
+        if not sound_streams(media):
+            return None
+        if can_copy(media, output):
+            return CopiedSound(output, media, None, shift)
+        logger.warning("%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(source).name)
+        audio = open_sound(source)
+    return files.enter_context(closing(EncodedSound(output, audio, codec, start)))
 
 
 def suffix_like(source: str | Path) -> str:

@@ -10,7 +10,7 @@ from typing import Protocol
 import av
 import numpy as np
 
-from .types import Audio, FlashLipsError
+from .types import FlashLipsError, Recording
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +82,17 @@ class CopiedSound:
 
 
 class EncodedSound:
-    """Samples encoded at their own rate and channel count, from ``start`` seconds to the picture's end."""
+    """Samples encoded at their own rate and channel count, from ``start`` seconds to the picture's end.
 
-    def __init__(self, output: av.container.OutputContainer, audio: Audio, codec: str, start: Fraction) -> None:
-        channels = audio.samples.shape[0]
+    The sound is read as the picture advances; :meth:`close` lets go of its file.
+    """
+
+    def __init__(self, output: av.container.OutputContainer, audio: Recording, codec: str, start: Fraction) -> None:
+        channels = audio.channels
         if channels not in LAYOUTS:
             raise FlashLipsError(f"Cannot write {channels} audio channels; mix the sound down to 8 or fewer.")
         self.output, self.audio, self.start, self.written = output, audio, start, 0
+        self.pieces, self.waiting = audio.pieces(), np.zeros((channels, 0), np.float32)  # read, not yet encoded
         rate = _encoder_rate(codec, audio.sample_rate)
         self.stream = output.add_stream(codec, rate=rate, layout=LAYOUTS[channels])
         self.stream.time_base = Fraction(1, rate)
@@ -108,10 +112,23 @@ class EncodedSound:
             self.output.mux(self.stream.encode(sound))
         self.output.mux(self.stream.encode(None))
 
+    def close(self) -> None:
+        """Stop reading."""
+        self.pieces.close()
+
+    def _next(self, count: int) -> np.ndarray:
+        """(channels, count) samples; past the end of the sound they are silence."""
+        parts, missing = [self.waiting], count - self.waiting.shape[1]
+        while missing > 0 and (piece := next(self.pieces, None)) is not None:
+            parts.append(piece.numpy())
+            missing -= piece.shape[1]
+        samples = np.concatenate(parts, axis=1)
+        self.waiting = samples[:, count:]
+        return np.pad(samples[:, :count], ((0, 0), (0, max(0, missing))))
+
     def _encode(self, count: int) -> None:
-        """Encode the next ``count`` samples; past the end of the audio they are silence."""
-        samples = self.audio.samples[:, self.written : self.written + count].numpy()
-        samples = np.pad(samples, ((0, 0), (0, count - samples.shape[1]))).clip(-1, 1)
+        """Encode the next ``count`` samples."""
+        samples = self._next(count).clip(-1, 1)
         sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples, np.float32), "fltp", LAYOUTS[len(samples)])
         sound.sample_rate = self.audio.sample_rate
         sound.time_base = Fraction(1, self.audio.sample_rate)

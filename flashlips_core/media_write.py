@@ -5,17 +5,18 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 
+from .media_listen import check_audio, open_sound
 from .media_planes import Layout, encodable_layout, parse_layout, to_picture
-from .media_read import check_audio, load_audio, open_media, video_stream
+from .media_read import open_media, video_stream
 from .media_sound import CopiedSound, EncodedSound, Sound, can_copy, sound_streams
-from .types import Audio, ClipInfo, FlashLipsError, Frame
+from .types import Audio, ClipInfo, FlashLipsError, Frame, Recording
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def write_video(
     path: str | Path,
     frames: Iterable[Frame],
     like: ClipInfo,
-    audio: Audio | None = None,
+    audio: Recording | None = None,
     keep_audio_from: str | Path | None = None,
     crf: int = 16,
     preset: str = "veryfast",
@@ -73,7 +74,7 @@ def write_video(
     check_target(path, [like.path, keep_audio_from], overwrite)
     if audio is not None and keep_audio_from is not None:
         raise FlashLipsError("Got both new audio and a file to keep audio from; give one of them.")
-    if audio is not None:
+    if isinstance(audio, Audio):  # another one has been checked when it was opened
         check_audio(audio)
     stream = iter(frames)
     first = next(stream, None)
@@ -185,7 +186,7 @@ def _warn_of_change(source: Layout, layout: Layout, codec: str) -> None:
 def _sound_for(
     output: av.container.OutputContainer,
     container: Container,
-    audio: Audio | None,
+    audio: Recording | None,
     keep_audio_from: str | Path | None,
     like: ClipInfo,
     start: Fraction,
@@ -201,8 +202,10 @@ def _sound_for(
         logger.warning(
             "%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(keep_audio_from).name
         )
-        audio = load_audio(keep_audio_from)
-    return EncodedSound(output, audio, container.audio, start) if audio is not None else None
+        audio = open_sound(keep_audio_from)
+    if audio is None:
+        return None
+    return files.enter_context(closing(EncodedSound(output, audio, container.audio, start)))
 
 
 def _pixel_shape(like: ClipInfo) -> Fraction | None:

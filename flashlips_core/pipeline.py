@@ -22,11 +22,11 @@ from .compose import cut_batch
 from .editing import CropEditor, FrameEditor, FrameRows, StageClock
 from .flow import SamplerSettings, sample_poses
 from .loading import Parts
-from .media import CONTAINERS, FramePlan, load_audio, plan_frames, probe, read_frames, read_planned, write_video
+from .media import CONTAINERS, FramePlan, open_sound, plan_frames, probe, read_frames, read_planned, write_video
 from .poses import fill_absent, gain, resample, silence_gate
 from .references import NUM_REFERENCES, candidate_frames, choose_references
 from .stream import batched, counted, prefetch
-from .types import POSE_DIM, Audio, ClipInfo, FaceTrack, FlashLipsError, Frame, LipPoses, Progress
+from .types import POSE_DIM, ClipInfo, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class LipSync(Parts):
 
     def poses_from_audio(
         self,
-        audio: Source | Audio,
+        audio: Source | Recording,
         sources: Tensor | None = None,
         settings: DubSettings = DubSettings(),
         progress: Progress | None = None,
@@ -136,7 +136,7 @@ class LipSync(Parts):
         """
         from .audio import to_mono_16k
 
-        audio = audio if isinstance(audio, Audio) else load_audio(audio)
+        audio = open_sound(audio) if isinstance(audio, (str, Path)) else audio
         samples = to_mono_16k(audio)
         beat = None if progress is None else lambda *_: progress(0, 1)  # a place to stop at; listening is quick
         features = self.audio_encoder.encode(samples, beat)
@@ -244,7 +244,7 @@ class LipSync(Parts):
         out: Source,
         settings: DubSettings = DubSettings(),
         *,
-        audio: Source | Audio | None = None,
+        audio: Source | Recording | None = None,
         references: Sequence[int] | Look | None = None,
         progress: Progress | None = None,
         show: Show | None = None,
@@ -266,7 +266,7 @@ class LipSync(Parts):
         check_output(out, [source, audio], tuple(CONTAINERS))
         clip = probe(source)
         _check_track(track, clip)
-        audio = load_audio(audio) if isinstance(audio, (str, Path)) else audio
+        audio = open_sound(audio) if isinstance(audio, (str, Path)) else audio
         clock = clock or StageClock(self.device)
         look = self._look_at(source, track, references, settings, clock)
         plan = plan_frames(len(track), clip.fps, *((audio.duration, settings.length) if audio else (clip.duration, "silence")))
@@ -282,7 +282,7 @@ class LipSync(Parts):
     def dub(
         self,
         video: Source,
-        audio: Source | Audio | None,
+        audio: Source | Recording | None,
         out: Source,
         settings: DubSettings = DubSettings(),
         *,
@@ -306,7 +306,7 @@ class LipSync(Parts):
         check_output(out, [video, audio], tuple(CONTAINERS))
         clip = probe(video)
         needs_sound = audio is not None or poses is None
-        voice = load_audio(audio or video) if needs_sound and not isinstance(audio, Audio) else audio
+        voice = open_sound(audio or video) if needs_sound and (audio is None or isinstance(audio, (str, Path))) else audio
         _ = self.codec, self.editor  # a wrong checkpoint is said before the long work, not after
         clock = StageClock(self.device)
         shown = clip.num_frames if audio is None else len(plan_frames(clip.num_frames, clip.fps, voice.duration, settings.length))

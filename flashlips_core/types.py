@@ -6,9 +6,10 @@ exact ``Fraction`` of seconds, never float seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 POSE_DIM = 12  # 8 expression + 4 mouth-crop numbers (paper, lip encoder)
 SAMPLE_RATE = 16_000  # every audio encoder listens at 16 kHz
+AUDIO_PIECE = 1 << 16  # samples handed on at a time
 
 Progress = Callable[[int, int], None]
 """``progress(done, total)``, called after each frame or step; it may raise to stop the work."""
@@ -119,8 +121,31 @@ class Audio:
     sample_rate: int  # Hz
 
     @property
+    def channels(self) -> int:
+        return self.samples.shape[0]
+
+    @property
     def duration(self) -> Fraction:
         return Fraction(self.samples.shape[-1], self.sample_rate)
+
+    def pieces(self) -> Iterator[Tensor]:
+        """The sound from its start: (channels, n) each."""
+        yield from self.samples.split(AUDIO_PIECE, dim=1)
+
+
+class Recording(Protocol):
+    """Sound that can be heard any number of times, piece by piece: an :class:`Audio`, or one that stays in its file."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def duration(self) -> Fraction: ...
+
+    def pieces(self) -> Iterator[Tensor]: ...
 
 
 @dataclass(frozen=True)
