@@ -14,7 +14,16 @@ from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
 from flashlips_core.train import augment
 from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
-from flashlips_core.train.editor_data import EditorFrames, draw_references, draw_rows, laid_upon, lip_weights, window_cells
+from flashlips_core.train.editor_data import (
+    EditorFrames,
+    draw_references,
+    draw_rows,
+    laid_upon,
+    lip_weights,
+    load_frames,
+    window_cells,
+    window_of,
+)
 from flashlips_core.train.logs import read_rows
 from flashlips_core.train.loop import TrainConfig, Trainer, fit
 from flashlips_core.types import FlashLipsError
@@ -139,17 +148,18 @@ def test_a_nan_loss_stops_and_keeps_the_saved_weights(tmp_path):
     assert (tmp_path / "state.safetensors").read_bytes() == before
 
 
-def frames():
+def frames(cells: int = 32):
     torch.manual_seed(0)
     count = 24
     groups = [np.arange(0, 8), np.arange(8, 16), np.arange(16, 24)]
     lips = torch.tensor([[0.4, 0.55, 0.6, 0.7]]).repeat(count, 1)
-    windows = np.random.default_rng(0).integers(0, 255, (count, 152, 144, 3), dtype=np.uint8)
-    latents = torch.randn(count, 4, 32, 32).half()
+    _, _, rows, columns = window_of(cells)
+    windows = np.random.default_rng(0).integers(0, 255, (count, 8 * rows, 8 * columns, 3), dtype=np.uint8)
+    latents = torch.randn(count, 4, cells, cells).half()
     neighbours = np.stack([np.delete(np.arange(8), i % 8)[:6] + i // 8 * 8 for i in range(count)])
     return EditorFrames(
         latents=latents, poses=torch.randn(count, 12), windows=windows, lips=lips, neighbours=neighbours,
-        group_of=np.arange(count) // 8, references=torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 6, 4, 32, 32),
+        group_of=np.arange(count) // 8, references=torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 6, 4, cells, cells),
         reference_poses=torch.arange(3.0)[:, None, None].expand(3, 6, 12),
         rows_of_group=groups, groups_of_speaker={"a": [0, 1], "b": [2]},
     )  # fmt: skip
@@ -184,18 +194,21 @@ def test_faces_that_were_moved_turned_and_scaled_are_laid_upon_each_other():
     assert np.ptp(left, axis=0).max() < 1e-12
 
 
-def test_both_editor_stages_run_from_one_to_the_next(tmp_path):
-    masked = train_editor(frames(), tiny_codec(), str(tmp_path / "a"), config=TINY_EDITOR, steps=2, batch_size=4)
+@pytest.mark.parametrize("cells", [32, 48])
+def test_both_editor_stages_run_from_one_to_the_next(tmp_path, cells):
+    data = frames(cells)
+    masked = train_editor(data, tiny_codec(), str(tmp_path / "a"), config=TINY_EDITOR, steps=2, batch_size=4)
     start = [p.clone() for p in masked.parameters()]
-    refined = refine_editor(masked, frames(), tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=4)
+    refined = refine_editor(masked, data, tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=4)
     assert all(torch.equal(a, b) for a, b in zip(start, masked.parameters(), strict=False))
     assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters(), strict=False))
 
 
-def test_a_pose_that_is_there_is_read_back():
+@pytest.mark.parametrize("cells", [32, 48, 64])
+def test_a_pose_that_is_there_is_read_back(cells):
     """The mouth that the readback loss cuts out of the window is the one that the lip encoder sees in whole crops."""
     torch.manual_seed(0)
-    codec, latents = tiny_codec(), torch.randn(2, 4, 32, 32)
+    codec, latents = tiny_codec(), torch.randn(2, 4, cells, cells)
     reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval().requires_grad_(False)
     whole = reader(codec.decode(latents).clamp(-1.2, 1.2))
     judge = Judge(codec, reader)
@@ -240,12 +253,21 @@ def test_the_mask_hides_the_lower_face_and_nothing_else():
     assert mask[10].sum() == 0 and mask[:, 0].sum() == 0 and mask[:, 31].sum() == 0
 
 
-def test_lip_weights_cover_the_lips():
-    weights = lip_weights(torch.tensor([[0.4, 0.55, 0.6, 0.7]]))[0, 0]
-    # The window starts at 12 cells down and 7 across; a cell is 8 of 256 pixels.
-    row, column = round(0.62 * 256) - 12 * 8, round(0.5 * 256) - 7 * 8
+@pytest.mark.parametrize(("cells", "top", "left"), [(32, 12, 7), (48, 18, 10)])
+def test_lip_weights_cover_the_lips(cells, top, left):
+    assert window_of(cells)[:2] == (top, left)
+    weights = lip_weights(torch.tensor([[0.4, 0.55, 0.6, 0.7]]), cells)[0, 0]
+    row, column = round(0.62 * 8 * cells) - top * 8, round(0.5 * 8 * cells) - left * 8
     assert weights[row, column] == 1
     assert weights[5, column] == 0 and weights[row, 2] == 0
+
+
+def test_looks_of_two_crop_sizes_are_not_joined(tmp_path):
+    for name, cells in (("a", 32), ("b", 48)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "frames.npz", latents=np.zeros((1, 4, cells, cells), np.float16))
+    with pytest.raises(FlashLipsError, match="256 and 384 px"):
+        load_frames([tmp_path / "a", tmp_path / "b"])
 
 
 def test_augmentation_moves_points_with_their_pixels():

@@ -1,7 +1,8 @@
 """Stages "editor" (reconstruction, paper stage 1) and "refinement" (mask-free LipsChange, stage 1b).
 
-B batch, R references. Latents (B, 4, 32, 32) at 256 px. Of the paper's loss terms those that fit a CPU are used: latent L1 inside
-the mask, pixel L1 in the mouth window and on the lips; a Laplacian term stands where the paper has VGG19 features.
+B batch, R references; h w latent cells, 32x32 of a 256 px crop; H W the pixel window, 152x144 of a 256 px crop. Of the paper's
+loss terms those that fit a CPU are used: latent L1 inside the mask, pixel L1 in the mouth window and on the lips; a Laplacian
+term stands where the paper has VGG19 features.
 
 Ours: real frames of one clip are laid upon each other (``editor_data``), so that two of them are a pair that differs in the mouth
 alone. Such pairs supervise the mask-free editor from the start, beside the paper's masked reconstruction and its pseudo-pairs.
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..codec import Codec
+from ..codec import CELL_PX, Codec
 from ..losses import PerceptualLoss
 from ..models.codec_mini import sharpness_loss
 from ..models.editor_unet import UNET_MINI, EditorUNet, EditorUNetConfig
 from ..models.lip_encoder import MOUTH_REGION, LipEncoder
 from ..models.masks import lower_face_mask, mouth_mask
 from ..types import Progress
-from .editor_data import WINDOW, EditorFrames, draw_references, draw_rows, lip_weights, window_cells, window_pixels
+from .editor_data import EditorFrames, draw_references, draw_rows, lip_weights, near_lips, window_cells, window_of, window_pixels
 from .loop import MakeBatch, Step, TrainConfig, Validate, fit
 
 WEIGHTS = {"latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "readback": 0.3, "forth": 1.0, "perceptual": 0.2}
@@ -34,19 +35,19 @@ BLUR_PX = 11  # averages a camera's noise away, leaves what moved
 MOVED = (0.08, 0.18)  # blurred difference, of 2 between black and white, from which a place counts as moved a little, and wholly
 VARIANT_MARGIN = 0.1  # of the crop: what a variant may change around the lips
 LIPS_SHARE = 0.75  # of the latent loss counts around the lips, where the motion is
-LIPS_PX = (32, 112, 16, 128)  # top, bottom, left, right of the window's pixels that VGG compares: lips and a little around
+LIPS_PART = (0.11, 0.21, 0.89, 0.74)  # of the pixel window, left, top, right, bottom: what VGG compares, lips and a little around
 EDGE = 8  # pixels at the window's border, which lack the decoder's context
 
 
 @dataclass(frozen=True)
 class EditorBatch:
-    z_src: Tensor  # (B, 4, 32, 32) the frame
-    z_near: Tensor  # (B, 4, 32, 32) another frame of the same clip, laid upon it, with another mouth
+    z_src: Tensor  # (B, 4, h, w) the frame
+    z_near: Tensor  # (B, 4, h, w) another frame of the same clip, laid upon it, with another mouth
     pose: Tensor  # (B, 12) the frame's pose
-    references: Tensor  # (B, R, 4, 32, 32)
+    references: Tensor  # (B, R, 4, h, w)
     reference_poses: Tensor | None  # (B, R, 12)
-    pixels: Tensor  # (B, 3, 152, 144) the frame's mouth window
-    near_pixels: Tensor  # (B, 3, 152, 144) the neighbour's
+    pixels: Tensor  # (B, 3, H, W) the frame's mouth window
+    near_pixels: Tensor  # (B, 3, H, W) the neighbour's
     lips: Tensor  # (B, 4)
     other_pose: Tensor  # (B, 12) borrowed across identities
 
@@ -85,16 +86,16 @@ class Judge:
         """The regression losses of edits towards what they should have been.
 
         Args:
-            target: latents (B, 4, 32, 32) and the pixels of their window (B, 3, 152, 144).
-            region: (B, 1, 32, 32) where the edit was free.
+            target: latents (B, 4, h, w) and the pixels of their window (B, 3, H, W).
+            region: (B, 1, h, w) where the edit was free.
             rows: which of the batch are decoded for the pixel losses and read back.
         """
         z_target, pixels = target[0], target[1][rows]
-        near_lips = F.avg_pool2d(lip_weights(batch.lips, (0, 0, 32, 32)), 8)  # B 1 32 32
-        weight = region * ((1 - LIPS_SHARE) + LIPS_SHARE * near_lips * 4)
+        cells = z_hat.shape[-1]
+        weight = region * ((1 - LIPS_SHARE) + LIPS_SHARE * near_lips(batch.lips, cells) * 4)
         decoded = self.codec.decode(window_cells(z_hat[rows]))
         inside = F.interpolate(window_cells(region[rows]), scale_factor=8, mode="bilinear")
-        lips = _without_edge(lip_weights(batch.lips[rows]) * inside)
+        lips = _without_edge(lip_weights(batch.lips[rows], cells) * inside)
         difference = _without_edge((decoded - pixels) * inside)
         losses = {
             "latent": ((z_hat - z_target).abs() * weight).sum() / (weight.sum() * z_hat.shape[1]),
@@ -103,19 +104,21 @@ class Judge:
             "sharpness": sharpness_loss(difference, torch.zeros_like(difference)),
         }
         if self.lip_encoder is not None:
-            losses["readback"] = self._readback(decoded, batch.pose[rows])
+            losses["readback"] = self._readback(decoded, batch.pose[rows], cells)
         if self.perceptual is not None:
-            top, bottom, left, right = LIPS_PX
+            height, width = decoded.shape[2:]
+            left, top, right, bottom = (round(s * n) for s, n in zip(LIPS_PART, (width, height) * 2, strict=True))
             ours, theirs = (x[::2, :, top:bottom, left:right] for x in (decoded, pixels))
             losses["perceptual"] = self.perceptual(ours, theirs)
         return losses
 
     def readback(self, z_hat: Tensor, poses: Tensor) -> Tensor:
         """Distance between the poses that were asked for and those that the lip encoder reads from the edits."""
-        return self._readback(self.codec.decode(window_cells(z_hat)), poses)
+        return self._readback(self.codec.decode(window_cells(z_hat)), poses, z_hat.shape[-1])
 
-    def _readback(self, decoded: Tensor, poses: Tensor) -> Tensor:
-        return F.smooth_l1_loss(self.lip_encoder.read_mouths(mouths_of(decoded, self.lip_encoder.config.mouth_px)), poses)
+    def _readback(self, decoded: Tensor, poses: Tensor, cells: int) -> Tensor:
+        mouths = mouths_of(decoded, cells, self.lip_encoder.config.mouth_px)
+        return F.smooth_l1_loss(self.lip_encoder.read_mouths(mouths), poses)
 
 
 def moved(pixels_a: Tensor, pixels_b: Tensor) -> Tensor:
@@ -135,18 +138,18 @@ def _blurred(images: Tensor) -> Tensor:
 
 def pair_target(batch: EditorBatch, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The neighbour with the frame's mouth: the frame on the lips and where something moved inside the mask, itself elsewhere."""
-    changed = torch.maximum(moved(batch.near_pixels, batch.pixels), lip_weights(batch.lips))
-    share = changed * F.interpolate(window_cells(mask), scale_factor=8, mode="bilinear")
-    top, left, height, width = WINDOW
     rows, columns = mask.shape[2:]
+    changed = torch.maximum(moved(batch.near_pixels, batch.pixels), lip_weights(batch.lips, columns))
+    share = changed * F.interpolate(window_cells(mask), scale_factor=8, mode="bilinear")
+    top, left, height, width = window_of(columns)
     cells = F.pad(F.avg_pool2d(share, 8), (left, columns - left - width, top, rows - top - height))
     return torch.lerp(batch.z_near, batch.z_src, cells), torch.lerp(batch.near_pixels, batch.pixels, share)
 
 
-def mouths_of(windows: Tensor, size: int) -> Tensor:
-    """The lip encoder's mouth region of decoded windows, (B, 3, 152, 144) -> (B, 3, size, size)."""
-    top, left, _, _ = (8 * v for v in WINDOW)
-    x0, y0, x1, y1 = (round(256 * share) for share in MOUTH_REGION)
+def mouths_of(windows: Tensor, cells: int, size: int) -> Tensor:
+    """The lip encoder's mouth region of decoded windows of crops of ``cells`` cells, (B, 3, H, W) -> (B, 3, size, size)."""
+    top, left, _, _ = (CELL_PX * v for v in window_of(cells))
+    x0, y0, x1, y1 = (round(CELL_PX * cells * share) for share in MOUTH_REGION)
     mouths = windows[:, :, y0 - top : y1 - top, x0 - left : x1 - left].clamp(-1.2, 1.2)
     return F.interpolate(mouths, size=(size, size), mode="bilinear", antialias=True)
 
@@ -186,13 +189,12 @@ def refinement_step(judge: Judge, drawer: nn.Module) -> Step:
     drawer = copy.deepcopy(drawer).eval().requires_grad_(False)
 
     def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        mask = mouth_mask(*batch.z_src.shape[2:])
+        mask, cells = mouth_mask(*batch.z_src.shape[2:]), batch.z_src.shape[-1]
         size = len(batch.pose)
         quarter = size // 4
         with torch.no_grad():
             variant = drawer(batch.z_src, drawer.prepare_references(batch.references, batch.reference_poses), batch.other_pose)
-            near_lips = F.avg_pool2d(lip_weights(batch.lips, (0, 0, 32, 32), VARIANT_MARGIN), 8)
-            z_mod = torch.lerp(batch.z_src, variant, near_lips * mask)
+            z_mod = torch.lerp(batch.z_src, variant, near_lips(batch.lips, cells, VARIANT_MARGIN) * mask)
         is_back, is_forth = _first(size, quarter / size), ~_first(size, 1 - quarter / size)
         given = torch.where(is_back, z_mod, torch.where(is_forth, batch.z_src, batch.z_near))
         pose = torch.where(is_forth[:, 0, 0], batch.other_pose, batch.pose)
@@ -202,7 +204,7 @@ def refinement_step(judge: Judge, drawer: nn.Module) -> Step:
         target = tuple(torch.where(is_back, own, pair) for own, pair in zip((batch.z_src, batch.pixels), paired, strict=True))
         losses = judge.losses(z_hat, target, batch, mask * (~is_forth), slice(0, size - quarter, 2))
         forth = slice(size - quarter, None)
-        around = mask * (1 - F.avg_pool2d(lip_weights(batch.lips[forth], (0, 0, 32, 32)), 8))
+        around = mask * (1 - near_lips(batch.lips[forth], cells))
         losses["forth"] = ((z_hat[forth] - z_mod[forth]).abs() * around).sum() / (around.sum() * z_hat.shape[1])
         if judge.lip_encoder is not None:
             losses["readback"] = losses["readback"] + judge.readback(z_hat[forth], pose[forth])

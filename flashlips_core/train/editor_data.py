@@ -7,17 +7,19 @@ frames as a tracker would crop them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from ..codec import Codec
-from ..data import STORED_MARGIN, CropStore
+from ..codec import CELL_PX, Codec
+from ..data import CROP_PX, STORED_MARGIN, CropStore
 from ..models.lip_encoder import LipEncoder
-from ..types import Progress
+from ..types import FlashLipsError, Progress
 from . import augment
 
 NUM_NEIGHBOURS = 10
@@ -25,22 +27,22 @@ NUM_STORED_REFERENCES = 6
 HEAD_SHARE = 0.3  # of the drawn frames are rendered heads: a hundred identities with exact pairs, but not real skin
 # Landmarks that neither lips, lids nor brows move: eye corners, bridge and wings of the nose (places in the label files' order)
 STEADY = (76, 77, 80, 81, 86, 87, 88, 89, 90, 91, 92)
-# The pixels kept for the pixel losses: latent cells (top, left, height, width) around lips, chin and the lower cheeks; the lip
+# The pixels kept for the pixel losses, as shares of the crop (left, top, right, bottom): lips, chin and the lower cheeks; the lip
 # encoder's mouth region lies inside.
-WINDOW = (12, 7, 19, 18)
+PIXEL_WINDOW = (7 / 32, 12 / 32, 25 / 32, 31 / 32)
 
 
 @dataclass(frozen=True)
 class EditorFrames:
     """Encoded frames, ready to draw from."""
 
-    latents: Tensor  # (N, 4, 32, 32) float16
+    latents: Tensor  # (N, 4, h, w) float16, 32x32 cells of a 256 px crop
     poses: Tensor  # (N, 12) as the lip encoder reads them
-    windows: np.ndarray  # (N, 152, 144, 3) uint8, the pixels of the window above
+    windows: np.ndarray  # (N, H, W, 3) uint8, the pixels of the window above, 152x144 of a 256 px crop
     lips: Tensor  # (N, 4) mouth box in the augmented crop, xyxy shares
     neighbours: np.ndarray  # (N, 10) rows of the same group with the most similar head pose
     group_of: np.ndarray  # (N,)
-    references: Tensor  # (G, K, 4, 32, 32) float16
+    references: Tensor  # (G, K, 4, h, w) float16
     reference_poses: Tensor  # (G, K, 12)
     rows_of_group: list[np.ndarray]
     groups_of_speaker: dict[str, list[int]]
@@ -56,12 +58,14 @@ def encode_looks(
     seed: int,
     strength: float = 1.0,
     is_still: bool = False,
+    crop_px: int = CROP_PX,
     progress: Progress | None = None,
 ) -> None:
     """Draw ``looks`` looks of every clip, ``frames`` frames and some references each, encode them and save them under ``folder``.
 
     Args:
         is_still: The heads of a clip lie upon each other already (renders), better than landmarks could lay them.
+        crop_px: Side of the editor's crop, a multiple of 64. The same mouth gets more latent cells in a larger one.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -73,7 +77,7 @@ def encode_looks(
             generator = torch.Generator().manual_seed(seed * 1_000_003 + clip * 101 + look)
             chosen = own[torch.randperm(len(own), generator=generator).numpy()]
             rows, others = chosen[:frames], chosen[np.arange(frames, frames + NUM_STORED_REFERENCES) % len(chosen)]
-            encoded = _encode_group(store, rows, others, codec, lip_encoder, generator, strength, is_still)
+            encoded = _encode_group(store, rows, others, codec, lip_encoder, generator, strength, is_still, crop_px)
             for name, value in (encoded | {"group": np.full(len(rows), len(speakers))}).items():
                 parts.setdefault(name, []).append(value)
             speakers.append(str(store.speakers[clip]))
@@ -93,6 +97,7 @@ def _encode_group(
     generator: torch.Generator,
     strength: float,
     is_still: bool,
+    crop_px: int,
 ) -> dict[str, np.ndarray]:
     look = augment.draw_view(1, generator, strength)
     view = augment.select(look, torch.zeros(len(rows), dtype=torch.long))
@@ -100,11 +105,11 @@ def _encode_group(
     if not is_still:
         motion, steady = laid_upon(steady)
         view = augment.after_motion(view, torch.from_numpy(motion).float())
-    crops = _encodable(augment.apply(store.batch(rows), view, generator))
+    crops = _encodable(augment.apply(store.batch(rows), view, generator, crop_px))
     loose = augment.select(look, torch.zeros(len(others), dtype=torch.long))
-    references = _encodable(augment.apply(store.batch(others), loose, generator))
+    references = _encodable(augment.apply(store.batch(others), loose, generator, crop_px))
     lips = augment.move_points(torch.from_numpy(store.landmarks[rows][:, :40]), view)
-    top, left, height, width = (8 * v for v in WINDOW)
+    top, left, height, width = (CELL_PX * v for v in window_of(crop_px // CELL_PX))
     window = ((crops[:, :, top : top + height, left : left + width] + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     return {
         "latents": codec.encode(crops).half().numpy(), "poses": lip_encoder(crops).float().numpy(), "windows": window.numpy(),
@@ -147,8 +152,15 @@ def _nearest(points: np.ndarray) -> np.ndarray:
 
 
 def load_frames(folders: list[str | Path]) -> EditorFrames:
-    """Join what :func:`encode_looks` saved."""
+    """Join what :func:`encode_looks` saved.
+
+    Raises:
+        FlashLipsError: The folders hold crops of different sizes.
+    """
     tables = [np.load(Path(f) / "frames.npz") for f in folders]
+    sizes = sorted({CELL_PX * t["latents"].shape[-1] for t in tables})
+    if len(sizes) > 1:
+        raise FlashLipsError(f"The encoded looks are crops of {' and '.join(map(str, sizes))} px; encode all at one size.")
     windows = [np.load(Path(f) / "windows.npy") for f in folders]
     rows_of_group, groups_of_speaker, neighbours, start = [], {}, [], 0
     for table in tables:
@@ -193,27 +205,46 @@ def _other_mouth(frames: EditorFrames, row: int, generator: torch.Generator) -> 
 def draw_references(
     frames: EditorFrames, rows: np.ndarray, count: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """``count`` different references of each row's group. -> (B, count, 4, 32, 32) and their poses (B, count, 12)."""
+    """``count`` different references of each row's group. -> (B, count, 4, h, w) and their poses (B, count, 12)."""
     order = torch.rand(len(rows), frames.references.shape[1], generator=generator).argsort(1)[:, :count]
     group = torch.from_numpy(frames.group_of[rows])[:, None]
     return frames.references[group, order].float(), frames.reference_poses[group, order]
 
 
 def window_pixels(frames: EditorFrames, rows: np.ndarray) -> Tensor:
-    """Stored windows as (B, 3, 152, 144) in [-1, 1]."""
+    """Stored windows as (B, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(frames.windows[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+def window_of(cells: int) -> tuple[int, int, int, int]:
+    """The pixel window in a crop of ``cells`` latent cells a side: top, left, height, width, all in cells."""
+    left, top, right, bottom = PIXEL_WINDOW
+    first_row, first_column = math.floor(top * cells), math.floor(left * cells)
+    return first_row, first_column, math.ceil(bottom * cells) - first_row, math.ceil(right * cells) - first_column
+
+
 def window_cells(latents: Tensor) -> Tensor:
-    """The window's part of latents, (B, C, 32, 32) -> (B, C, 19, 18)."""
-    top, left, height, width = WINDOW
+    """The window's part of latents or of maps of their size, (B, C, 32, 32) -> (B, C, 19, 18)."""
+    top, left, height, width = window_of(latents.shape[-1])
     return latents[:, :, top : top + height, left : left + width]
 
 
-def lip_weights(lips: Tensor, window: tuple[int, int, int, int] = WINDOW, margin: float = 0.03) -> Tensor:
-    """Soft boxes around the lips inside a window of cells, (B, 4) -> (B, 1, 8 height, 8 width) in [0, 1]."""
-    top, left, height, width = window
-    x, y = (torch.arange(8 * width) + 0.5) / 256 + left / 32, (torch.arange(8 * height) + 0.5) / 256 + top / 32
+def lip_weights(lips: Tensor, cells: int, margin: float = 0.03, is_whole: bool = False) -> Tensor:
+    """Soft boxes around the lips, (B, 4) -> (B, 1, H, W) in [0, 1], in pixels.
+
+    Args:
+        lips: xyxy shares of the crop.
+        cells: latent cells of the crop's side.
+        is_whole: the map of the whole crop instead of the pixel window's.
+    """
+    top, left, height, width = (0, 0, cells, cells) if is_whole else window_of(cells)
+    x = (torch.arange(CELL_PX * width) + 0.5) / (CELL_PX * cells) + left / cells
+    y = (torch.arange(CELL_PX * height) + 0.5) / (CELL_PX * cells) + top / cells
     columns = torch.minimum(x - lips[:, 0:1], lips[:, 2:3] - x).add(margin).div(margin).clamp(0, 1)
     rows = torch.minimum(y - lips[:, 1:2], lips[:, 3:4] - y).add(margin).div(margin).clamp(0, 1)
     return (rows[:, :, None] * columns[:, None, :])[:, None]
+
+
+def near_lips(lips: Tensor, cells: int, margin: float = 0.03) -> Tensor:
+    """The same boxes over the whole crop at latent size, (B, 4) -> (B, 1, cells, cells)."""
+    return F.avg_pool2d(lip_weights(lips, cells, margin, is_whole=True), CELL_PX)
