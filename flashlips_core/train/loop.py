@@ -81,7 +81,7 @@ class _StepModule(nn.Module):
     def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
         # Steps make masks and noise without naming a device; the default one must then be the network's.
         place = torch.device(self.device) if self.device.type != "cpu" else contextlib.nullcontext()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.is_bf16), place:
+        with torch.autocast(self.device.type, torch.bfloat16) if self.is_bf16 else contextlib.nullcontext(), place:
             return self.step(self.network, batch, generator)
 
 

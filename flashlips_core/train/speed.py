@@ -74,7 +74,7 @@ class Meter:
         self._steps += 1
 
     def count(self, run: Callable[[], object], times: int) -> None:
-        """Count the FLOPs of ``run()``, ``times`` of which are a step. Its results are no good: counted products round differently."""
+        """Count the FLOPs of ``run()``, ``times`` of which are a step. Its results are no good: counting rounds differently."""
         from torch.utils.flop_counter import FlopCounterMode
 
         with FlopCounterMode(display=False) as counter:
