@@ -111,7 +111,7 @@ class FineTuneLipEditor(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "learning_rate",
-                    default=1e-4,
+                    default=FineTuning.lr,
                     min=1e-6,
                     max=1e-2,
                     step=1e-6,
@@ -152,7 +152,7 @@ class FineTuneLipEditor(io.ComfyNode):
     @classmethod
     def execute(
         cls, editor: models.LoadedNetwork, dataset: PersonFrames, vae: Any, lip_encoder: models.LoadedNetwork, name="my_editor",
-        steps=400, minutes=0.0, lora_rank=0, learning_rate=1e-4, batch=8, seed=0,
+        steps=400, minutes=0.0, lora_rank=0, learning_rate=FineTuning.lr, batch=8, seed=0,
     ) -> io.NodeOutput:  # fmt: skip
         out = models.new_model_path(name)
         settings = FineTuning(steps, minutes or None, learning_rate, lora_rank, batch, seed)
