@@ -24,9 +24,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--latents", dest="has_latents", action="store_true", help="store the codec's latents of every square too")
     group.add_argument(
-        "--landmarker", metavar="FILE", help="MediaPipe's .task file: adds landmarks and blendshapes, which the editor's data needs"
+        "--landmarker", metavar="FILE", help="MediaPipe's .task file: adds landmarks and blendshapes, which the editor needs"
     )
-    group.add_argument("--shard-mb", type=positive, default=default.shard_mb, help=f"size of a shard (default {default.shard_mb})")
+    group.add_argument("--shard-mb", type=positive, default=default.shard_mb, help=f"of a shard (default {default.shard_mb})")
     group.add_argument(
         "--threshold", type=float, default=default.threshold,
         help=f"lowest detection score that counts as a face (default {default.threshold})",

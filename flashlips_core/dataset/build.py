@@ -105,8 +105,8 @@ def _check(settings: BuildSettings) -> None:
     limits = settings.limits
     if not 0 < limits.min_seconds <= limits.max_seconds:
         raise FlashLipsError(
-            f"Samples of {limits.min_seconds:g} to {limits.max_seconds:g} s cannot be; the shortest must be above 0 and no longer "
-            "than the longest."
+            f"Samples of {limits.min_seconds:g} to {limits.max_seconds:g} s cannot be; the shortest must be above 0 and at most "
+            "the longest."
         )
 
 
@@ -114,15 +114,15 @@ def _claim(out: Path, sources: Sequence[Source], lipsync: LipSync, settings: Bui
     """Say before the work whether the folder can be written and is not another set's."""
     made_of = {
         "settings": described(settings), "sources": [[s.id, s.identity, s.split] for s in sources],
-        "lip_encoder": _digest(lipsync.lip_encoder),
+        "lip_encoder": _digest(lipsync.lip_encoder), "detector": type(lipsync.detector).__name__,
     }  # fmt: skip
     if settings.has_latents:
         made_of["codec"] = _digest(lipsync.codec)
     claim = out / "build.json"
-    if claim.is_file():
+    if claim.is_file() and any(path != claim for path in out.iterdir()):  # else nothing was made: a first try that went wrong
         if json.loads(claim.read_text(encoding="utf-8")) != made_of:
             raise FlashLipsError(f"{out} holds a set of other videos, settings or networks; choose another folder, or delete it.")
-    elif out.is_dir() and any(out.iterdir()):
+    elif out.is_dir() and not claim.is_file() and any(out.iterdir()):
         raise FlashLipsError(f"{out} is not empty and holds no training set; choose another folder.")
     else:
         write_json(claim, made_of)

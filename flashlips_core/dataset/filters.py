@@ -21,12 +21,14 @@ from .scenes import RATE, Candidate
 
 FRAME_SAMPLES = int(SAMPLE_RATE / RATE)
 # Mouth and sound are compared between these deviations in frames. Slower motion is the rhythm of sentences, which takes of one
-# script share: on 45 GRID clips the right sound beats another clip's in 82 % of pairs so, in 64 % with slow motion up to 15 frames.
+# script share: on 45 GRID clips the right sound beats another clip's in 82 % of pairs so, in 64 % with motion up to 15 frames.
 FINE, COARSE = 0.5, 3.0
 LOUDNESS_RANGE_DB = 40.0  # below the clip's loudest frames; quieter is the room
 SEARCHED_LAG = 12  # frames: further away a short clip matches by chance
 STILL = 0.003  # deviation of the fine opening, in eye distances: GRID's talkers have 0.007 and up, a frozen picture 0.0001
-LAG_MARGIN = 0.15  # a shifted sound must fit this much better before the clip counts as shifted: 75 frames scatter by 0.12
+# A shifted sound must fit this much better before the clip counts as shifted, at 3 s; chance shrinks with the root of the length.
+# Of GRID's clips (3 s) 1 % are so lost, and with the limits below 64 % of those moved by 6 or 8 frames found; joined to 9 s 94 %.
+LAG_MARGIN, LAG_MARGIN_S = 0.2, 3.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Limits:
     max_missing: float = 0.1  # share of frames without the face
     min_seconds: float = 2.0
     max_seconds: float = 10.0  # longer stretches are parted, not dropped
-    # Correlation of mouth motion and loudness. With 0.2, of GRID's clips (3 s) 8 % are lost and 49 % of those with another
+    # Correlation of mouth motion and loudness. With 0.2, of GRID's clips (3 s) 5 % are lost and 39 % of those with another
     # clip's sound found out; of three clips joined (9 s) none are lost and 78 % found out.
     min_sync: float = 0.2
     max_lag: int = 3  # frames that sound and mouth may be apart
@@ -83,7 +85,8 @@ def missed(measures: Measures, limits: Limits) -> str:
         return "no sound"
     if m.sharpness is not None and m.sharpness < limits.min_sharpness:
         return "blurred"
-    if m.sync is not None and abs(m.lag) > limits.max_lag and m.best_sync >= max(m.sync + LAG_MARGIN, limits.min_sync):
+    margin = LAG_MARGIN * math.sqrt(LAG_MARGIN_S / m.seconds)
+    if m.sync is not None and abs(m.lag) > limits.max_lag and m.best_sync >= max(m.sync + margin, limits.min_sync):
         return "sound and mouth out of step"
     if m.sync is not None and m.sync < limits.min_sync:
         return "sound does not belong to the mouth"

@@ -99,14 +99,14 @@ class SampleMaker:
         """After the last frame. ``samples``: the whole video's sound at 16 kHz, None without any."""
         if self._waiting:
             self._look()
-        if self.is_hopeless or not self._rows:
-            return Made(self.key, self.measures, missed(self.measures, self.limits) or "face missing too often", self.thumbnail, {})
+        if self.is_hopeless:
+            return Made(self.key, self.measures, missed(self.measures, self.limits), self.thumbnail, {})
         labels = {name: torch.cat(parts) for name, parts in self._labels.items()}
         sound = None if samples is None else self._own_sound(samples)
         measures = replace(self.measures, sharpness=float(np.median(self._sharpness)))
         if sound is not None:
-            opening = labels.get("landmark_opening", labels["opening"])
-            measures = replace(measures, **self._sync(opening.numpy(), sound))
+            is_seen = "landmarks_found" in labels and labels["landmarks_found"].float().mean() > 0.5
+            measures = replace(measures, **self._sync(labels["landmark_opening" if is_seen else "opening"].numpy(), sound))
         reason = missed(measures, self.limits)
         return Made(self.key, measures, reason, self.thumbnail, {} if reason else self._files(labels, sound, measures))
 
@@ -193,7 +193,7 @@ def to_wave(samples: Tensor) -> bytes:
 
 
 def landmark_labels(faces: list[Face | None], side: int) -> dict[str, Tensor]:
-    """MediaPipe's measurements of stored crops: landmarks in the square's coordinates; rows without a face are 0, the opening NaN."""
+    """MediaPipe's measurements of stored crops: landmarks in the square's coordinates; without a face 0, the opening NaN."""
     landmarks, shapes = np.zeros((len(faces), len(LANDMARKS), 2), np.float32), np.zeros((len(faces), 52), np.float32)
     found, opening = np.array([face is not None for face in faces]), np.full(len(faces), math.nan, np.float32)
     left, top, right, _ = FACE_REGION

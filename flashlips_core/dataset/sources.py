@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..types import FlashLipsError
 
-SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".mpe", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".3gp"}
+SUFFIXES = {".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".wmv", ".3gp"}
 SPLITS = ("train", "val", "test")
 
 
@@ -43,7 +43,7 @@ def find_sources(
         val, test: Shares of the identities; drawn by a hash of seed and identity, so another video moves nobody.
     """
     if not (val >= 0 and test >= 0 and val + test < 1):
-        raise FlashLipsError(f"The shares for val ({val:g}) and test ({test:g}) must be 0 or more and leave something to train on.")
+        raise FlashLipsError(f"The shares for val ({val:g}) and test ({test:g}) must be 0 or more and leave some to train on.")
     paths = _paths(videos)
     base = Path(os.path.commonpath([path.parent for path in paths]))
     ids = sorted((path.relative_to(base.parent).as_posix(), path) for path in paths)

@@ -10,11 +10,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from ..types import ClipInfo, FaceTrack, FlashLipsError, Frame, Progress
+from .appearance import face_patch, histogram_distance, likeness, luma_histogram, standardised, thumbnail
 from .crop import Stabilise, crop_box, nearest_present, smooth_boxes
 from .detect import Detection, Detector, overlap
 
@@ -24,12 +22,10 @@ BATCH = 16  # frames per call of the detector
 LONGEST_GAP_S = 0.2  # a face lost for less is interpolated; for longer, those frames pass through untouched
 FORGET_S = 1.0  # a face lost for longer is a new one
 LOOK_WIDE_S = 1.0  # how often the whole frame is searched for new and smaller faces
-PATCH = 16  # side of the small picture by which faces are told apart
 SAME_FACE = 0.85  # patch correlation above which two appearances are one person (GRID: 0.9 in a take, 0.6 between people)
 LIKE_REFERENCE = 0.4  # patch correlation below which a scene is taken not to hold the reference's face
 CUT_DISTANCE = 0.12  # share of luma that changes value at a cut; on GRID speech changes 0.02, a cut to somebody else 0.13 and up
 CUT_RATIO = 4.0  # a cut also stands out this much from the frames before it, a pan does not
-HISTOGRAM_BINS = 32
 
 
 @dataclass(frozen=True)
@@ -67,7 +63,7 @@ class _Face:
 
     @property
     def patch(self) -> np.ndarray:
-        return _standardised(np.mean(self.patches, axis=0))
+        return standardised(np.mean(self.patches, axis=0))
 
 
 @dataclass
@@ -144,8 +140,8 @@ def _people(faces: Sequence[_Face]) -> list[list[_Face]]:
     people: list[list[_Face]] = []
     for face in sorted(faces, key=lambda f: -f.size):
         free = [p for p in people if not any(_meet(face, other) for other in p)]
-        best = max(free, key=lambda p: _likeness(face.patch, p[0].patch), default=None)
-        if best is not None and _likeness(face.patch, best[0].patch) > SAME_FACE:
+        best = max(free, key=lambda p: likeness(face.patch, p[0].patch), default=None)
+        if best is not None and likeness(face.patch, best[0].patch) > SAME_FACE:
             best.append(face)
         else:
             people.append([face])
@@ -158,7 +154,7 @@ def reference_face(rgb: np.ndarray, detector: Detector) -> FaceReference:
     if not faces:
         raise FlashLipsError("The reference picture has no face; choose one with a visible face.")
     points = max(faces, key=lambda face: _side(face.box)).points
-    return FaceReference(_patch(rgb, points), crop_box(points) / np.tile([rgb.shape[1], rgb.shape[0]], 2).astype(np.float32))
+    return FaceReference(face_patch(rgb, points), crop_box(points) / np.tile([rgb.shape[1], rgb.shape[0]], 2).astype(np.float32))
 
 
 # ---- watching the clip -----------------------------------------------------------------------------------------------------
@@ -267,7 +263,7 @@ class _Watcher:
                 self.faces.append(face)
                 self._open.append(face)
             if len(face.frames) % 10 == 0 and len(face.patches) < 50:
-                face.patches.append(_patch(picture, detection.points * (picture.shape[1] / frame.width)))
+                face.patches.append(face_patch(picture, detection.points * (picture.shape[1] / frame.width)))
             face.frames.append(index)
             face.detections.append(detection)
 
@@ -298,7 +294,7 @@ def _choose(scene: list[_Face], which: Which, clip: _Clip) -> list[_Face]:
     real = [f for f in scene if f.size > 0.05 * largest.size]  # a poster, a stray detection: nobody's "left"
     if isinstance(which, FaceReference):
         first = max(scene, key=lambda f: _resemblance(f, which, clip))
-        if _likeness(first.patch, which.patch) < LIKE_REFERENCE:
+        if likeness(first.patch, which.patch) < LIKE_REFERENCE:
             return []
     elif which == "largest":
         first = largest
@@ -313,7 +309,7 @@ def _choose(scene: list[_Face], which: Which, clip: _Clip) -> list[_Face]:
         raise FlashLipsError(f"Unknown face '{which}'; choose largest, left, right, a number from 0, or a reference picture.")
     chosen = [first]
     for face in sorted((f for f in scene if f is not first), key=lambda f: -f.size):
-        if not any(_meet(face, other) for other in chosen) and _likeness(face.patch, first.patch) > SAME_FACE:
+        if not any(_meet(face, other) for other in chosen) and likeness(face.patch, first.patch) > SAME_FACE:
             chosen.append(face)
     return chosen
 
@@ -322,17 +318,17 @@ def _columns(faces: list[_Face]) -> list[_Face]:
     """Faces from left to right; of two that are never seen together in one place, the larger."""
     kept: list[_Face] = []
     for face in sorted(faces, key=lambda f: -f.size):
-        if not any(not _meet(face, k) and _likeness(face.patch, k.patch) > SAME_FACE for k in kept):
+        if not any(not _meet(face, k) and likeness(face.patch, k.patch) > SAME_FACE for k in kept):
             kept.append(face)
     return sorted(kept, key=lambda f: f.x)
 
 
 def _resemblance(face: _Face, reference: FaceReference, clip: _Clip) -> float:
-    likeness = _likeness(face.patch, reference.patch)
+    alike = likeness(face.patch, reference.patch)
     if reference.box is None:
-        return likeness
+        return alike
     boxes = crop_box(np.stack([d.points for d in face.detections])) / np.array([clip.width, clip.height] * 2)
-    return likeness + 0.1 * overlap(np.median(boxes, axis=0), reference.box)
+    return alike + 0.1 * overlap(np.median(boxes, axis=0), reference.box)
 
 
 def _meet(a: _Face, b: _Face) -> bool:
@@ -363,75 +359,6 @@ def _to_track(faces: list[_Face], clip: _Clip, info: ClipInfo, every: int, stabi
     boxes = smooth_boxes(crop_box(points), present, info.fps, stabilise, clip.cuts)
     logger.debug("%d of %d frames have the face, %d cuts", present.sum(), clip.num_frames, len(clip.cuts))
     return FaceTrack(boxes, points.astype(np.float32), present, clip.width, clip.height, info.fps)
-
-
-# ---- small pictures --------------------------------------------------------------------------------------------------------
-
-
-def thumbnail(frame: Frame, longest_side: float) -> np.ndarray:
-    """The frame as small RGB, for detection only. -> (h, w, 3) uint8; BT.601, limited range: near enough to find a face."""
-    factor = min(1.0, longest_side / max(frame.width, frame.height))
-    size = (max(round(frame.height * factor), 16), max(round(frame.width * factor), 16))
-    y, u, v = (_resized(plane, size, frame.bit_depth) for plane in frame.planes)
-    y, u, v = 1.164 * (y - 16), u - 128, v - 128
-    rgb = torch.stack([y + 1.596 * v, y - 0.392 * u - 0.813 * v, y + 2.017 * u], -1)
-    return rgb.round_().clamp_(0, 255).byte().numpy()
-
-
-def _resized(plane: np.ndarray, size: tuple[int, int], bit_depth: int) -> Tensor:
-    pixels = _on_same_memory(plane if bit_depth == 8 else (plane >> (bit_depth - 8)).astype(np.uint8))[None, None]
-    if plane.shape != size:
-        pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)
-    return pixels[0, 0].float()
-
-
-def _on_same_memory(plane: np.ndarray) -> Tensor:
-    """A tensor to read from. Torch has no read-only tensors, so the view of the decoder's memory is unlocked, not copied."""
-    view = plane.view()
-    try:
-        view.flags.writeable = True
-    except ValueError:  # an array of its own that is locked
-        view = plane.copy()
-    return torch.from_numpy(view)
-
-
-def luma_histogram(frame: Frame) -> np.ndarray:
-    """Shares of luma in HISTOGRAM_BINS bins, in each of 3 x 3 fields, of about 100 x 100 sampled pixels. -> (9, bins) float32."""
-    y = frame.planes[0]
-    step = max(min(y.shape) // 96, 1)
-    y = (y[::step, ::step] >> (frame.bit_depth - 3 - 2)).astype(np.int64)
-    rows, columns = (np.arange(n) * 3 // n for n in y.shape)
-    fields = (rows[:, None] * 3 + columns) * HISTOGRAM_BINS
-    counts = np.bincount((fields + y).ravel(), minlength=9 * HISTOGRAM_BINS).reshape(9, HISTOGRAM_BINS).astype(np.float32)
-    return counts / counts.sum(1, keepdims=True)
-
-
-def histogram_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of pixels that change bin, 0 to 1, mean over the fields; neighbouring bins are joined so that noise costs nothing."""
-    difference = np.pad(a - b, ((0, 0), (1, 1)))
-    joined = 0.25 * difference[:, :-2] + 0.5 * difference[:, 1:-1] + 0.25 * difference[:, 2:]
-    return float(np.abs(joined).sum(1).mean() / 2)
-
-
-def _patch(rgb: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Appearance of a face: its crop, box-averaged to PATCH x PATCH and standardised. (H, W, 3) uint8 -> (3, PATCH, PATCH)."""
-    x0, y0, x1, y1 = crop_box(points)
-    side = 4 * PATCH
-    columns = np.clip((x0 + (np.arange(side) + 0.5) * (x1 - x0) / side).astype(int), 0, rgb.shape[1] - 1)
-    rows = np.clip((y0 + (np.arange(side) + 0.5) * (y1 - y0) / side).astype(int), 0, rgb.shape[0] - 1)
-    small = rgb[rows[:, None], columns].astype(np.float32).reshape(PATCH, 4, PATCH, 4, 3).mean((1, 3))
-    return _standardised(small.transpose(2, 0, 1))
-
-
-def _standardised(patch: np.ndarray) -> np.ndarray:
-    """Zero mean and unit deviation per picture, so that brightness and contrast do not tell faces apart; colours still do."""
-    patch = patch - patch.mean()
-    return (patch / max(float(patch.std()), 1e-6)).astype(np.float32)
-
-
-def _likeness(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of two patches, -1 to 1."""
-    return float((a * b).mean())
 
 
 def _side(box: np.ndarray) -> float:
