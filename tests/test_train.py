@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from flashlips_core.codec import Codec
+from flashlips_core.data import CropStore
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
@@ -18,6 +19,7 @@ from flashlips_core.train.editor_data import (
     EditorFrames,
     draw_references,
     draw_rows,
+    encode_looks,
     laid_upon,
     lip_weights,
     load_frames,
@@ -260,6 +262,34 @@ def test_lip_weights_cover_the_lips(cells, top, left):
     row, column = round(0.62 * 8 * cells) - top * 8, round(0.5 * 8 * cells) - left * 8
     assert weights[row, column] == 1
     assert weights[5, column] == 0 and weights[row, 2] == 0
+
+
+def stored_crops(folder):
+    """Two clips of one speaker, one dark and one bright."""
+    folder.mkdir()
+    images = np.repeat(np.array([60, 190], np.uint8), 12)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
+    np.save(folder / "crops.npy", images)
+    points = np.random.default_rng(0).uniform(0.3, 0.7, (1, 99, 2)).astype(np.float32)
+    np.savez(
+        folder / "table.npz", clip_of=np.repeat([0, 1], 12), frame_of=np.tile(np.arange(12), 2),
+        landmarks=np.repeat(points, 24, 0), clip_ids=["a/1", "a/2"], speakers=["a", "a"],
+    )  # fmt: skip
+    return CropStore(folder)
+
+
+def test_every_second_look_takes_its_references_from_another_clip(tmp_path):
+    reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval()
+    store, codec = stored_crops(tmp_path / "crops"), tiny_codec()
+    encode_looks(store, codec, reader, tmp_path / "looks", 2, 5, seed=0, strength=0.0, crop_px=128)
+    data = load_frames([tmp_path / "looks"])
+    assert data.latents.shape == (20, 4, 16, 16) and len(data.references) == 4
+    top, left, height, width = window_of(16)
+    assert data.windows.shape == (20, 8 * height, 8 * width, 3)
+    own = [data.latents[rows].float().mean() for rows in data.rows_of_group]
+    dark, bright = own[0], own[2]
+    seen = [group.float().mean() for group in data.references]
+    for expected, value in zip((dark, bright, bright, dark), seen, strict=True):
+        assert abs(value - expected) < 0.1 * abs(dark - bright)
 
 
 def test_looks_of_two_crop_sizes_are_not_joined(tmp_path):

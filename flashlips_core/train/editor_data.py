@@ -23,7 +23,7 @@ from ..types import FlashLipsError, Progress
 from . import augment
 
 NUM_NEIGHBOURS = 10
-NUM_STORED_REFERENCES = 6
+NUM_STORED_REFERENCES = 12
 HEAD_SHARE = 0.3  # of the drawn frames are rendered heads: a hundred identities with exact pairs, but not real skin
 # Landmarks that neither lips, lids nor brows move: eye corners, bridge and wings of the nose (places in the label files' order)
 STEADY = (76, 77, 80, 81, 86, 87, 88, 89, 90, 91, 92)
@@ -77,6 +77,8 @@ def encode_looks(
             generator = torch.Generator().manual_seed(seed * 1_000_003 + clip * 101 + look)
             chosen = own[torch.randperm(len(own), generator=generator).numpy()]
             rows, others = chosen[:frames], chosen[np.arange(frames, frames + NUM_STORED_REFERENCES) % len(chosen)]
+            if look % 2 and not is_still:
+                others = _of_another_clip(store, clip, others, generator)
             encoded = _encode_group(store, rows, others, codec, lip_encoder, generator, strength, is_still, crop_px)
             for name, value in (encoded | {"group": np.full(len(rows), len(speakers))}).items():
                 parts.setdefault(name, []).append(value)
@@ -85,6 +87,15 @@ def encode_looks(
             progress(clip + 1, len(store.clip_ids))
     np.save(folder / "windows.npy", np.concatenate(parts.pop("windows")))
     np.savez(folder / "frames.npz", speakers=speakers, **{k: np.concatenate(v) for k, v in parts.items()})
+
+
+def _of_another_clip(store: CropStore, clip: int, own: np.ndarray, generator: torch.Generator) -> np.ndarray:
+    """References from another clip of the speaker, who may have only one: a dub asks for mouths that its clip never shows."""
+    clips = [c for c in np.flatnonzero(store.speakers == store.speakers[clip]) if c != clip]
+    if not clips:
+        return own
+    rows = np.flatnonzero(store.clip_of == clips[int(torch.randint(len(clips), (), generator=generator))])
+    return rows[torch.randperm(len(rows), generator=generator).numpy()[: len(own)]]
 
 
 @torch.inference_mode()
