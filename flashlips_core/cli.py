@@ -6,7 +6,6 @@ Exit codes: 0 done, 2 something the user can mend (one sentence on stderr, no ou
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import logging
 import sys
@@ -18,6 +17,7 @@ from typing import Any, NoReturn
 from .cli_data import add_data, run_data, say_data
 from .cli_finetune import add_finetune, run_finetune, say_finetune
 from .cli_options import add_models, add_sampler, add_tracking, check_outputs, load_lipsync, positive, progress_bar, settings_from
+from .cli_train import add_settings, settings_given
 from .types import FlashLipsError
 
 FAILED, STOPPED = 2, 130  # 128 + SIGINT, as shells do
@@ -192,10 +192,8 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add_finetune(stages.add_parser("finetune", help=text, description=run_finetune.__doc__, parents=[common]))
     for name, what in STAGES.items():
         sub = stages.add_parser(name, help=what, description=f"{what[:1].upper()}{what[1:]}.", parents=[common])
-        sub.add_argument(
-            "options", nargs="*", type=option, metavar="KEY=VALUE", help="settings of the stage, e.g. steps=4000 lr=1e-3"
-        )
-        sub.add_argument("--data", required=True, help="folder with grid_s1 and grid_people")
+        add_settings(sub, name)
+        sub.add_argument("--data", required=True, help="folder with grid_s1 and grid_people, or a set that 'data build' made")
         sub.add_argument("--weights", required=True, help="folder with the frozen teachers (TAESDXL, Whisper tiny)")
         sub.add_argument(
             "--folder", default="runs", help="where everything is cached and written; a run there is resumed (default runs)"
@@ -208,25 +206,10 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
         return run_finetune(args)
     from .train import run_stage
 
+    settings = settings_given(args)
     with progress_bar(args.stage, args, unit=" steps") as progress:
-        try:
-            path = run_stage(args.stage, args.data, args.weights, args.folder, dict(args.options), progress)
-        except TypeError as error:
-            if "unexpected keyword argument" not in str(error):
-                raise
-            raise FlashLipsError(f"The stage '{args.stage}' has no setting {str(error).split()[-1]}; leave it out.") from error
+        path = run_stage(args.stage, args.data, args.weights, args.folder, settings, progress, args.preset)
     return {"stage": args.stage, "path": str(path)}
-
-
-def option(text: str) -> tuple[str, Any]:
-    """KEY=VALUE; the value is a number, a tuple or another Python literal where it reads as one, else text."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"settings are KEY=VALUE, got '{text}'")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def say_train(result: dict[str, Any]) -> str:
@@ -333,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nStopped; no half-written file is left.\n")
         return STOPPED
     except (RuntimeError, MemoryError) as error:
-        from .editing import is_out_of_memory
+        from .within_memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

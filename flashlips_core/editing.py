@@ -5,7 +5,6 @@ B batch, R references, S crop side in pixels, h w = S / 8. Only face crops becom
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 import time
@@ -13,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,10 +22,9 @@ from .codec import CELL_PX, Codec, crop_decode, encode_part
 from .compose import alpha_from_latents, cut_batch, paste
 from .models.masks import lower_face_mask, mouth_mask
 from .poses import at_times
-from .stream import batched, prefetch
-from .types import ClipInfo, FlashLipsError, Frame, LipPoses, Progress
-
-log = logging.getLogger(__name__)
+from .stream import awaited, batched, prefetch
+from .types import ClipInfo, FlashLipsError, Frame, LipPoses, Progress, Waiting
+from .within_memory import WithinMemory
 
 PREFETCH_BATCHES = 1  # ready, beside the one being made and the one being worked on: more only costs memory
 
@@ -94,6 +93,7 @@ class CropEditor:
         references: (R, 3, S, S) in [-1, 1].
         reference_poses: (R, 12) what their lips do; None lets the editor judge by the pictures alone.
         is_masked: Whether this is a stage-1 editor, which must not see the lower face.
+        waiting: Called before each reference is encoded.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class CropEditor:
         reference_poses: Tensor | None = None,
         is_masked: bool = False,
         clock: StageClock | None = None,
+        waiting: Waiting | None = None,
     ) -> None:
         weight = next(editor.parameters())
         self.codec, self.editor = codec, editor
@@ -112,7 +113,8 @@ class CropEditor:
         self.mask = None
         self.view = self._view((references.shape[-2] // CELL_PX, references.shape[-1] // CELL_PX))
         with torch.inference_mode(), self.clock("references"):
-            latents = encode_part(codec, self._moved(references), self.view)
+            parts = awaited(self._moved(references).split(1), waiting)
+            latents = torch.cat([encode_part(codec, part, self.view) for part in parts])
             poses = None if reference_poses is None else reference_poses.to(latents)[None]
             self.context = editor.prepare_references(latents[None], poses)
             if is_masked:
@@ -202,9 +204,13 @@ def edit_latents(
     seen = None if reference_poses is None else reference_poses.values.to(weight)[None]
     context = editor.prepare_references(references.to(weight)[None], seen)
     mask = lower_face_mask(*target.shape[-2:]).to(weight) if is_masked else None
-    edited = []
+    edited, within_memory = [], WithinMemory(batch)
+
+    def edit(source: Tensor, rows: Tensor) -> tuple[Tensor]:
+        return (edit_once(editor, context, source.to(weight), rows.to(weight), mask).float().cpu(),)
+
     for source, rows in zip(target.split(batch), poses.values[: len(target)].split(batch), strict=True):
-        result = edit_once(editor, context, source.to(weight), rows.to(weight), mask).float().cpu()
+        (result,) = within_memory(edit, source, rows)
         edited.append(torch.lerp(source.float().cpu(), result, strength))
         if progress is not None:
             progress(sum(map(len, edited)), len(target))
@@ -296,11 +302,14 @@ class FrameEditor:
     clock: StageClock = field(default_factory=StageClock)
     counts: Counts = field(default_factory=Counts)
 
-    def __call__(self, frames: Iterator[Frame], rows: FrameRows) -> Iterator[Frame]:
+    def __post_init__(self) -> None:
+        self._within_memory = WithinMemory(self.batch)
+
+    def __call__(self, frames: Iterator[Frame], rows: FrameRows, waiting: Waiting | None = None) -> Iterator[Frame]:
         """The frames with the mouth changed where ``rows`` say so; the others as they are."""
         cut_batches = prefetch(self._cut(frames, rows), PREFETCH_BATCHES)
         edited = prefetch(self._edit(cut_batches), PREFETCH_BATCHES)
-        return prefetch(self._paste(edited), self.batch)
+        return prefetch(self._paste(edited), self.batch, waiting)
 
     def _cut(self, frames: Iterator[Frame], rows: FrameRows) -> Iterator[_Batch]:
         start, first_pts = 0, None
@@ -323,35 +332,12 @@ class FrameEditor:
             for item in batches:
                 if item.crops is not None:
                     side = float((item.boxes[:, 2] - item.boxes[:, 0]).min())
-                    item.rgb, item.alpha = self._within_memory(item.crops, item.poses, side)
+                    item.rgb, item.alpha = self._within_memory(partial(self._edited, side), item.crops, item.poses)
                     item.crops = None
                 yield item
 
-    def _within_memory(self, crops: Tensor, poses: Tensor, side: float) -> tuple[Tensor, Tensor]:
-        """Edit at the batch size; out of memory, once more at half of it, which then stays."""
-        try:
-            return self._in_parts(crops, poses, side)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        half = self.batch // 2
-        if half == 0:
-            raise FlashLipsError("Out of memory with a single frame; use a smaller model or crop, or device 'cpu'.")
-        log.warning("Out of memory with %d frames at once; going on with %d, which is slower.", self.batch, half)
-        self.batch = half
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        try:
-            return self._in_parts(crops, poses, side)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            message = f"Out of memory, also with {half} frames at once; choose a smaller batch, a smaller model or device 'cpu'."
-            raise FlashLipsError(message) from error
-
-    def _in_parts(self, crops: Tensor, poses: Tensor, side: float) -> tuple[Tensor, Tensor]:
-        parts = [self.crop_editor(c, p, side) for c, p in zip(crops.split(self.batch), poses.split(self.batch), strict=True)]
-        return torch.cat([rgb for rgb, _ in parts]), torch.cat([alpha for _, alpha in parts])
+    def _edited(self, side: float, crops: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
+        return self.crop_editor(crops, poses, side)
 
     def _paste(self, batches: Iterator[_Batch]) -> Iterator[Frame]:
         with closing(batches):
@@ -371,11 +357,3 @@ def _poses_of(frames: Sequence[Frame], index: np.ndarray, rows: FrameRows, first
         return rows.poses.values[index]
     seconds = [(frame.pts - first_pts) * rows.uneven.time_base + Fraction(1, 2) / rows.uneven.fps for frame in frames]
     return at_times(rows.poses, torch.tensor([float(s) for s in seconds]))
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is memory running out, on any device: CUDA has a class for it, the CPU allocator and MPS only words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)

@@ -6,6 +6,7 @@ T images, H W their size, R references, S crop side in pixels. Short batches onl
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from .image_frames import check_track_of_images, cut_images, paste_images
 from .pipeline import LipSync, no_face_in
 from .poses import resample
 from .references import NUM_REFERENCES, candidate_frames, choose_references
-from .types import FaceTrack, FlashLipsError, LipPoses, Progress
+from .types import FaceTrack, FlashLipsError, LipPoses, Progress, Waiting
+from .within_memory import WithinMemory
 
 LARGEST_BATCH_BYTES = 4 * 2**30  # of float32 images; 172 pictures of 1080p. The result is as large again
 
@@ -47,14 +49,17 @@ def edit_images(
     if not len(rows):
         raise no_face_in("the images")
     size = lipsync.crop_px
-    references = _chosen(lipsync, images, track) if references is None else check_references(references, size)
-    editor = CropEditor(lipsync.codec, lipsync.editor, references, lipsync.encode_lips(references), lipsync.is_stage_1)
+    waiting = None if progress is None else lambda: progress(0, len(images))
+    references = _chosen(lipsync, images, track, waiting) if references is None else check_references(references, size)
+    shown, is_masked = lipsync.encode_lips(references, waiting), lipsync.is_stage_1
+    editor = CropEditor(lipsync.codec, lipsync.editor, references, shown, is_masked, waiting=waiting)
     values = resample(poses, track.fps, len(images)).values
-    result = images.clone()
+    result, within_memory = images.clone(), WithinMemory(batch)
     for start in range(0, len(rows), batch):
         index = rows[start : start + batch]
         boxes, some = track.boxes[index], images[index]
-        crops, alpha = editor(cut_images(some, boxes, size) * 2 - 1, values[index], float((boxes[:, 2] - boxes[:, 0]).min()))
+        edit = partial(editor, min_side=float((boxes[:, 2] - boxes[:, 0]).min()))
+        crops, alpha = within_memory(edit, cut_images(some, boxes, size) * 2 - 1, values[index])
         result[index] = paste_images(some, boxes, (crops + 1) / 2, alpha)
         if show is not None:
             show(crops[0] * alpha[0] + (cut_images(some[:1], boxes[:1], size)[0] * 2 - 1) * (1 - alpha[0]))
@@ -85,7 +90,7 @@ def check_references(references: Tensor, size: int) -> Tensor:
     return references
 
 
-def _chosen(lipsync: LipSync, images: Tensor, track: FaceTrack) -> Tensor:
+def _chosen(lipsync: LipSync, images: Tensor, track: FaceTrack, waiting: Waiting | None) -> Tensor:
     wanted = candidate_frames(track)
     crops = torch.cat([cut_images(images[i : i + 1], track.boxes[i : i + 1], lipsync.crop_px) for i in wanted]) * 2 - 1
-    return crops[choose_references(crops, lipsync.encode_lips(crops), NUM_REFERENCES)]
+    return crops[choose_references(crops, lipsync.encode_lips(crops, waiting), NUM_REFERENCES)]

@@ -25,8 +25,8 @@ from .loading import Parts
 from .media import CONTAINERS, FramePlan, open_sound, plan_frames, probe, read_frames, read_planned, write_video
 from .poses import fill_absent, gain, resample, silence_gate
 from .references import NUM_REFERENCES, candidate_frames, choose_references
-from .stream import batched, counted, prefetch
-from .types import POSE_DIM, ClipInfo, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording
+from .stream import awaited, batched, counted, prefetch
+from .types import POSE_DIM, ClipInfo, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ Source = str | Path
 Show = Callable[[Frame], None]
 PROVENANCE = {"comment": "Edited with FlashLips: the lip motion is synthetic."}
 FACE_WORDS = ("largest", "left", "right")
+LIPS_AT_ONCE = 4  # crops in the lip encoder between two looks at whether the work is still wanted
 DECODED_AHEAD = 16  # frames; more than the largest reordering delay of H.264
 
 
@@ -181,10 +182,11 @@ class LipSync(Parts):
         return LipPoses(fill_absent(values, track.present), track.fps)
 
     @torch.inference_mode()
-    def encode_lips(self, crops: Tensor) -> Tensor:
-        """Lip poses of crops (B, 3, S, S) in [-1, 1]. -> (B, 12) float32 on the CPU."""
+    def encode_lips(self, crops: Tensor, waiting: Waiting | None = None) -> Tensor:
+        """Lip poses of crops (B, 3, S, S) in [-1, 1], a few at once. -> (B, 12) float32 on the CPU."""
         weight = next(self.lip_encoder.parameters())
-        return self.lip_encoder(crops.to(weight)).float().cpu()
+        parts = awaited(crops.split(LIPS_AT_ONCE), waiting)
+        return torch.cat([self.lip_encoder(part.to(weight)).float().cpu() for part in parts])
 
     def look(self, video: Source, track: FaceTrack, count: int = NUM_REFERENCES, progress: Progress | None = None) -> Look:
         """Reference crops and lip poses of the person, from one pass over the clip."""
@@ -192,7 +194,8 @@ class LipSync(Parts):
         if len(wanted) == 0:
             raise no_face_in(video)
         crops = self.crops(video, track, wanted, progress)
-        poses = self.encode_lips(crops)
+        last = int(wanted[-1]) + 1
+        poses = self.encode_lips(crops, None if progress is None else lambda: progress(last, last))
         rows = choose_references(crops, poses, count)
         return Look(crops[rows], [int(wanted[i]) for i in rows], poses)
 
@@ -225,14 +228,15 @@ class LipSync(Parts):
         crops = self.look(video, track).references if references is None else self.crops(video, track, references)
         return self._crop_editor(crops, mode, clock)
 
-    def _crop_editor(self, references: Tensor, mode: str, clock: StageClock | None) -> CropEditor:
+    def _crop_editor(self, references: Tensor, mode: str, clock: StageClock | None, waiting: Waiting | None = None) -> CropEditor:
         if mode not in ("mask-free", "masked"):
             raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
         if self.is_stage_1 and mode == "mask-free":
             raise FlashLipsError(
                 "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
             )
-        return CropEditor(self.codec, self.editor, references, self.encode_lips(references), mode == "masked", clock)
+        poses = self.encode_lips(references, waiting)
+        return CropEditor(self.codec, self.editor, references, poses, mode == "masked", clock, waiting)
 
     # ---- file to file --------------------------------------------------------------------------------------------------
 
@@ -258,6 +262,7 @@ class LipSync(Parts):
             poses: One per output frame at the clip's rate; other rates are resampled, the last pose is held.
             audio: New sound; None keeps the packets of ``source``.
             references: Frame indices, or what :meth:`look` gave; None chooses.
+            progress: Counts frames; repeats the count while the next one takes long.
             show: Gets each finished frame, for a preview; called before ``progress`` counts it.
             changes: Single fields of ``settings``.
         """
@@ -271,10 +276,12 @@ class LipSync(Parts):
         look = self._look_at(source, track, references, settings, clock)
         plan = plan_frames(len(track), clip.fps, *((audio.duration, settings.length) if audio else (clip.duration, "silence")))
         rows = plan_rows(plan, track, poses, clip)
-        editor = FrameEditor(self._crop_editor(look.references, settings.mode, clock), self.crop_px, settings.batch, clock)
+        steps = _Steps(progress, len(rows))
+        crop_editor = self._crop_editor(look.references, settings.mode, clock, steps.again)
+        editor = FrameEditor(crop_editor, self.crop_px, settings.batch, clock)
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
         tags = PROVENANCE if settings.is_tagged else None
-        with closing(_watched(editor(frames, rows), len(rows), clock, progress, show)) as edited:
+        with closing(_watched(editor(frames, rows, steps.again), clock, steps, show)) as edited:
             write_video(out, edited, clip, audio, None if audio else source, settings.crf, settings.preset, tags)
         times = {"total_s": time.perf_counter() - started, "seconds": dict(clock.seconds)}
         return Report(str(out), **asdict(editor.counts), references=look.frames, fps=float(clip.fps), **times)
@@ -403,18 +410,32 @@ def _check_track(track: FaceTrack, clip: ClipInfo) -> None:
         raise no_face_in(clip.path)
 
 
-def _watched(
-    frames: Iterator[Frame], total: int, clock: StageClock, progress: Progress | None, show: Show | None
-) -> Iterator[Frame]:
+class _Steps:
+    """Progress frame by frame, that repeats its count while the next frame is awaited."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.done, self.total = progress, 0, total
+
+    def step(self) -> None:
+        """One more."""
+        self.done += 1
+        self.again()
+
+    def again(self) -> None:
+        """No more yet."""
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+def _watched(frames: Iterator[Frame], clock: StageClock, steps: _Steps, show: Show | None) -> Iterator[Frame]:
     """The frames, reported one by one; what the consumer does between them is counted as encoding."""
     with closing(frames):
-        for done, frame in enumerate(frames, 1):
+        for frame in frames:
             with clock("encode video"):
                 yield frame
             if show is not None:
                 show(frame)
-            if progress is not None:
-                progress(done, total)
+            steps.step()
 
 
 def _part(progress: Progress | None, before: int, total: int) -> Progress | None:

@@ -12,6 +12,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _END = object()
+WAITING_S = 0.1  # how often a consumer with nothing to do says so
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,12 @@ def windows(total: int, hop: int, before: int = 0, after: int = 0) -> Iterator[W
         yield Window(range(start, stop), range(max(0, start - before), min(total, stop + after)))
 
 
-def prefetch(items: Iterable[T], depth: int = 16) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int = 16, waiting: Callable[[], None] | None = None) -> Iterator[T]:
     """Run ``items`` in a thread, at most ``depth`` items ahead of the consumer.
 
     What the source raises is raised here, after the items before it. When the consumer stops early (``close``, an
-    exception, the end of its loop), the thread ends and the source is closed before this returns.
+    exception, the end of its loop), the thread ends and the source is closed before this returns. ``waiting`` is called in the
+    consumer's thread while there is nothing for it.
     """
     if depth < 1:
         raise ValueError(f"Prefetching needs a depth of at least 1, got {depth}.")
@@ -56,7 +58,7 @@ def prefetch(items: Iterable[T], depth: int = 16) -> Iterator[T]:
     worker.start()
     try:
         while True:
-            item, error = ready.get()
+            item, error = _taken(ready, waiting)
             if error is not None:
                 raise error
             if item is _END:
@@ -66,6 +68,14 @@ def prefetch(items: Iterable[T], depth: int = 16) -> Iterator[T]:
         stopped.set()
         _drain(ready)  # frees a worker that waits for room
         worker.join()
+
+
+def awaited(items: Iterable[T], waiting: Callable[[], None] | None = None) -> Iterator[T]:
+    """The same items, ``waiting`` called before each."""
+    for item in items:
+        if waiting is not None:
+            waiting()
+        yield item
 
 
 def counted(
@@ -97,6 +107,15 @@ def _pump(items: Iterable[T], ready: queue.Queue, stopped: threading.Event) -> N
         last = (_END, error)
     if not stopped.is_set():
         ready.put(last)
+
+
+def _taken(ready: queue.Queue, waiting: Callable[[], None] | None) -> tuple[object, BaseException | None]:
+    while waiting is not None:
+        try:
+            return ready.get(timeout=WAITING_S)
+        except queue.Empty:
+            waiting()
+    return ready.get()
 
 
 def _drain(ready: queue.Queue) -> None:

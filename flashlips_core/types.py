@@ -22,6 +22,9 @@ AUDIO_PIECE = 1 << 16  # samples handed on at a time
 Progress = Callable[[int, int], None]
 """``progress(done, total)``, called after each frame or step; it may raise to stop the work."""
 
+Waiting = Callable[[], None]
+"""``waiting()``, called several times a second while nothing new can be counted; it may raise to stop the work."""
+
 
 class FlashLipsError(ValueError):
     """Something the user can mend: says what was got, what was expected, and what to do."""

@@ -209,7 +209,7 @@ class Blind(detect.Detector):
         return [[] for _ in images]
 
 
-def full_memory(self, crops):
+def full_memory(self, *given):
     raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
 
 

@@ -18,7 +18,7 @@ CORE = ROOT / "flashlips_core"
 LEVELS = [
     {"types"},
     {"checkpoint"},
-    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses"},
+    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory"},
     {"compose"},
     {"references", "sidecar", "loading", "editing"},
     {"pipeline"},

@@ -14,7 +14,7 @@ import torch
 from test_nodes_track import DEMO, NUM_EMPTY, NUM_SEEN, SIDE, face_clip
 from test_pipeline import CROP_PX, lipsync, make_poses, make_track, model_folder  # noqa: F401
 
-from flashlips_core import image_edit
+from flashlips_core import editing, image_edit
 from flashlips_core.editing import CropEditor, edit_latents
 from flashlips_core.image_edit import edit_images
 from flashlips_core.image_frames import cut_images
@@ -103,6 +103,32 @@ def test_latents_and_poses_that_do_not_fit_are_refused(lipsync) -> None:  # noqa
     refused("target must be latents of SDXL's kind", torch.zeros(3, 16, 8, 8), latents(2), make_poses(3))
     refused("Got 2 poses for 3 target latents", latents(3), latents(2), make_poses(2))
     refused("Got 3 reference poses for 2 references", latents(3), latents(2), make_poses(3), make_poses(3))
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [4, 3])
+def test_images_and_latents_are_tried_once_more_at_half_the_batch(lipsync, monkeypatch, caplog, limit) -> None:  # noqa: F811
+    images, track, poses, target = pictures(), make_track(10), make_poses(10), latents(10)
+    given = ((edit_images, (lipsync, images, track, poses)), (edit_latents, (lipsync.editor, target, latents(2, 1), poses)))
+    wanted = [edit(*parts, batch=8) for edit, parts in given]
+    edit_some = editing.edit_once
+
+    def full_memory(editor, context, source, *rest):
+        if len(source) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return edit_some(editor, context, source, *rest)
+
+    monkeypatch.setattr(editing, "edit_once", full_memory)
+    for (edit, parts), whole in zip(given, wanted, strict=True):
+        if limit == 3:
+            with pytest.raises(FlashLipsError, match="also with 4 frames at once"):
+                edit(*parts, batch=8)
+            continue
+        caplog.clear()
+        assert torch.allclose(edit(*parts, batch=8), whole, atol=1e-4)
+        assert caplog.text.count("going on with 4") == 1
 
 
 # ---- tracks ----------------------------------------------------------------------------------------------------------------

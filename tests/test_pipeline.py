@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 from fractions import Fraction
 
@@ -261,7 +262,7 @@ def test_progress_counts_every_frame_and_stopping_in_it_leaves_no_file(lipsync, 
     lipsync.edit_video(
         plain_clip, make_track(), make_poses(), tmp_path / "whole.mp4", progress=lambda *a: calls.append(a), **QUICK
     )
-    assert calls == [(i, 25) for i in range(1, 26)]
+    assert list(dict.fromkeys(calls)) == [(i, 25) for i in range(26)] and calls == sorted(calls)
 
     def stop(done, total):
         if done == 7:
@@ -271,6 +272,24 @@ def test_progress_counts_every_frame_and_stopping_in_it_leaves_no_file(lipsync, 
         lipsync.edit_video(plain_clip, make_track(), make_poses(), tmp_path / "stopped.mp4", progress=stop, **QUICK)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["clip.mp4", "whole.mp4"]
     assert not [t for t in threading.enumerate() if t.name == "flashlips-prefetch"]
+
+
+def test_slow_networks_do_not_keep_a_user_from_stopping(lipsync, plain_clip, tmp_path, monkeypatch):
+    """Progress is called before each reference is encoded, and while the first batch is edited."""
+    edit_crops, counts, told = CropEditor.__call__, [], []
+
+    def slow(self, *given):
+        told.append(counts.count(0))
+        time.sleep(0.6)
+        return edit_crops(self, *given)
+
+    monkeypatch.setattr(CropEditor, "__call__", slow)
+    track, poses, out = make_track(4), make_poses(4), tmp_path / "out.mp4"
+    lipsync.edit_video(
+        plain_clip, track, poses, out, references=[0, 1, 2], progress=lambda done, _: counts.append(done), batch=4, crf=30
+    )
+    assert told[0] >= 4  # one for the lip encoder's only batch, three for the references
+    assert counts.count(0) - told[0] >= 3 and counts[-1] == 4
 
 
 def test_out_of_memory_is_tried_once_more_at_half_the_batch(lipsync, loaded, caplog):
