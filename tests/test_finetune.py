@@ -121,9 +121,17 @@ def test_a_track_of_another_clip_is_refused(lipsync, silent_clip):
         prepare_person(lipsync, silent_clip, track=make_track(40), shortest_s=1)
 
 
-def test_an_editor_of_another_crop_size_is_refused(models, silent_clip):
-    with pytest.raises(FlashLipsError, match="crops of 512 px, fine-tuning on 256 px"):
-        prepare_person(LipSync.load(models, device="cpu", crop_px=512), silent_clip, track=make_track(NUM_FRAMES))
+def test_crops_of_other_sizes_fit_their_editor_alone(models, lipsync, silent_clip, tmp_path):
+    with pytest.raises(FlashLipsError, match="Crops of 500 px cannot be trained on"):
+        prepare_person(LipSync.load(models, device="cpu", crop_px=500), silent_clip, track=make_track(NUM_FRAMES))
+    larger = LipSync.load(models, device="cpu", crop_px=384)
+    person = prepare_person(larger, silent_clip, track=make_track(NUM_FRAMES), shortest_s=1)
+    assert person.learnt.latents.shape[-1] == 48
+    out, editor = tmp_path / "me.safetensors", load_part("editor", models / "editor.safetensors")
+    with pytest.raises(FlashLipsError, match="sees crops of 256 px, these frames have 384"):
+        fine_tune(editor, person, lipsync.codec, lipsync.lip_encoder, out)
+    editor = dataclasses.replace(editor, notes={"crop_px": 384})
+    assert fine_tune(editor, person, lipsync.codec, lipsync.lip_encoder, out, QUICK).checks[-1].step == 4
 
 
 # ---- LoRA ------------------------------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..codec import CELL_PX
 from ..compose import cut_batch
-from ..loading import CROP_PX
 from ..media import probe, read_frames
 from ..pipeline import DubSettings, LipSync, check_whole_track, no_face_in
 from ..references import NUM_REFERENCES, candidate_frames
@@ -32,6 +31,7 @@ GAP_S = 0.5  # between what is learnt and what is held out: neighbouring frames 
 MAX_FRAMES = 1000  # spread over the clip; a stored 256 px frame takes about 75 KB
 MAX_HELD_OUT = 120
 BATCH = 8
+CROP_STEP_PX = 64  # as the other stages need it
 DEFAULTS = DubSettings()
 STEADY = (0, 1, 2)  # of the track's points: eyes and nose tip, which the mouth does not move
 # The lips around the mouth's corners, in widths of the mouth: left, above, right, below its middle
@@ -73,9 +73,9 @@ def prepare_person(
     Raises:
         FlashLipsError: There is no face, or too little of it.
     """
-    if lipsync.crop_px != CROP_PX:
+    if lipsync.crop_px % CROP_STEP_PX:
         raise FlashLipsError(
-            f"This editor works on crops of {lipsync.crop_px} px, fine-tuning on {CROP_PX} px; choose another editor."
+            f"Crops of {lipsync.crop_px} px cannot be trained on; choose an editor for a multiple of {CROP_STEP_PX}."
         )
     clip = probe(video)
     stop = min(clip.num_frames, round(LONGEST_S * clip.fps))
