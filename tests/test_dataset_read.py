@@ -46,6 +46,11 @@ def test_globs_files_and_folders_name_each_video_once_and_ids_are_free_of_machin
     sources = find_sources([many / "p00", str(many / "p00" / "*.mp4"), many / "p00" / "1.mp4"])
     assert [s.id for s in sources] == ["p00/0.mp4", "p00/1.mp4", "p00/2.mp4"]
     assert len({s.key for s in sources}) == 3 and not any("." in s.key for s in sources)
+    linked = many.parent / "linked" / "ann"
+    linked.mkdir(parents=True)
+    for name in ("1.mp4", "again.mp4"):
+        (linked / name).symlink_to(many / "p00" / "1.mp4")
+    assert [(s.id, s.identity) for s in find_sources([linked])] == [("ann/1.mp4", "ann")]  # sorted by links, still one video
     by_file = find_sources([many], identity="file")
     assert len({s.identity for s in by_file}) == 120
 

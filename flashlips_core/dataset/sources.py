@@ -63,8 +63,8 @@ def split_of(identity: str, val: float, test: float, seed: int) -> str:
 
 
 def _paths(videos: Sequence[str | Path]) -> list[Path]:
-    """Existing video files, resolved, each once."""
-    found: set[Path] = set()
+    """Existing video files, each once; links keep their own names, by which people sort videos into folders."""
+    found: dict[Path, Path] = {}  # by the file that is meant
     for given in videos:
         path = Path(given).expanduser()
         if path.is_dir():
@@ -75,10 +75,12 @@ def _paths(videos: Sequence[str | Path]) -> list[Path]:
             matches = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
         if not matches:
             raise FlashLipsError(f"No videos at {given}; name video files, folders that hold some, or a pattern in quotes.")
-        found.update(p.resolve() for p in matches)
+        for match in sorted(Path(os.path.abspath(p)) for p in matches):
+            target = match.resolve()
+            found[target] = min(found.get(target, match), match)
     if not found:
         raise FlashLipsError("No videos were named; name video files, folders that hold some, or a pattern in quotes.")
-    return sorted(found)
+    return sorted(found.values())
 
 
 def _from_csv(file: Path, ids: Sequence[tuple[str, Path]]) -> dict[str, tuple[str, str]]:
@@ -96,7 +98,7 @@ def _from_csv(file: Path, ids: Sequence[tuple[str, Path]]) -> dict[str, tuple[st
     table = {(file.parent / (row["path"] or "")).resolve(): row for row in rows}
     who = {}
     for key, path in ids:
-        row = table.get(path)
+        row = table.get(path.resolve())
         if row is None or not row["identity"]:
             raise FlashLipsError(f"{file.name} names no identity for {path.name}; add a line with its path and identity.")
         split = row.get("split") or ""
