@@ -268,17 +268,28 @@ def test_every_command_explains_itself_without_loading_a_model(capsys):
 def test_train_passes_settings_on_and_refuses_unknown_ones(monkeypatch, capsys):
     from flashlips_core import train
 
-    def stage(name, data, weights, folder, options, progress):
-        if set(options) - {"steps", "rates", "note"}:
-            raise TypeError("train_codec() got an unexpected keyword argument 'stepz'")
-        return f"{name} {options}"
+    real = train.run_stage
+
+    def stage(name, data, weights, folder, options, progress, preset):
+        if "stepz" in options:
+            return real(name, data, weights, folder, options, progress, preset)
+        return f"{name} {options} {preset}"
 
     monkeypatch.setattr(train, "run_stage", stage)
     places = ["--data", "d", "--weights", "w"]
     assert main(["train", "codec", "steps=40", "rates=(1e-3, 2)", "note=a b", *places, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["path"] == "codec {'steps': 40, 'rates': (0.001, 2), 'note': 'a b'}"
+    assert json.loads(capsys.readouterr().out)["path"] == "codec {'steps': 40, 'rates': (0.001, 2), 'note': 'a b'} mini"
+    assert main(["train", "editor", "--preset", "full", "--lr=2e-4", "--network=unet-mini", "steps=3", *places, "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["path"]
+    assert written == "editor {'steps': 3, 'lr': 0.0002, 'network': 'unet-mini'} full"
     assert main(["train", "codec", "stepz=40", *places]) == 2
-    assert capsys.readouterr().err == "The stage 'codec' has no setting 'stepz'; leave it out.\n"
+    assert capsys.readouterr().err == "The stage 'codec' of preset 'mini' has no setting 'stepz'; did you mean steps?\n"
+    with pytest.raises(SystemExit):
+        main(["train", "codec", "--stepz=40", *places])
+    assert "Unrecognized arguments: --stepz=40" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["train", "editor", "--help"])
+    assert "mini 12000; full 1000000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("command", "options"), [("evaluate", ["eval", "--data", "d"]), ("bench", ["bench"])])

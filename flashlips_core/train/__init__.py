@@ -1,4 +1,5 @@
-"""Training: one loop (``loop``), one file per stage, and their order for the bundled model (``stages``)."""
+"""Training: one loop (``loop``), one file per stage, and their order (``stages``, ``paper_stages``),
+their numbers (``presets``)."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..types import FlashLipsError, Progress
+from .presets import settings_of
 
 STAGES = {
     "prepare": "measure the people's faces, cut face and mouth crops of all clips",
@@ -15,6 +17,7 @@ STAGES = {
     "lip-encoder": "distil the labels into a network that reads the picture alone",
     "looks": "encode augmented looks of the training clips",
     "editor": "stage 1: masked reconstruction",
+    "editor-joint": "stage 1 with the lip teacher trained jointly (preset full), instead of lip-teacher and the first editor",
     "refinement": "stage 1b: mask-free self-refinement",
     "audio-encoder": "distil Whisper tiny's encoder",
     "poses": "stage 2: audio to lip poses by flow matching",
@@ -28,18 +31,23 @@ def run_stage(
     folder: str | Path,
     options: dict[str, Any] | None = None,
     progress: Progress | None = None,
+    preset: str = "mini",
 ) -> Path:
     """Run one stage, or continue it where it stopped; returns what it wrote.
 
     Args:
-        data: the folder with ``grid_s1`` and ``grid_people``.
-        weights: the folder with the frozen teachers (TAESDXL, Whisper tiny).
+        data: the folder with ``grid_s1`` and ``grid_people``; for the editor's stages of preset "full" also a built training set.
+        weights: the folder with the frozen teachers (TAESDXL, Whisper tiny) and judges (VGG, face embedding).
         folder: where everything is cached and written.
-        options: keyword arguments of the stage's training function, e.g. ``{"steps": 4000}``.
+        options: settings that replace the preset's, e.g. ``{"steps": 4000}``; ``presets`` lists them all.
+        preset: "mini", the bundled model's, or "full", the paper's.
     """
-    from . import stages
-
     if name not in STAGES:
         raise FlashLipsError(f"Unknown stage '{name}'; choose one of {', '.join(STAGES)}.")
-    run = stages.Run(Path(data), Path(weights), Path(folder), options or {}, progress)
-    return getattr(stages, name.replace("-", "_"))(run)
+    settings = settings_of(name, preset, options)
+    from . import paper_stages, stages
+
+    run = stages.Run(Path(data), Path(weights), Path(folder), settings, progress, preset)
+    function = name.replace("-", "_")
+    module = paper_stages if preset == "full" and hasattr(paper_stages, function) else stages
+    return getattr(module, function)(run)

@@ -322,7 +322,7 @@ def train_audio_encoder(
     batches = Batches(corpus, audio, distillation.encoder.context)
     weights = {"teacher": 1.0, "motion": audio.motion_weight, **config.weights}
     best = fit(distillation, batches, distillation_step, replace(config, weights=weights), progress=progress)
-    return standardise_features(best.encoder.eval(), batches, config.seed)
+    return standardise_features(best.encoder.cpu().eval(), batches, config.seed)
 
 
 @torch.inference_mode()

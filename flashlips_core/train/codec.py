@@ -110,7 +110,9 @@ def train_codec(
     lr: float = 1.5e-3,
     start: str | None = None,
     decoder_only: bool = False,
+    ema: float = 0.995,
     progress: Progress | None = None,
+    **loop: object,
 ) -> MiniCodec:
     """Train the bundled codec.
 
@@ -118,11 +120,12 @@ def train_codec(
         teacher: what :func:`codec.load_codec` takes.
         start: a checkpoint to go on from.
         decoder_only: keep the encoder, whose latents an editor may have been trained on.
+        loop: further settings of TrainConfig.
     """
     cache = Path(run_dir) / f"cache_{cached}_{seed}.npz"
     if not cache.is_file():
         build_cache(stores, teacher, cache, cached, seed, progress)
-    config = TrainConfig(run_dir, steps, lr=lr, ema=0.995, seed=seed, weights=WEIGHTS)
+    config = TrainConfig(run_dir, steps, lr=lr, ema=ema, seed=seed, weights=WEIGHTS, **loop)
     network = load_codec(start).network.requires_grad_(True) if start else MiniCodec()
     network = network.to(memory_format=torch.channels_last)
     network.encoder.requires_grad_(not decoder_only)

@@ -181,13 +181,22 @@ def start_teacher(features: np.ndarray) -> LipTeacher:
 
 
 def train_teacher(
-    samples: LipSamples, run_dir: str, steps: int = 4000, batch_size: int = 32, seed: int = 0, progress: Progress | None = None
+    samples: LipSamples,
+    run_dir: str,
+    steps: int = 4000,
+    batch_size: int = 32,
+    seed: int = 0,
+    lr: float = 2e-3,
+    log_every: int = 100,
+    progress: Progress | None = None,
+    **loop: object,
 ) -> LipTeacher:
-    """Train the teacher and set its standardisation from the training frames."""
+    """Train the teacher and set its standardisation from the training frames; ``loop`` are further settings of TrainConfig."""
     rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
     network = MouthDecoder(start_teacher(samples.features[rows]))
-    config = TrainConfig(run_dir, steps, lr=2e-3, seed=seed, weights={"pixel": 1.0, "extra": 0.1}, log_every=100)
-    teacher = fit(network, teacher_batches(samples, batch_size), teacher_step, config, progress=progress).teacher
+    weights = {"pixel": 1.0, "extra": 0.1}
+    config = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, log_every=log_every, **loop)
+    teacher = fit(network, teacher_batches(samples, batch_size), teacher_step, config, progress=progress).teacher.cpu()
     picked = np.concatenate([draw_rows(samples, 64, torch.Generator().manual_seed(i))[:, 1] for i in range(60)])
     raw = label_rows(teacher, samples, picked, standardised=False)
     teacher.pose_mean.copy_(raw.mean(0))
@@ -244,10 +253,14 @@ def train_student(
     steps: int = 5000,
     batch_size: int = 64,
     seed: int = 0,
+    lr: float = 2e-3,
+    ema: float = 0.0,
+    log_every: int = 100,
     progress: Progress | None = None,
+    **loop: object,
 ) -> LipEncoder:
     """Distil the teacher's poses of all stored frames (N, 12) into a ResNet, and fit its opening readout."""
-    settings = TrainConfig(run_dir, steps, lr=2e-3, ema=0, seed=seed, log_every=100)
+    settings = TrainConfig(run_dir, steps, lr=lr, ema=ema, seed=seed, log_every=log_every, **loop)
     network = fit(
         LipEncoder(config),
         student_batches(samples, poses, batch_size, config.mouth_px),

@@ -24,6 +24,7 @@ from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, Pos
 from ..types import SAMPLE_RATE, AudioFeatures, Progress
 from .loop import TrainConfig, fit
 from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, clip_path, quiet_tone, read_samples, speaker_of
+from .processes import is_first_process
 
 log = logging.getLogger(__name__)
 
@@ -52,8 +53,14 @@ class PoseTraining:
     seed: int = 0
 
 
-def train(config: PoseTraining, encoder: AudioEncoder | None = None, progress: Progress | None = None) -> Path:
-    """Train and save a pose model; returns the checkpoint's path. Resumes from ``run_dir``."""
+def train(
+    config: PoseTraining, encoder: AudioEncoder | None = None, progress: Progress | None = None, **loop: object
+) -> Path:
+    """Train and save a pose model; returns the checkpoint's path. Resumes from ``run_dir``.
+
+    Args:
+        loop: Further settings of TrainConfig.
+    """
     torch.set_num_threads(config.threads)
     labels = PoseLabels.load(config.labels)
     encoder = encoder or load_audio_encoder(config.audio_encoder)
@@ -79,14 +86,15 @@ def train(config: PoseTraining, encoder: AudioEncoder | None = None, progress: P
             lr=config.lr,
             ema=config.ema,
             seed=config.seed,
-            log_every=100,
             validate_every=config.validate_every,
+            **({"log_every": 100} | loop),
         ),
         validate,
         progress,
     )
     out = Path(config.out or Path(config.run_dir) / "pose-model.safetensors")
-    checkpoint.save(best, out, "pose-model", training_notes(config, labels, tracks, encoder))
+    if is_first_process():
+        checkpoint.save(best, out, "pose-model", training_notes(config, labels, tracks, encoder))
     return out
 
 

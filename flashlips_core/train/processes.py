@@ -78,6 +78,11 @@ def join() -> Alone | Together:
     return Together() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that writes files."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def on_device(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on ``device``: tensors in dataclasses, dicts, lists and tuples; anything else as it is."""
     if isinstance(batch, Tensor):

@@ -15,21 +15,22 @@ import numpy as np
 import torch
 
 from .. import checkpoint
-from ..codec import load_codec
+from ..codec import CELL_PX, load_codec
 from ..data import Clip, CropStore, load_clips
 from ..face_motion import LANDMARKER_FILE
 from ..loading import STAGE_1, load_network
-from ..losses import PerceptualLoss, load_perceptual
-from ..models.editor_unet import EditorUNet, EditorUNetConfig
-from ..models.lip_encoder import LipTeacher, LipTeacherConfig
+from ..losses import load_perceptual
+from ..models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipTeacher, LipTeacherConfig
 from ..types import FlashLipsError, Progress
 from . import labels, lip
 from .codec import train_codec
 from .editor import refine_editor, train_editor
 from .editor_data import EditorFrames, encode_looks, load_frames
+from .processes import is_first_process
 from .synthetic import load_set
 
 NO_SYNC = ("s33", "s25", "s4", "uG")  # speakers whose sound and lips may disagree by more than a frame
+LIP_ENCODERS = {"mini": LIP_ENCODER_MINI, "resnet34": LIP_ENCODER_RESNET34}
 LICENCE = "Apache-2.0; trained on GRID (CC BY 4.0) and ICT-FaceKit renders (MIT)"
 
 
@@ -40,15 +41,23 @@ class Run:
     data: Path
     weights: Path  # frozen teachers: TAESDXL, Whisper tiny
     folder: Path
-    options: dict[str, Any]  # keyword arguments for the stage's training function
+    options: dict[str, Any]  # all settings of the stage, see ``presets``
     progress: Progress | None = None
+    preset: str = "mini"
 
     def save(self, network: torch.nn.Module, role: str, **notes: Any) -> Path:
         """Write a checkpoint with its training notes."""
         path = self.folder / f"{role}.safetensors"
-        everything = {"version": "0.1.0", "licence": LICENCE, "torch": torch.__version__, "options": self.options} | notes
-        checkpoint.save(network, path, role, everything)
+        made_by = {"preset": self.preset, "options": self.options, "torch": torch.__version__}
+        everything = {"version": "0.1.0", "licence": LICENCE} | made_by | notes
+        if is_first_process():
+            checkpoint.save(network, path, role, everything)
         return path
+
+    @property
+    def device(self) -> str:
+        """Where the stage's frozen networks compute; the loop puts the trained one on the same."""
+        return self.options.get("device") or "cpu"
 
     def clips(self) -> list[Clip]:
         """Every labelled clip, all splits."""
@@ -73,7 +82,7 @@ def prepare(run: Run) -> Path:
     random.Random(0).shuffle(first)
     for name, chosen, every in (("crops_people", people, 1), ("crops_s1", first[:140], 2)):
         if not (run.folder / name / "table.npz").is_file():
-            CropStore.build(chosen, run.folder / name, every, progress=run.progress)
+            CropStore.build(chosen, run.folder / name, every, run.options["stored_px"], progress=run.progress)
     if not (run.folder / "mouths" / "table.npz").is_file():
         CropStore.build(clips, run.folder / "mouths", 1, lip.STORED_PX, lip.STORED_MOUTH, run.progress)
     return run.folder
@@ -115,6 +124,8 @@ def save_labels(run: Run, teacher: LipTeacher, samples: lip.LipSamples, clips: l
     full[place] = poses
     rest_rows = np.concatenate([samples.rows_of_clip[c] for s in samples.clips_of_speaker.values() for c in s])
     closed = rest_rows[samples.opening[rest_rows] <= np.quantile(samples.opening[rest_rows], 0.15)]
+    if not is_first_process():
+        return
     np.savez(
         run.folder / "poses_grid.npz", ids=ids, num_frames=[lengths[i] for i in ids], poses=full, found=found,
         rest=np.median(poses[closed], axis=0).astype(np.float32),
@@ -144,9 +155,10 @@ def lip_encoder(run: Run) -> Path:
     table = read_poses(run.folder / "poses_grid.npz")
     store = samples.store
     poses = np.stack([table[str(store.clip_ids[c])][f] for c, f in zip(store.clip_of, store.frame_of, strict=False)])
-    student = lip.train_student(
-        samples, torch.from_numpy(poses), str(run.folder / "run_lip_encoder"), progress=run.progress, **run.options
-    )
+    options = dict(run.options)
+    config = _named("lip encoder", LIP_ENCODERS, options.pop("network"))
+    run_dir = str(run.folder / "run_lip_encoder")
+    student = lip.train_student(samples, torch.from_numpy(poses), run_dir, config, progress=run.progress, **options)
     return run.save(student, "lip-encoder")
 
 
@@ -155,43 +167,59 @@ LOOKS = {"crops_people": (3, 20), "crops_s1": (1, 20), "crops_heads": (3, 12)}  
 
 def looks(run: Run) -> Path:
     """Encode augmented looks of every training clip for the editor; the option ``only`` names one store, to share the work."""
+    only, crop_px = run.options["only"], run.options["crop_px"]
     codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
     for seed, (name, (count, frames)) in enumerate(LOOKS.items()):
         out = run.folder / f"looks_{name}"
-        is_wanted = run.options.get("only", name) == name and (run.folder / name / "table.npz").is_file()
+        is_wanted = only in (None, name) and (run.folder / name / "table.npz").is_file()
         if is_wanted and not (out / "frames.npz").is_file():
             is_still = name == "crops_heads"
             store = CropStore(run.folder / name)
-            encode_looks(store, codec, reader, out, count, frames, seed, is_still=is_still, progress=run.progress)
+            encode_looks(
+                store, codec, reader, out, count, frames, seed, is_still=is_still, crop_px=crop_px, progress=run.progress
+            )
     return run.folder
 
 
 def editor(run: Run) -> Path:
     """Stage 1: masked reconstruction, and mask-free edits of pairs of real frames; the option ``start`` names a checkpoint."""
-    codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
     options = dict(run.options)
-    if "start" in options:
+    if options["start"]:
         options["start"] = load_network("editor", options["start"])
-    perceptual = _perceptual(options, run)
-    run_dir = str(run.folder / "run_editor")
-    network = train_editor(_frames(run), codec, run_dir, reader, perceptual, progress=run.progress, **options)
-    return run.save(network, STAGE_1)
+    frames, judges = _frames(run), _judges(run, options.pop("vgg_stages"))
+    network = train_editor(frames, run_dir=str(run.folder / "run_editor"), progress=run.progress, **judges, **options)
+    return run.save(network, STAGE_1, crop_px=CELL_PX * frames.latents.shape[-1])
 
 
 def refinement(run: Run) -> Path:
     """Stage 1b: mask-free."""
-    drawer = checkpoint.load(run.folder / f"{STAGE_1}.safetensors", STAGE_1, {"EditorUNet": _build_unet})
-    codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
-    run_dir, options = str(run.folder / "run_refinement"), dict(run.options)
-    perceptual = _perceptual(options, run)
-    network = refine_editor(drawer, _frames(run), codec, run_dir, reader, perceptual, progress=run.progress, **options)
-    return run.save(network, "editor")
+    options, frames = dict(run.options), _frames(run)
+    drawer = load_network("editor", stage_1(run), run.device)
+    judges = _judges(run, options.pop("vgg_stages"))
+    run_dir = str(run.folder / "run_refinement")
+    network = refine_editor(drawer, frames, run_dir=run_dir, progress=run.progress, **judges, **options)
+    return run.save(network, "editor", crop_px=CELL_PX * frames.latents.shape[-1])
 
 
-def _perceptual(options: dict[str, Any], run: Run) -> PerceptualLoss | None:
-    """The perceptual loss where the option ``vgg_stages`` asks for it (0: none, the fastest), from the teachers' folder."""
-    stages = options.pop("vgg_stages", 0)
-    return load_perceptual(run.weights, stages=stages) if stages else None
+def stage_1(run: Run) -> Path:
+    """The editor that the stage "editor" left."""
+    path = run.folder / f"{STAGE_1}.safetensors"
+    if not path.is_file():
+        raise FlashLipsError(f"No {path.name} in {run.folder}; run the stage 'editor' first.")
+    return path
+
+
+def _judges(run: Run, vgg_stages: int) -> dict[str, Any]:
+    """What the editor is trained against; ``vgg_stages`` of VGG are compared (0: none, the fastest)."""
+    codec = load_codec(str(run.folder / "codec.safetensors"), run.device)
+    perceptual = load_perceptual(run.weights, run.device, stages=vgg_stages) if vgg_stages else None
+    return {"codec": codec, "lip_encoder": load_network("lip-encoder", run.folder, run.device), "perceptual": perceptual}
+
+
+def _named(what: str, known: dict[str, Any], name: str) -> Any:
+    if name not in known:
+        raise FlashLipsError(f"No {what} is called '{name}'; choose network={' or '.join(known)}.")
+    return known[name]
 
 
 def _frames(run: Run) -> EditorFrames:
@@ -199,10 +227,6 @@ def _frames(run: Run) -> EditorFrames:
     if not folders:
         raise FlashLipsError(f"No encoded looks under {run.folder}; run the stage 'looks' first.")
     return load_frames(folders)
-
-
-def _build_unet(config: dict[str, Any]) -> EditorUNet:
-    return EditorUNet(checkpoint.config_from_dict(EditorUNetConfig, config))
 
 
 def build_teacher(config: dict[str, Any]) -> LipTeacher:
@@ -218,8 +242,7 @@ def audio_encoder(run: Run) -> Path:
     corpus = run.folder / "audio" / "corpus.npz"
     if not corpus.is_file():
         raise FlashLipsError(f"No corpus at {corpus}; build one with flashlips_core.train.audio.build_corpus.")
-    settings = {"steps": 800, "lr": 2.5e-3, "ema": 0.99, "log_every": 25} | run.options
-    config = TrainConfig(str(run.folder / "run_audio"), **settings)
+    config = TrainConfig(str(run.folder / "run_audio"), **run.options)
     shares = {"s1": 0.30, "people": 0.22, "espeak": 0.32, "joe": 0.16}
     batches = AudioTrainConfig(batch=12, crop_rows=140, shares=shares)
     return run.save(train_audio_encoder(Corpus.load(corpus), config, batches, progress=run.progress), "audio-encoder")
@@ -227,7 +250,7 @@ def audio_encoder(run: Run) -> Path:
 
 def poses(run: Run) -> Path:
     """Flow matching from audio features to the labelled poses."""
-    from .poses import PoseTraining, train
+    from .poses import PRESETS, PoseTraining, train
 
     names = {
         "labels": "poses_grid.npz",
@@ -236,4 +259,8 @@ def poses(run: Run) -> Path:
         "audio_encoder": "audio-encoder.safetensors",
     }
     paths = {key: str(run.folder / name) for key, name in names.items()}
-    return train(PoseTraining(data=str(run.data), **(paths | run.options)), progress=run.progress)
+    options = dict(run.options)
+    _named("pose model", PRESETS, options["network"])
+    options["preset"] = options.pop("network")
+    own = {key: options.pop(key) for key in list(options) if key in PoseTraining.__dataclass_fields__}
+    return train(PoseTraining(data=str(run.data), **paths, **own), progress=run.progress, **options)

@@ -1,0 +1,103 @@
+"""The editor's stages of preset "full": the paper's networks, losses and schedule (``paper``), from stored pictures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import checkpoint
+from ..codec import load_codec
+from ..data import CropStore
+from ..loading import STAGE_1, load_network
+from ..models.lip_encoder import LipTeacher
+from ..types import FlashLipsError
+from . import lip, paper, stages
+from .loop import TrainConfig
+from .paper_data import PictureSource
+
+
+def editor(run: stages.Run) -> Path:
+    """Stage 1: masked reconstruction with all six losses; poses are the lip encoder's."""
+    device, judge, config, given = _prepared(run, "run_editor")
+    start = run.options["start"]
+    network = load_network("editor", start).requires_grad_(True) if start else paper.build_editor(run.options["network"])
+    reader = load_network("lip-encoder", run.folder, device)
+    trained = paper.train_masked(network, _pictures(run), judge, paper.read_by(reader), config, **given)
+    return _save(run, trained, STAGE_1, judge)
+
+
+def editor_joint(run: stages.Run) -> Path:
+    """Stage 1 with the lip teacher trained jointly; also writes the teacher and its labels, for the stage "lip-encoder"."""
+    clips = run.clips()
+    samples = lip.lip_samples(CropStore(run.folder / "mouths"), clips, stages.training_ids(clips))
+    teacher = _start_teacher(run, samples)
+    _, judge, config, given = _prepared(run, "run_editor_joint")
+    network = paper.TaughtEditor(paper.build_editor(run.options["network"]), teacher)
+    features, stores = lip.speaker_features(clips), _stores(run)
+    source = PictureSource(stores, [_expressions(store, features) for store in stores])
+    trained = paper.train_masked(network, source, judge, paper.read_by_teacher, config, **given)
+    run.save(trained.teacher, "lip-teacher")
+    stages.save_labels(run, trained.teacher.cpu(), samples, clips)
+    return _save(run, trained.editor, STAGE_1, judge)
+
+
+def refinement(run: stages.Run) -> Path:
+    """Stage 1b: mask-free self-refinement with the same losses."""
+    device, judge, config, given = _prepared(run, "run_refinement")
+    drawer = load_network("editor", stages.stage_1(run), device)
+    reader = load_network("lip-encoder", run.folder, device)
+    trained = paper.train_mask_free(drawer, _pictures(run), judge, reader, config, **given)
+    return _save(run, trained, "editor", judge)
+
+
+def _prepared(run: stages.Run, folder: str) -> tuple[str, paper.PaperJudge, TrainConfig, dict[str, Any]]:
+    """The device, the judges, the loop's config, and what the training functions take beside it."""
+    options = run.options
+    cards = torch.cuda.is_available()
+    device = options["device"] or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cards else "cpu")
+    judge = paper.load_judge(load_codec(options["codec"], device), run.weights, device, options["recompute"])
+    fields = {key: value for key, value in options.items() if key in TrainConfig.__dataclass_fields__}
+    config = TrainConfig(str(run.folder / folder), weights=paper.paper_weights(), **(fields | {"device": device}))
+    given = {"batch_size": options["batch_size"], "num_references": options["references"], "crop_px": options["crop_px"]}
+    return device, judge, config, given | {"progress": run.progress}
+
+
+def _pictures(run: stages.Run) -> PictureSource:
+    """A built training set where ``--data`` is one, else the crops that the stage "prepare" stored."""
+    if (run.data / "index.json").is_file():
+        from ..dataset.read import crop_store
+
+        return PictureSource([crop_store(run.data)])
+    return PictureSource(_stores(run))
+
+
+def _stores(run: stages.Run) -> list[CropStore]:
+    """Real faces only."""
+    folders = [run.folder / name for name in ("crops_people", "crops_s1")]
+    for folder in folders:
+        if not (folder / "table.npz").is_file():
+            raise FlashLipsError(f"No crops in {folder}; run the stage 'prepare' first, or give --data a built training set.")
+    return [CropStore(folder) for folder in folders]
+
+
+def _start_teacher(run: stages.Run, samples: lip.LipSamples) -> LipTeacher:
+    """The checkpoint that the option ``teacher`` names, or one whose numbers are the expressions' principal components."""
+    if run.options["teacher"]:
+        path = run.options["teacher"]
+        return checkpoint.load(path, "lip-teacher", {"LipTeacher": stages.build_teacher}).requires_grad_(True)
+    rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
+    return lip.start_teacher(samples.features[rows])
+
+
+def _expressions(store: CropStore, features: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Expression features (N, E) of a store's frames, from each clip's (see :func:`lip.speaker_features`)."""
+    return np.stack([features[str(store.clip_ids[c])][0][f] for c, f in zip(store.clip_of, store.frame_of, strict=True)])
+
+
+def _save(run: stages.Run, network: nn.Module, role: str, judge: paper.PaperJudge) -> Path:
+    return run.save(network, role, crop_px=run.options["crop_px"], judged_by=judge.names())

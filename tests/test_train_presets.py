@@ -1,0 +1,171 @@
+"""Presets: the numbers of a run, the paper's among them, and the stages that take them."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import numpy as np
+import pytest
+import torch
+
+from flashlips_core import checkpoint
+from flashlips_core.codec import Codec
+from flashlips_core.data import CropStore
+from flashlips_core.loading import STAGE_1, load_network
+from flashlips_core.losses import VGG19_CONVS, PerceptualLoss, VGGFeatures
+from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
+from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
+from flashlips_core.train import STAGES, codec, editor, lip, paper, paper_stages, poses, run_stage, stages
+from flashlips_core.train.loop import TrainConfig
+from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
+from flashlips_core.types import FlashLipsError
+
+FUNCTIONS = {
+    "codec": codec.train_codec, "lip-teacher": lip.train_teacher, "lip-encoder": lip.train_student,
+    "editor": editor.train_editor, "refinement": editor.refine_editor,
+}  # fmt: skip
+OF_STAGE = {"network", "vgg_stages"}  # the stage turns these into the function's arguments
+TINY = EditorUNetConfig(
+    channels=(16, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), reference_channels=16, reference_blocks=1,
+    condition_dim=16, head_dim=16,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", FUNCTIONS)
+def test_the_mini_preset_is_what_the_training_functions_do_by_themselves(stage):
+    parameters = inspect.signature(FUNCTIONS[stage]).parameters
+    loop = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    for name, value in MINI[stage].items():
+        if name not in OF_STAGE:
+            assert value == (parameters[name].default if name in parameters else loop[name]), name
+
+
+def test_the_loops_settings_are_the_loops_own():
+    loop = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    assert all(loop[name] == value for name, value in LOOP.items())
+    given_by_stages = {"run_dir", "steps", "lr", "ema", "seed", "weights"}
+    assert set(loop) == set(LOOP) | given_by_stages
+
+
+def test_the_mini_pose_model_is_trained_as_its_class_says():
+    own = {field.name: field.default for field in dataclasses.fields(poses.PoseTraining)}
+    assert all(own[name] == value for name, value in MINI["poses"].items() if name in own)
+
+
+def test_the_full_preset_has_the_papers_numbers():
+    editor_run, refinement, pose = FULL["editor"], FULL["refinement"], FULL["poses"]
+    assert (editor_run["steps"], editor_run["lr"], editor_run["schedule"]) == (1_000_000, 1e-4, "onecycle")
+    assert editor_run["batch_size"] * 8 == 32 and refinement["steps"] == FULL["lip-encoder"]["steps"] == 200_000
+    assert (pose["lr"], pose["schedule"]) == (5e-5, "constant")
+    config = TrainConfig("x", steps=editor_run["steps"], lr=editor_run["lr"], schedule=editor_run["schedule"])
+    from flashlips_core.train.loop import Trainer
+
+    trainer = Trainer(torch.nn.Linear(1, 1), config)
+    trainer.step = 40_000
+    assert trainer.learning_rate() == pytest.approx(1e-4)
+    trainer.step = 1_000_000
+    assert trainer.learning_rate() == pytest.approx(1e-8)
+    with torch.device("meta"):
+        sizes = {name: sum(p.numel() for p in build().parameters()) / 1e6 for name, build in paper.NETWORKS.items()}
+    assert sizes["unet-250m"] == pytest.approx(250, rel=0.03) and sizes["transformer-300m"] == pytest.approx(300, rel=0.05)
+
+
+def test_every_stage_is_in_a_preset_and_says_why_it_is_not_in_the_other():
+    for preset, settings in PRESETS.items():
+        assert set(settings) | {stage for other, stage in WHY_NOT if other == preset} == set(STAGES)
+        for stage in set(STAGES) - set(settings):
+            with pytest.raises(FlashLipsError, match=f"preset '{preset}' has no stage '{stage}': "):
+                settings_of(stage, preset)
+
+
+@pytest.mark.parametrize(
+    ("stage", "preset", "changes", "words"),
+    [
+        ("editor", "mini", {"stepz": 1}, "has no setting 'stepz'; did you mean steps"),
+        ("looks", "mini", {"lr": 1e-3}, "has no setting 'lr'; it has crop_px, only"),
+        ("editor", "mini", {"steps": "many"}, "The setting 'steps' is 'many'; give it a value like 12000"),
+        ("editor", "full", {"recompute": 1}, "give it a value like True"),
+        ("editor", "huge", {}, "No preset is called 'huge'"),
+    ],
+)
+def test_settings_that_do_not_exist_or_fit_are_one_sentence(stage, preset, changes, words):
+    with pytest.raises(FlashLipsError, match=words):
+        settings_of(stage, preset, changes)
+
+
+def test_settings_replace_the_presets():
+    changed = settings_of("editor", "full", {"lr": 1, "start": "a.safetensors", "betas": (0.9, 0.95)})
+    assert changed["lr"] == 1 and changed["start"] == "a.safetensors" and changed["steps"] == 1_000_000
+    assert FULL["editor"]["lr"] == 1e-4
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A run folder with stored crops and a lip encoder, and toy judges."""
+    folder, random = tmp_path / "run", np.random.default_rng(0)
+    for name in ("crops_people", "crops_s1"):
+        (folder / name).mkdir(parents=True)
+        np.save(folder / name / "crops.npy", random.integers(0, 255, (6, 80, 80, 3), dtype=np.uint8))
+        angle = np.linspace(0, 2 * np.pi, 40)
+        lips = np.stack([0.5 + 0.1 * np.cos(angle), 0.7 + 0.1 * np.sin(angle)], -1).astype(np.float32)
+        np.savez(
+            folder / name / "table.npz", clip_of=np.repeat([0, 1], 3), frame_of=np.tile(np.arange(3), 2),
+            landmarks=np.tile(lips, (6, 1, 1)), clip_ids=[f"{name}/a", f"{name}/b"], speakers=["a", "b"],
+        )  # fmt: skip
+    torch.manual_seed(0)
+    reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32))
+    checkpoint.save(reader, folder / "lip-encoder.safetensors", "lip-encoder", {})
+    config = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
+    tiny = Codec(MiniCodec(config), "tiny", None)
+
+    class Embedding(torch.nn.Flatten):
+        name, is_stand_in = "flat", True
+
+    perceptual = PerceptualLoss(VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5)), "VGG19")
+    monkeypatch.setattr(paper_stages, "load_codec", lambda source, device: tiny)
+    monkeypatch.setattr(paper, "load_perceptual", lambda weights, device: perceptual)
+    monkeypatch.setattr(paper, "load_identity", lambda weights, device: Embedding())
+    monkeypatch.setitem(paper.NETWORKS, "tiny", lambda: EditorUNet(TINY))
+    return folder
+
+
+def test_the_full_stages_run_from_one_to_the_next_and_name_their_judges(place, caplog):
+    small = {"steps": 1, "batch_size": 2, "references": 1, "crop_px": 64, "precision": "fp32", "tensorboard": False}
+    path = run_stage("editor", "d", "w", place, small | {"network": "tiny"}, preset="full")
+    assert "flat stands in for the paper's VGGFace2" in caplog.text
+    info = checkpoint.info(path)
+    assert info.role == STAGE_1 and info.notes["crop_px"] == 64 and info.notes["preset"] == "full"
+    assert info.notes["judged_by"] == {"codec": "tiny", "perceptual": "VGG19", "identity": "flat (stand-in)"}
+    edited = run_stage("refinement", "d", "w", place, small, preset="full")
+    assert isinstance(load_network("editor", edited), EditorUNet)
+    again = run_stage("editor", "d", "w", place, small | {"steps": 2, "network": "tiny"}, preset="full")
+    assert again == path and (place / "run_editor" / "sheets" / "0000002.png").is_file()
+
+
+def test_refinement_before_the_editor_and_an_editor_without_crops_are_one_sentence(place, tmp_path):
+    with pytest.raises(FlashLipsError, match="run the stage 'editor' first"):
+        run_stage("refinement", "d", "w", place, {"crop_px": 64}, preset="full")
+    (place / "crops_s1" / "table.npz").unlink()
+    with pytest.raises(FlashLipsError, match="run the stage 'prepare' first"):
+        run_stage("editor", "d", "w", place, {"network": "tiny"}, preset="full")
+
+
+def test_the_joint_stage_writes_the_editor_and_the_teacher_with_its_labels(place, monkeypatch):
+    random = np.random.default_rng(1)
+    ids = [str(i) for name in ("crops_people", "crops_s1") for i in CropStore(place / name).clip_ids]
+    features = {i: (random.normal(size=(3, 107)).astype(np.float32), np.ones(3, np.float32)) for i in ids}
+    written = {}
+    monkeypatch.setattr(stages.Run, "clips", lambda self: [])
+    monkeypatch.setattr(paper_stages, "CropStore", lambda path: CropStore(path) if "crops" in path.name else None)
+    rows = {"rows_of_clip": [np.arange(140)], "clips_of_speaker": {"a": [0]}, "opening": np.ones(140), "store": None}
+    samples = lip.LipSamples(features=random.normal(size=(140, 107)).astype(np.float32), **rows)
+    monkeypatch.setattr(lip, "lip_samples", lambda store, clips, keep: samples)
+    monkeypatch.setattr(lip, "speaker_features", lambda clips: features)
+    monkeypatch.setattr(stages, "save_labels", lambda run, teacher, *rest: written.update(teacher=teacher))
+    small = {"steps": 2, "batch_size": 2, "references": 1, "crop_px": 64, "precision": "fp32", "tensorboard": False}
+    path = run_stage("editor-joint", "d", "w", place, small | {"network": "tiny"}, preset="full")
+    assert checkpoint.info(path).role == STAGE_1 and (place / "lip-teacher.safetensors").is_file()
+    start = lip.start_teacher(samples.features)
+    assert not torch.equal(start.linear.weight, written["teacher"].linear.weight)
