@@ -30,7 +30,7 @@ from torch import nn
 from ..audio import to_mono_16k
 from ..face import NoFaceError
 from ..face_motion import open_landmarker
-from ..media import load_audio, probe
+from ..media import open_sound, probe
 from ..pipeline import LipSync
 from ..types import FlashLipsError, Progress
 from .filters import Limits
@@ -212,7 +212,7 @@ def make_samples(
 ) -> Iterator[Made]:
     """Every candidate of one video, measured, in the order in which they end; ``share`` is told how much is done, 0 to 1."""
     info = probe(source.path)
-    samples = to_mono_16k(load_audio(source.path)) if info.audio_rate else None
+    samples = to_mono_16k(open_sound(source.path)) if info.audio_rate else None
 
     def part(number: int) -> Progress:
         return lambda done, total: share((number + done / max(total, done, 1)) / PASSES) if share else None
