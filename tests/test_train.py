@@ -206,6 +206,16 @@ def test_both_editor_stages_run_from_one_to_the_next(tmp_path, cells):
     assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters(), strict=False))
 
 
+@pytest.mark.parametrize("cells", [32, 48])
+def test_the_small_network_suits_either_crop_size(tmp_path, cells):
+    network = train_editor(frames(cells), tiny_codec(), str(tmp_path), steps=1, batch_size=4)
+    rows, columns = network.window_slices((cells, cells))
+    allowed = mouth_mask(cells, cells)[0, 0] > 0.1
+    outside = torch.ones(cells, cells, dtype=torch.bool)
+    outside[rows, columns] = False
+    assert not (allowed & outside).any()
+
+
 @pytest.mark.parametrize("cells", [32, 48, 64])
 def test_a_pose_that_is_there_is_read_back(cells):
     """The mouth that the readback loss cuts out of the window is the one that the lip encoder sees in whole crops."""

@@ -217,7 +217,10 @@ class EditorUNet(nn.Module):
             )
         multiple = 2 ** (len(self.config.channels) - 1)
         if context.values.shape[3] % multiple or context.values.shape[4] % multiple:
-            raise FlashLipsError(f"Latents of {context.cells} cells do not suit this editor; use crops of 256 or 512 pixels.")
+            height, width = context.cells
+            raise FlashLipsError(
+                f"Latents of {width}x{height} cells do not suit this editor's window; use crops of the size that it was trained on."
+            )
         if poses.shape[-1] != self.config.pose_dim:
             raise FlashLipsError(
                 f"Poses have {poses.shape[-1]} numbers, this editor uses {self.config.pose_dim}; "

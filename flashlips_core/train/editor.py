@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from ..codec import CELL_PX, Codec
 from ..losses import PerceptualLoss
 from ..models.codec_mini import sharpness_loss
-from ..models.editor_unet import UNET_MINI, EditorUNet, EditorUNetConfig
+from ..models.editor_unet import UNET_MINI, UNET_MINI_384, EditorUNet, EditorUNetConfig
 from ..models.lip_encoder import MOUTH_REGION, LipEncoder
 from ..models.masks import lower_face_mask, mouth_mask
 from ..types import Progress
@@ -219,7 +219,7 @@ def train_editor(
     run_dir: str,
     lip_encoder: LipEncoder | None = None,
     perceptual: PerceptualLoss | None = None,
-    config: EditorUNetConfig = UNET_MINI,
+    config: EditorUNetConfig | None = None,
     steps: int = 12000,
     batch_size: int = 16,
     seed: int = 0,
@@ -229,8 +229,12 @@ def train_editor(
     progress: Progress | None = None,
     **loop: object,
 ) -> EditorUNet:
-    """Stage 1, from random weights or from those of ``start``; ``loop`` are further settings of TrainConfig."""
-    network = EditorUNet(config).to(memory_format=torch.channels_last)
+    """Stage 1, from random weights or from those of ``start``; ``loop`` are further settings of TrainConfig.
+
+    Args:
+        config: None is the small network for crops of this size.
+    """
+    network = EditorUNet(config or (UNET_MINI_384 if frames.latents.shape[-1] == 48 else UNET_MINI)).to(memory_format=torch.channels_last)
     if start is not None:
         network.load_state_dict(start.state_dict())
     judge = Judge(codec, lip_encoder, perceptual)
