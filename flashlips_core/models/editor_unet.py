@@ -219,7 +219,7 @@ class EditorUNet(nn.Module):
         if context.values.shape[3] % multiple or context.values.shape[4] % multiple:
             height, width = context.cells
             raise FlashLipsError(
-                f"Latents of {width}x{height} cells do not suit this editor's window; use crops of the size that it was trained on."
+                f"Latents of {width}x{height} cells do not suit this editor's window; use crops of the size it was trained on."
             )
         if poses.shape[-1] != self.config.pose_dim:
             raise FlashLipsError(

@@ -234,7 +234,8 @@ def train_editor(
     Args:
         config: None is the small network for crops of this size.
     """
-    network = EditorUNet(config or (UNET_MINI_384 if frames.latents.shape[-1] == 48 else UNET_MINI)).to(memory_format=torch.channels_last)
+    config = config or (UNET_MINI_384 if frames.latents.shape[-1] == 48 else UNET_MINI)
+    network = EditorUNet(config).to(memory_format=torch.channels_last)
     if start is not None:
         network.load_state_dict(start.state_dict())
     judge = Judge(codec, lip_encoder, perceptual)
