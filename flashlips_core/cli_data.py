@@ -42,6 +42,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         share = getattr(default, name)
         group.add_argument(f"--{name}", type=float, default=share, help=f"share of the identities (default {share})")
     group.add_argument("--seed", type=int, default=default.seed, help=f"of the split and the order (default {default.seed})")
+    parser.add_argument(
+        "--workers", type=positive, default=1, help="processes that share the videos, each with its own networks (default 1)"
+    )
     group = parser.add_argument_group("models (a path or a hub id; default: the bundled ones)")
     group.add_argument("--models", metavar="DIR", help="folder with <role>.safetensors files")
     for name in ("lip-encoder", "codec", "detector"):
@@ -77,7 +80,7 @@ def run_data(args: argparse.Namespace) -> dict[str, Any]:
     limits = Limits(**{f.name: given[f.name] for f in fields(Limits)})
     settings = BuildSettings(limits=limits, **{f.name: given[f.name] for f in fields(BuildSettings) if f.name != "limits"})
     with progress_bar("data", args, unit=" kB") as progress:
-        return build(args.videos, args.out, load_lipsync(args), settings, progress)
+        return build(args.videos, args.out, load_lipsync(args), settings, progress, args.workers)
 
 
 def say_data(result: dict[str, Any]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from flashlips_core.cli import main
 from flashlips_core.compose import cut
 from flashlips_core.data import STORED_MARGIN
 from flashlips_core.dataset import build as building
+from flashlips_core.dataset import videos as measuring
 from flashlips_core.dataset.build import BuildSettings, build
 from flashlips_core.dataset.filters import REASONS, Limits, Measures, missed
 from flashlips_core.dataset.read import ShardReader, crop_store, read_index
@@ -186,16 +189,16 @@ def test_a_killed_build_leaves_no_half_shard_and_resumes_to_the_same_bytes(demo,
 import os, signal, sys
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}, {str(ROOT / 'tests' / 'comfy')!r}]
 from test_dataset import QUICK, DemoFace
-from flashlips_core.dataset import build as b, shards
+from flashlips_core.dataset import build as b, videos
 from flashlips_core.pipeline import LipSync
-real = b.write_whole
+real = videos.write_whole
 def dying(path, write):
     if path.suffix == ".tar" and any(path.parent.parent.glob("*.json")):  # the second video's sample
         def half(file):
             write(file); file.flush(); os.kill(os.getpid(), signal.SIGKILL)
         return real(path, half)
     return real(path, write)
-b.write_whole = dying
+videos.write_whole = dying
 b.build([sys.argv[1]], sys.argv[2], LipSync.load(device="cpu", detector=DemoFace()), QUICK)
 """
     killed, whole = tmp_path / "killed", tmp_path / "whole"
@@ -205,6 +208,25 @@ b.build([sys.argv[1]], sys.argv[2], LipSync.load(device="cpu", detector=DemoFace
     for out in (killed, whole):
         build([tmp_path / "in"], out, lipsync, QUICK)
     assert contents(killed) == contents(whole)
+
+
+def test_several_processes_make_the_same_bytes_as_one(built, videos, lipsync, tmp_path):
+    out, steps = tmp_path / "set", []
+    build([videos], out, lipsync, replace(QUICK, has_latents=True), lambda *step: steps.append(step), workers=2)
+    assert contents(out) == contents(built) and len(steps) == 3
+
+
+class Deadly(DemoFace):
+    """As if memory ran out in a worker."""
+
+    def find(self, images, smallest_px=12.0):
+        os._exit(9)
+
+
+def test_a_killed_worker_is_one_sentence_and_no_process_is_left(videos, tmp_path):
+    with pytest.raises(FlashLipsError, match="A worker was killed .exit code 9.*fewer workers"):
+        build([videos], tmp_path / "set", LipSync.load(device="cpu", detector=Deadly()), QUICK, workers=2)
+    assert not multiprocessing.active_children() and not list(tmp_path.rglob("*.part"))
 
 
 def test_a_finished_build_is_not_done_again_and_other_settings_are_refused(built, videos, lipsync):
@@ -458,7 +480,7 @@ def test_ctrl_c_gives_130_and_leaves_no_half_file(command, videos, tmp_path, mon
     def interrupted(self, samples):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(building.SampleMaker, "finish", interrupted)
+    monkeypatch.setattr(measuring.SampleMaker, "finish", interrupted)
     assert command(videos, "--out", tmp_path / "set") == 130
     assert "Stopped" in capsys.readouterr().err
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob("*.tar"))

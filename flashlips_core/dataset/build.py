@@ -13,67 +13,40 @@ A build that was stopped goes on where it was and ends with the same bytes.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from ..audio import to_mono_16k
-from ..face import NoFaceError
-from ..face_motion import open_landmarker
-from ..media import open_sound, probe
 from ..pipeline import LipSync
 from ..types import FlashLipsError, Progress
-from .filters import Limits
 from .report import write_report
-from .samples import Labellers, Made, SampleMaker
-from .scenes import find_candidates, read_at_rate
-from .shards import ShardPlan, WriteError, pack, plan_shards, sample_bytes, write_json, write_whole
+from .shards import ShardPlan, pack, plan_shards, write_json, write_whole
 from .sources import SPLITS, Source, find_sources
-
-log = logging.getLogger(__name__)
+from .videos import DEFAULTS, NO_FACE, UNREADABLE, BuildSettings, measure_all, sample_path, state_path
 
 FORMAT, VERSION = "flashlips-dataset", 1
-NO_FACE, UNREADABLE = "no face", "unreadable"  # reasons of whole videos
-PASSES = 2  # over each video: one to track, one to cut
-
-
-@dataclass(frozen=True)
-class BuildSettings:
-    """How a set is made."""
-
-    crop_px: int = 256  # side of the editor's square; stored crops are a quarter wider
-    limits: Limits = Limits()
-    identity: str = "folder"  # "folder", "file" or a CSV file, see find_sources
-    val: float = 0.05  # shares of the identities
-    test: float = 0.05
-    seed: int = 0  # of the split and of the order of samples
-    shard_mb: int = 256
-    threshold: float = 0.5  # lowest detection score that counts as a face
-    landmarker: str | None = None  # MediaPipe's .task file, for landmarks and blendshapes
-    has_latents: bool = False  # store the codec's latents of every square too
 
 
 def build(
     videos: Sequence[str | Path],
     out: str | Path,
     lipsync: LipSync,
-    settings: BuildSettings = BuildSettings(),
+    settings: BuildSettings = DEFAULTS,
     progress: Progress | None = None,
+    workers: int = 1,
 ) -> dict[str, Any]:
     """Build the set in the folder ``out``, or go on with it; see :func:`summary` for what is returned.
 
-    ``progress`` counts kB of video. Videos that cannot be read are reported and left out. Raises FlashLipsError where there are
-    no videos, nothing can be kept, or the folder cannot be written or holds another set.
+    ``progress`` counts kB of video; ``workers`` is how many processes share the videos, each with networks of its own. Videos
+    that cannot be read are reported and left out. Raises FlashLipsError where there are no videos, nothing can be kept, or the
+    folder cannot be written or holds another set.
     """
     _check(settings)
     out = Path(out)
@@ -81,7 +54,7 @@ def build(
     _claim(out, sources, lipsync, settings)
     if not (out / "index.json").is_file():
         if not (out / "work" / "plan.json").is_file():
-            _measure_all(sources, out, lipsync, settings, progress)
+            measure_all(sources, out, lipsync, settings, progress, workers)
         _finish(sources, out, settings)
     shutil.rmtree(out / "work", ignore_errors=True)
     return summary(out)
@@ -147,126 +120,13 @@ def _digest(network: nn.Module | Any) -> str:
     return digest.hexdigest()
 
 
-# ---- video by video --------------------------------------------------------------------------------------------------------
-
-
-def _measure_all(
-    sources: Sequence[Source], out: Path, lipsync: LipSync, settings: BuildSettings, progress: Progress | None
-) -> None:
-    stamps = [_stamp(source) for source in sources]
-    total, before = sum(size for size, _ in stamps) // 1000 + 1, 0
-    with ExitStack() as stack:
-        landmarker = stack.enter_context(open_landmarker(settings.landmarker)) if settings.landmarker else None
-        labellers = Labellers(lipsync, settings.crop_px, landmarker, settings.has_latents)
-        for source, stamp in zip(sources, stamps, strict=True):
-
-            def share(done: float, before: int = before, size: int = stamp[0]) -> None:
-                if progress is not None:
-                    progress(int(before + done * size) // 1000, total)
-
-            if not _is_measured(source, stamp, out):
-                _measure(source, stamp, out, labellers, settings, share)
-            before += stamp[0]
-            share(0.0, before)
-    if progress is not None:
-        progress(total, total)
-
-
-def _is_measured(source: Source, stamp: list[int], out: Path) -> bool:
-    """Whether an earlier run is done with this video, which has not changed since."""
-    state = _state_path(source, out)
-    return state.is_file() and json.loads(state.read_text(encoding="utf-8"))["file"] == stamp
-
-
-def _measure(
-    source: Source,
-    stamp: list[int],
-    out: Path,
-    labellers: Labellers,
-    settings: BuildSettings,
-    share: Callable[[float], None],
-) -> None:
-    """Make the samples of one video; its state is written last."""
-    folder = _folder(source, out)
-    shutil.rmtree(folder, ignore_errors=True)
-    candidates, problem, text = [], "", ""
-    try:
-        for made in make_samples(source, labellers, settings, share):
-            candidates.append(_kept(made, folder, source))
-    except NoFaceError as error:
-        problem, text = NO_FACE, str(error)
-    except WriteError:
-        raise
-    except FlashLipsError as error:
-        problem, text = UNREADABLE, str(error)
-    if problem == UNREADABLE:
-        shutil.rmtree(folder, ignore_errors=True)
-        candidates = []
-        log.warning("Left out %s: %s", source.id, text)
-    state = {"file": stamp, "problem": problem, "text": text, "candidates": candidates}
-    write_json(_state_path(source, out), state)
-
-
-def make_samples(
-    source: Source, labellers: Labellers, settings: BuildSettings, share: Callable[[float], None] | None = None
-) -> Iterator[Made]:
-    """Every candidate of one video, measured, in the order in which they end; ``share`` is told how much is done, 0 to 1."""
-    info = probe(source.path)
-    samples = to_mono_16k(open_sound(source.path)) if info.audio_rate else None
-
-    def part(number: int) -> Progress:
-        return lambda done, total: share((number + done / max(total, done, 1)) / PASSES) if share else None
-
-    candidates = find_candidates(
-        source.path, labellers.lipsync.detector, settings.threshold, settings.limits.max_seconds, part(0)
-    )
-    waiting, running, show = list(candidates), [], part(1)
-    last = max(c.stop for c in candidates)
-    with closing(read_at_rate(source.path, info)) as frames:
-        for index, frame in enumerate(frames):
-            while waiting and waiting[0].start == index:
-                running.append(SampleMaker(source, waiting.pop(0), labellers, settings.limits, samples is not None))
-            for maker in running:
-                maker.push(frame, index)
-            for maker in [m for m in running if m.candidate.stop == index + 1]:
-                running.remove(maker)
-                yield maker.finish(samples)
-            show(index + 1, last)
-            if index + 1 == last:
-                return
-
-
-def _kept(made: Made, folder: Path, source: Source) -> dict[str, Any]:
-    """Write a candidate's sample where it is kept; its row of the state."""
-    row = {"key": made.key, "source": source.id, "identity": source.identity, "split": source.split, "reason": made.reason}
-    row |= {"measures": made.measures.as_dict(), "thumbnail": base64.b64encode(made.thumbnail).decode()}
-    if made.files:
-        content = sample_bytes(made.key, made.files)
-        write_whole(folder / f"{made.key}.tar", lambda file: file.write(content))
-        row |= {"bytes": len(content), "frames": sum(name.endswith(".jpg") for name in made.files)}
-    return row
-
-
-def _folder(source: Source, out: Path) -> Path:
-    return out / "work" / source.key
-
-
-def _state_path(source: Source, out: Path) -> Path:
-    return out / "work" / f"{source.key}.json"
-
-
-def _stamp(source: Source) -> list[int]:
-    stat = source.path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
-
-
 # ---- all together ----------------------------------------------------------------------------------------------------------
 
 
 def read_states(sources: Sequence[Source], out: Path) -> Iterator[tuple[Source, dict[str, Any]]]:
     """Each video with its state, one at a time: thumbnails of 500 hours do not fit into memory."""
     for source in sources:
-        yield source, json.loads(_state_path(source, out).read_text(encoding="utf-8"))
+        yield source, json.loads(state_path(source, out).read_text(encoding="utf-8"))
 
 
 def _finish(sources: Sequence[Source], out: Path, settings: BuildSettings) -> None:
@@ -294,7 +154,7 @@ def _tally(sources: Sequence[Source], out: Path) -> tuple[list[dict[str, Any]], 
         for row in state["candidates"]:
             rows.append({k: v for k, v in row.items() if k != "thumbnail"})
             reasons[row["reason"]] += 1
-            homes[row["key"]] = _folder(source, out) / f"{row['key']}.tar"
+            homes[row["key"]] = sample_path(source, out, row['key'])
     kept_s = sum(row["measures"]["seconds"] for row in rows if not row["reason"])
     counts = {
         "videos": len(sources), UNREADABLE: problems[UNREADABLE], "without_face": problems[NO_FACE], "candidates": len(rows),
