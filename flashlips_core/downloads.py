@@ -26,7 +26,9 @@ AUDIO_ENCODERS = {
     "openai/whisper-small": "main",
 }
 CODECS = {"madebyollin/taesdxl": "main", "stabilityai/sdxl-vae": "main"}
+DETECTOR = "kornia/yunet"  # the face detector
 AUDIO_FILES = ("config.json", "preprocessor_config.json", "model.safetensors")
+DETECTOR_FILES = ("yunet_final.pth",)  # opened only if it is the very file that is known, see face/detect.py
 CODEC_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from .media_listen import SoundFile, check_audio, load_audio, open_sound
+from .media_listen import SoundFile, check_audio, load_audio, open_sound, sound_rate
 from .media_plan import FramePlan, LengthMode, plan_frames, read_planned
 from .media_read import has_picture, probe, read_frames
 from .media_write import CONTAINERS, write_video
@@ -24,5 +24,6 @@ __all__ = [
     "probe",
     "read_frames",
     "read_planned",
+    "sound_rate",
     "write_video",
 ]

@@ -57,6 +57,12 @@ def open_sound(path: str | Path) -> SoundFile:
     return sound
 
 
+def sound_rate(path: str | Path) -> int:
+    """Samples per second of the first sound of a file, by its header."""
+    with open_media(path) as container:
+        return _sound_stream(container, path).sample_rate
+
+
 def load_audio(path: str | Path) -> Audio:
     """Decode the first audio stream at its own rate and channels, all of it."""
     decoded = list(_decoded(path))
@@ -82,10 +88,7 @@ def sound_start(sound: av.AudioFrame) -> Fraction:
 def _decoded(path: str | Path) -> Iterator[tuple[np.ndarray, int]]:
     """(channels, n) float32 piece by piece, each with the sample rate in Hz."""
     with open_media(path) as container:
-        streams = sound_streams(container)
-        if not streams:
-            raise FlashLipsError(f"{Path(path).name} has no audio stream that can be decoded; choose a file with such sound.")
-        stream = streams[0]
+        stream = _sound_stream(container, path)
         origin = picture_start(container)
         resampler, written, rate, layout = None, 0, 0, None
         for sound in decode(container, stream, path):
@@ -104,6 +107,13 @@ def _decoded(path: str | Path) -> Iterator[tuple[np.ndarray, int]]:
             late = -gap if written == 0 and gap < 0 else 0
             written += max(0, samples.shape[1] - late)
             yield samples[:, late:], rate
+
+
+def _sound_stream(container: av.container.InputContainer, path: str | Path) -> av.AudioStream:
+    streams = sound_streams(container)
+    if not streams:
+        raise FlashLipsError(f"{Path(path).name} has no audio stream that can be decoded; choose a file with such sound.")
+    return streams[0]
 
 
 def _check_numbers(samples: Tensor, name: str) -> None:

@@ -6,12 +6,14 @@ audio channels. ComfyUI's IMAGE is (B, H, W, 3) in [0, 1], its AUDIO {"waveform"
 
 from __future__ import annotations
 
+import hashlib
 import io as streams
 import json
 import os
 import shutil
 import time
 import uuid
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,10 +29,13 @@ from PIL import Image
 from torch import Tensor
 
 from ..flashlips_core.compose import whole_picture
-from ..flashlips_core.types import Audio, FlashLipsError, Frame
+from ..flashlips_core.media import load_audio, open_sound, sound_rate
+from ..flashlips_core.media_cut import write_images, write_part
+from ..flashlips_core.types import Audio, FlashLipsError, Frame, Recording
 
 PREVIEW_S = 0.5  # a preview picture at most this often
 PREVIEW_PX = 512  # its longest side
+PART_PREFIX = "flashlips-part-"  # of trimmed videos in the temp folder
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------------
@@ -108,14 +113,15 @@ def _picture(picture: Frame | Tensor) -> Image.Image:
 def video_source(video: Any, progress: Any = None) -> Iterator[str]:
     """The path of a file that shows this VIDEO. One of ComfyUI's own files is used where it lies; others are temporary.
 
-    A trimmed video and one made of images are encoded once, nearly without loss, frame by frame.
+    A trimmed file is encoded once, nearly without loss, frame by frame, and found again by the next node that asks for the same
+    part. A video made of images is encoded for each.
     """
     if video is None:
         raise FlashLipsError("There is no video; connect one, for example from Load Video.")
     trim = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
     source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
-    if isinstance(source, (str, os.PathLike)) and not any(trim):
-        yield os.fspath(source)
+    if isinstance(source, (str, os.PathLike)):
+        yield os.fspath(_trimmed(source, trim, progress) if any(trim) else source)
         return
     made = temp_path(".mov")
     upload, other = made.with_suffix(".media"), made.with_suffix(".mp4")
@@ -127,7 +133,8 @@ def video_source(video: Any, progress: Any = None) -> Iterator[str]:
         if source is None:
             source = _write_other(video, made, other, progress)
         elif any(trim):
-            source = _write_trimmed(source, made, trim, progress)
+            write_part(source, made, *trim, progress)
+            source = made
         yield os.fspath(source)
     finally:
         for path in (made, upload, other):
@@ -135,17 +142,18 @@ def video_source(video: Any, progress: Any = None) -> Iterator[str]:
                 path.unlink(missing_ok=True)
 
 
-def _write_trimmed(source: str | Path, out: Path, trim: tuple[float, float], progress: Any) -> Path:
-    from ..flashlips_core.media_cut import write_part
-
-    write_part(source, out, start_s=trim[0], duration_s=trim[1], progress=progress)
-    return out
+def _trimmed(source: str | Path, trim: tuple[float, float], progress: Any) -> Path:
+    """A part of a file as a file of its own, which stays in the temp folder under a name that only this part has."""
+    stat = os.stat(source)
+    key = f"{os.path.realpath(source)}:{stat.st_size}:{stat.st_mtime_ns}:{trim}"
+    part = temp_path(".mov").with_name(f"{PART_PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:24]}.mov")
+    if not part.is_file():  # it appears whole or not at all
+        write_part(source, part, *trim, progress)
+    return part
 
 
 def _write_other(video: Any, out: Path, other: Path, progress: Any) -> Path:
     """A video that is no file: its images one by one as ``out``, or what an unknown class saves as ``other``."""
-    from ..flashlips_core.media_cut import write_images
-
     if not isinstance(video, InputImpl.VideoFromComponents):
         video.save_to(os.fspath(other))
         return other
@@ -177,10 +185,45 @@ def output_video(path: str | Path) -> Any:
 # ---- sound and pictures ----------------------------------------------------------------------------------------------------
 
 
-def audio_of(audio: Mapping[str, Any] | None) -> Audio:
+class FileAudio(Mapping):
+    """The sound of a file as ComfyUI's AUDIO: decoded when its waveform is asked for, and kept only while somebody holds that.
+
+    Nodes of this pack read it from the file, piece by piece: see :func:`audio_of`.
+    """
+
+    KEYS = ("waveform", "sample_rate")
+
+    def __init__(self, path: str | Path) -> None:
+        self.path, self.sample_rate = path, sound_rate(path)
+        self._waveform: weakref.ref[Tensor] | None = None
+
+    def __getitem__(self, key: str) -> Tensor | int:
+        if key == "sample_rate":
+            return self.sample_rate
+        if key != "waveform":
+            raise KeyError(key)
+        waveform = self._waveform() if self._waveform is not None else None
+        if waveform is None:
+            waveform = load_audio(self.path).samples[None]
+            self._waveform = weakref.ref(waveform)
+        return waveform
+
+    def __contains__(self, key: object) -> bool:  # Mapping's own would decode
+        return key in self.KEYS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.KEYS)
+
+    def __len__(self) -> int:
+        return len(self.KEYS)
+
+
+def audio_of(audio: Mapping[str, Any] | None) -> Recording:
     """ComfyUI's AUDIO as the core has it."""
     if not audio or "waveform" not in audio:
         raise FlashLipsError("There is no audio; connect one, for example from Load Audio.")
+    if isinstance(audio, FileAudio):
+        return open_sound(audio.path)
     waveform = audio["waveform"]
     if waveform.ndim != 3 or len(waveform) != 1:
         raise FlashLipsError(f"The audio must be one recording, got a waveform of shape {tuple(waveform.shape)}; give one.")

@@ -26,9 +26,10 @@ from ..flashlips_core import LipSync
 from ..flashlips_core import audio as core_audio
 from ..flashlips_core.audio import encoded_audio, to_mono_16k
 from ..flashlips_core.codec import SDXL_SCALE, Codec, UnscaledCodec, load_codec, wrap_vae
-from ..flashlips_core.downloads import CODECS
+from ..flashlips_core.downloads import CODECS, DETECTOR, DETECTOR_FILES, fetch
+from ..flashlips_core.face.detect import YUNET_FILES, found_weights, load_detector
 from ..flashlips_core.loading import LoadedPart, folder_role, load_part, role_of
-from ..flashlips_core.types import FlashLipsError, dtype_for
+from ..flashlips_core.types import FlashLipsError, Progress, dtype_for
 from . import bridge
 
 FOLDER = "flashlips"  # of ComfyUI's models folder
@@ -186,10 +187,19 @@ def lipsync(
 
 def detector() -> Any:
     """The face detector with weights of models/flashlips, of FLASHLIPS_MODELS or of torch's cache; nothing is downloaded."""
-    from ..flashlips_core.face.detect import YUNET_FILES, load_detector
+    return load_detector(_detector_weights(), device(), download=False)
 
-    files = [folder / name for folder in model_folders() for name in YUNET_FILES]
-    return load_detector(next((path for path in files if path.is_file()), None), device(), download=False)
+
+def fetch_detector(progress: Progress) -> None:
+    """Download YuNet's weights into models/flashlips, unless they are already found somewhere."""
+    if _detector_weights() is None and found_weights() is None:
+        fetch(DETECTOR, model_folders()[0], DETECTOR_FILES, progress=progress)
+
+
+def _detector_weights() -> Path | None:
+    folder = DETECTOR.rpartition("/")[2]  # what is downloaded has one of its own
+    places = (root / name for root in model_folders() for name in ("", folder))
+    return next((path for place in places for path in (place / name for name in YUNET_FILES) if path.is_file()), None)
 
 
 def train_bytes(batch: int, crop_px: int) -> int:

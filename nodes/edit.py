@@ -16,7 +16,7 @@ from ..flashlips_core.pipeline import DubSettings, Look, check_whole_track
 from ..flashlips_core.types import POSE_DIM, FaceTrack, LipPoses
 from . import bridge
 from . import bridge_models as models
-from .sockets import Editor, LipEncoder, Poses, Track
+from .sockets import DETECTOR_DOWNLOAD, Editor, LipEncoder, Poses, Track, download_input
 
 CATEGORY = "FlashLips"
 EDIT_CATEGORY = "FlashLips/edit"
@@ -84,6 +84,7 @@ class LipSync(io.ComfyNode):
                 ),
                 _crf_input(),
                 _tag_input(),
+                download_input(DETECTOR_DOWNLOAD),
             ],
             outputs=[io.Video.Output(display_name="video")],
         )
@@ -100,6 +101,7 @@ class LipSync(io.ComfyNode):
         close_in_silence: bool = True,
         crf: int = 16,
         tag: bool = True,
+        download: bool = False,
     ) -> io.NodeOutput:
         voice, out = bridge.audio_of(audio), bridge.temp_path(".mp4")
         sampler = SamplerSettings(seed=seed)
@@ -112,6 +114,8 @@ class LipSync(io.ComfyNode):
         vae, listener = models.load_vae(models.BUNDLED), models.load_audio_encoder(models.BUNDLED)
         parts = (editor, vae, pose_model, lip_encoder, listener)
         with bridge.running() as run, bridge.video_source(video, run.progress) as path:
+            if download:
+                models.fetch_detector(run.progress)
             with models.on_device(*parts, memory_bytes=_memory(editor, settings.batch)):
                 models.lipsync(*parts).dub(path, voice, out, settings, progress=run.progress, show=run.show)
         return io.NodeOutput(bridge.output_video(out))
@@ -130,10 +134,7 @@ class LipSyncVideo(io.ComfyNode):
             "does not grow with the clip. For two speakers chain two of these, each with its own track. " + CONSENT,
             inputs=[
                 io.Video.Input("video", tooltip="The clip that was tracked."),
-                Track.Input("track", tooltip="From Track Face, of this same video. Frames without the face stay as they are."),
-                Poses.Input("poses", tooltip="One per frame, or at another rate; the last one is held where they end."),
-                Editor.Input("editor", tooltip="From Load Lip Editor."),
-                io.Vae.Input("vae", tooltip="From Load Codec, or any VAE in SDXL's latent space."),
+                *_edit_inputs("From Track Face, of this same video. Frames without the face stay as they are.", "frame"),
                 LipEncoder.Input(
                     "lip_encoder",
                     optional=True,
@@ -212,10 +213,7 @@ class LipSyncImages(io.ComfyNode):
             "no note: dub people only with their consent, and say wherever you show the result that it was changed.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames that were tracked, in order."),
-                Track.Input("track", tooltip="From Track Face, of these same images; it also knows their rate."),
-                Poses.Input("poses", tooltip="One per image, or at another rate; the last one is held where they end."),
-                Editor.Input("editor", tooltip="From Load Lip Editor."),
-                io.Vae.Input("vae", tooltip="From Load Codec, or any VAE in SDXL's latent space."),
+                *_edit_inputs("From Track Face, of these same images; it also knows their rate.", "image"),
                 io.Image.Input(
                     "references",
                     optional=True,
@@ -306,6 +304,16 @@ class EditLatents(io.ComfyNode):
             settings = (reference_poses, strength, editor.is_stage_1, batch)
             edited = edit_latents(editor.network, samples, shown, poses, *settings, progress=run.progress)
         return io.NodeOutput({**target, "samples": edited / SDXL_SCALE})
+
+
+def _edit_inputs(track: str, unit: str) -> list[io.Input]:
+    """What an edit is made of, whatever its pictures come in."""
+    return [
+        Track.Input("track", tooltip=track),
+        Poses.Input("poses", tooltip=f"One per {unit}, or at another rate; the last one is held where they end."),
+        Editor.Input("editor", tooltip="From Load Lip Editor."),
+        io.Vae.Input("vae", tooltip="From Load Codec, or any VAE in SDXL's latent space."),
+    ]
 
 
 def _batch_input() -> io.Int.Input:

@@ -11,72 +11,67 @@ from ..flashlips_core.downloads import AUDIO_ENCODERS, AUDIO_FILES, CODEC_FILES,
 from ..flashlips_core.types import FlashLipsError
 from . import bridge
 from . import bridge_models as models
-from .sockets import Editor, LipEncoder, PoseModel
+from .sockets import Editor, LipEncoder, PoseModel, download_input
 
 CATEGORY = "FlashLips/load"
 FILES_TOOLTIP = "Bundled = the small one that comes with FlashLips; others are .safetensors files in models/flashlips."
+DOWNLOAD = (
+    "On = fetch a public network (names with a slash) from Hugging Face into models/flashlips, unless it is there. "
+    "Off = never use the network."
+)
 AUDIO_KINDS = (models.FOLDER, "audio_encoders")
 LOG_MEL = "log-mel"
 
 
-def _network_schema(node_id: str, display_name: str, description: str, role: str, output: io.Output) -> io.Schema:
-    name = io.Combo.Input("name", options=models.model_files(role), default=models.BUNDLED, optional=True, tooltip=FILES_TOOLTIP)
-    return io.Schema(
-        node_id=node_id, display_name=display_name, category=CATEGORY, description=description, inputs=[name], outputs=[output]
-    )
+class NetworkLoader(io.ComfyNode):
+    """What the loaders of single networks share; each says which network it is."""
+
+    NODE_ID: str
+    NAME: str
+    ROLE: str
+    OUTPUT: io.Output
+    DESCRIPTION_TEXT: str
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        options = models.model_files(cls.ROLE)
+        name = io.Combo.Input("name", options=options, default=models.BUNDLED, optional=True, tooltip=FILES_TOOLTIP)
+        about = {"display_name": cls.NAME, "category": CATEGORY, "description": cls.DESCRIPTION_TEXT}
+        return io.Schema(node_id=cls.NODE_ID, **about, inputs=[name], outputs=[cls.OUTPUT])
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str = models.BUNDLED) -> str:
+        return models.fingerprint(name)
+
+    @classmethod
+    def execute(cls, name: str = models.BUNDLED) -> io.NodeOutput:
+        return io.NodeOutput(models.load_network(cls.ROLE, name))
 
 
-class LoadEditor(io.ComfyNode):
+class LoadEditor(NetworkLoader):
     """The network that changes the lips."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        text = "Loads a lip editor: the network that gives a face crop another mouth."
-        return _network_schema("FlashLipsLoadEditor", "Load Lip Editor", text, "editor", Editor.Output(display_name="editor"))
-
-    @classmethod
-    def fingerprint_inputs(cls, name: str = models.BUNDLED) -> str:
-        return models.fingerprint(name)
-
-    @classmethod
-    def execute(cls, name: str = models.BUNDLED) -> io.NodeOutput:
-        return io.NodeOutput(models.load_network("editor", name))
+    NODE_ID, NAME, ROLE = "FlashLipsLoadEditor", "Load Lip Editor", "editor"
+    OUTPUT = Editor.Output(display_name="editor")
+    DESCRIPTION_TEXT = "Loads a lip editor: the network that gives a face crop another mouth."
 
 
-class LoadLipEncoder(io.ComfyNode):
+class LoadLipEncoder(NetworkLoader):
     """The network that reads a lip pose from a crop."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        text = "Loads a lip encoder: the network that reads the 12 numbers of a lip pose from a face crop."
-        output = LipEncoder.Output(display_name="lip_encoder")
-        return _network_schema("FlashLipsLoadLipEncoder", "Load Lip Encoder", text, "lip-encoder", output)
-
-    @classmethod
-    def fingerprint_inputs(cls, name: str = models.BUNDLED) -> str:
-        return models.fingerprint(name)
-
-    @classmethod
-    def execute(cls, name: str = models.BUNDLED) -> io.NodeOutput:
-        return io.NodeOutput(models.load_network("lip-encoder", name))
+    NODE_ID, NAME, ROLE = "FlashLipsLoadLipEncoder", "Load Lip Encoder", "lip-encoder"
+    OUTPUT = LipEncoder.Output(display_name="lip_encoder")
+    DESCRIPTION_TEXT = "Loads a lip encoder: the network that reads the 12 numbers of a lip pose from a face crop."
 
 
-class LoadPoseModel(io.ComfyNode):
+class LoadPoseModel(NetworkLoader):
     """The network that turns a voice into lip poses."""
 
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        text = "Loads a pose model: the network that turns a voice into lip poses. Each listens to one kind of audio encoder."
-        output = PoseModel.Output(display_name="pose_model")
-        return _network_schema("FlashLipsLoadPoseModel", "Load Pose Model", text, "pose-model", output)
-
-    @classmethod
-    def fingerprint_inputs(cls, name: str = models.BUNDLED) -> str:
-        return models.fingerprint(name)
-
-    @classmethod
-    def execute(cls, name: str = models.BUNDLED) -> io.NodeOutput:
-        return io.NodeOutput(models.load_network("pose-model", name))
+    NODE_ID, NAME, ROLE = "FlashLipsLoadPoseModel", "Load Pose Model", "pose-model"
+    OUTPUT = PoseModel.Output(display_name="pose_model")
+    DESCRIPTION_TEXT = (
+        "Loads a pose model: the network that turns a voice into lip poses. Each listens to one kind of audio encoder."
+    )
 
 
 class LoadCodec(io.ComfyNode):
@@ -99,7 +94,7 @@ class LoadCodec(io.ComfyNode):
                     tooltip="Bundled = small and fast, made for faces. SDXL's own VAE is the sharpest and by far the slowest, "
                     "taesdxl lies between. Files of models/vae are listed where their name says XL.",
                 ),
-                _download_input(),
+                download_input(DOWNLOAD),
             ],
             outputs=[io.Vae.Output(display_name="vae")],
         )
@@ -153,7 +148,7 @@ class LoadAudioEncoder(io.ComfyNode):
                     tooltip="Hidden layer of such a network: 0 = before the first, higher = later, -1 = the last. "
                     "The bundled encoder and log-mel have no layers to choose from.",
                 ),
-                _download_input(),
+                download_input(DOWNLOAD),
             ],
             outputs=[io.AudioEncoder.Output(display_name="audio_encoder")],
         )
@@ -170,17 +165,6 @@ class LoadAudioEncoder(io.ComfyNode):
         elif name not in (models.BUNDLED, LOG_MEL):
             source = models.model_folder(name, AUDIO_KINDS) or models.model_path(name)
         return io.NodeOutput(models.load_audio_encoder(source, None if layer < 0 else layer))
-
-
-def _download_input() -> io.Boolean.Input:
-    return io.Boolean.Input(
-        "download",
-        default=False,
-        optional=True,
-        advanced=True,
-        tooltip="On = fetch a public network (names with a slash) from Hugging Face into models/flashlips, unless it is there. "
-        "Off = never use the network.",
-    )
 
 
 def _fetched(hub_id: str, known: dict[str, str], files: tuple[str, ...], is_allowed: bool) -> Path:

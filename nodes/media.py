@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
 
-from ..flashlips_core.media import has_picture, load_audio, probe
+from ..flashlips_core.media import has_picture, probe
 from ..flashlips_core.media_save import ENCODERS, save_clip, suffix_like
 from ..flashlips_core.types import Audio, FlashLipsError
 from . import bridge
@@ -30,7 +32,7 @@ class LoadVideo(io.ComfyNode):
             display_name="Load Video (Path)",
             category=CATEGORY,
             description="Loads a video that lies on the machine that runs ComfyUI, without uploading it: no limit to its size. "
-            "Its pictures are read when a later node needs them. A sound file gives audio alone.",
+            "Its pictures and its sound are read when a later node needs them. A sound file gives audio alone.",
             inputs=[
                 io.String.Input(
                     "path",
@@ -65,11 +67,10 @@ class LoadVideo(io.ComfyNode):
         if not file.is_file():
             raise FlashLipsError(_missing(path))
         if not has_picture(file):
-            return io.NodeOutput(None, bridge.to_audio(load_audio(file)))
+            return io.NodeOutput(None, bridge.FileAudio(file))
         clip = probe(file)
-        silence = Audio(torch.zeros(2, max(1, round(clip.duration * SILENCE_HZ))), SILENCE_HZ)
-        sound = load_audio(file) if clip.audio_rate else silence
-        return io.NodeOutput(bridge.output_video(file), bridge.to_audio(sound))
+        sound = bridge.FileAudio(file) if clip.audio_rate else bridge.to_audio(_silence(clip.duration))
+        return io.NodeOutput(bridge.output_video(file), sound)
 
 
 class SaveVideo(io.ComfyNode):
@@ -147,6 +148,12 @@ class SaveVideo(io.ComfyNode):
             tags = bridge.workflow_tags(cls.hidden.prompt, cls.hidden.extra_pnginfo)
             save_clip(path, out, codec, crf, sound, tags, run.progress, run.show)
         return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.output)]))
+
+
+def _silence(duration: Fraction) -> Audio:
+    """So many seconds of stereo silence; the system gives its zeros memory only when somebody reads them."""
+    samples = np.zeros((2, max(1, round(duration * SILENCE_HZ))), np.float32)
+    return Audio(torch.from_numpy(samples), SILENCE_HZ)
 
 
 def _resolved(path: str) -> Path:

@@ -30,7 +30,7 @@ from ..flashlips_core.poses import frame_rate, resample, silence_gate, spread
 from ..flashlips_core.types import FaceTrack, FlashLipsError, LipPoses
 from . import bridge
 from . import bridge_models as models
-from .sockets import LipEncoder, PoseModel, Poses, Track, fps_input
+from .sockets import DETECTOR_DOWNLOAD, LipEncoder, PoseModel, Poses, Track, download_input, fps_input
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +70,13 @@ class EncodeAudio(io.ComfyNode):
 
     @classmethod
     def execute(cls, audio_encoder: Any, audio: dict, emotion_encoder: str = NO_EMOTION) -> io.NodeOutput:
-        sound = bridge.audio_of(audio)
-        samples = to_mono_16k(sound)
+        samples = to_mono_16k(bridge.audio_of(audio))
         with bridge.running() as run:
             with models.on_device(audio_encoder, memory_bytes=ENCODE_BYTES):
                 if hasattr(audio_encoder, "encoder"):
                     encoded = encoded_audio(audio_encoder.encoder.encode(samples, run.progress), len(samples))
                 else:  # ComfyUI's own
-                    encoded = audio_encoder.encode_audio(sound.samples[None], sound.sample_rate)
+                    encoded = audio_encoder.encode_audio(audio["waveform"].float().cpu(), audio["sample_rate"])
             if emotion_encoder != NO_EMOTION:
                 run.beat()
                 classifier = models.load_emotion_encoder(_classifier(emotion_encoder))
@@ -207,17 +206,20 @@ class EncodePoses(io.ComfyNode):
                     tooltip="Where the face is, from Track Face. Without it the largest face is tracked here.",
                 ),
                 fps_input(),
+                download_input("For tracking here. " + DETECTOR_DOWNLOAD),
             ],
             outputs=[Poses.Output(display_name="poses")],
         )
 
     @classmethod
     def execute(
-        cls, lip_encoder: models.LoadedNetwork, video=None, images=None, track: FaceTrack | None = None, fps=25.0
+        cls, lip_encoder: models.LoadedNetwork, video=None, images=None, track: FaceTrack | None = None, fps=25.0, download=False
     ) -> io.NodeOutput:
         bridge.check_one_clip(video, images)
         lipsync = models.lipsync(lip_encoder=lip_encoder)
         with bridge.running() as run, models.on_device(lip_encoder, memory_bytes=ENCODE_BYTES):
+            if download and track is None:
+                models.fetch_detector(run.progress)
             if images is not None:
                 pictures, rate = bridge.pictures_of(images), frame_rate(fps)
                 return io.NodeOutput(poses_from_images(lipsync, pictures, rate, track, progress=run.progress, show=run.show))

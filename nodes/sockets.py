@@ -1,4 +1,4 @@
-"""Kinds of wires that ComfyUI does not have, and an input that several nodes share."""
+"""Kinds of wires that ComfyUI does not have, and inputs that several nodes share."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ IMAGES_FPS = "Frames per second of the images; 29.97 means 30000/1001. A video b
 def fps_input(tooltip: str = IMAGES_FPS) -> io.Float.Input:
     """Frames or poses per second."""
     return io.Float.Input("fps", default=25.0, min=1.0, max=240.0, step=0.001, optional=True, tooltip=tooltip)
+
+
+DETECTOR_DOWNLOAD = (
+    "On = fetch YuNet's weights from Hugging Face (less than 0.4 MB) into models/flashlips, unless they are there: it also finds "
+    "small and turned faces. Off = never use the network; without them OpenCV's detector sees frontal faces only."
+)
+
+
+def download_input(tooltip: str) -> io.Boolean.Input:
+    """Whether the network may be used."""
+    return io.Boolean.Input("download", default=False, optional=True, advanced=True, tooltip=tooltip)

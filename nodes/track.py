@@ -31,7 +31,7 @@ from ..flashlips_core.track_pictures import pick_pictures, track_sheet
 from ..flashlips_core.types import ClipInfo, FaceTrack, FlashLipsError, Frame
 from . import bridge
 from . import bridge_models as models
-from .sockets import Track, fps_input
+from .sockets import DETECTOR_DOWNLOAD, Track, download_input, fps_input
 
 CATEGORY = "FlashLips/face"
 FACES = ["largest", "left", "right", "index", "reference"]
@@ -107,6 +107,7 @@ class TrackFace(io.ComfyNode):
                     "smooth (follows softly), fixed-size (follows, never scales), fixed (one square per scene); auto takes "
                     "the stillest that fits.",
                 ),
+                download_input(DETECTOR_DOWNLOAD),
             ],
             outputs=[Track.Output(display_name="track")],
         )
@@ -114,13 +115,16 @@ class TrackFace(io.ComfyNode):
     @classmethod
     def execute(
         cls, video=None, images=None, face="largest", index=0, reference=None, fps=25.0,
-        threshold=0.5, every=1, stabilise="smooth",
+        threshold=0.5, every=1, stabilise="smooth", download=False,
     ) -> io.NodeOutput:  # fmt: skip
-        detector = models.detector()
-        which = _wanted_face(face, index, reference, detector)
-        with bridge.running() as run, _clip(run, video, images, fps) as (frames, info):
-            seen = counted(frames, info.num_frames, show=run.show)
-            track = track_faces(seen, info, detector, which, every, stabilise, threshold, run.progress)
+        with bridge.running() as run:
+            if download:
+                models.fetch_detector(run.progress)
+            detector = models.detector()
+            which = _wanted_face(face, index, reference, detector)
+            with _clip(run, video, images, fps) as (frames, info):
+                seen = counted(frames, info.num_frames, show=run.show)
+                track = track_faces(seen, info, detector, which, every, stabilise, threshold, run.progress)
         return io.NodeOutput(track)
 
 

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from test_nodes_track import DEMO
 from test_pipeline import CROP_PX, lipsync, model_folder, toy_networks  # noqa: F401
 from torch import nn
 
@@ -273,3 +274,59 @@ def test_nothing_is_downloaded_unasked(stocked) -> None:
     ):
         run = stocked.run({"load": node(prompt, name=name)}, "load")
         assert f"'{name}' is not in models/flashlips yet; switch 'download' on" in run.errors["load"]
+
+
+# ---- the face detector's weights -------------------------------------------------------------------------------------------
+
+DETECTOR = """
+import sys
+
+def fetched(url):
+    [models] = [module for name, module in sys.modules.items() if name.endswith(".bridge_models")]
+    fetch, found, steps = models.fetch, models.found_weights, []
+    models.fetch = lambda *given, **named: fetch(*given, **named, endpoint=url)
+    models.found_weights = lambda: None  # nothing in this machine's own folders
+    try:
+        first = models._detector_weights()
+        models.fetch_detector(lambda *step: steps.append(step))
+        models.fetch_detector(lambda *step: steps.append("again"))
+        return [first, str(models._detector_weights()), steps]
+    finally:
+        models.fetch, models.found_weights = fetch, found
+"""
+
+
+@pytest.mark.comfy
+def test_the_detectors_weights_are_fetched_once_into_the_models_folder(engine, detector_hub, tmp_path) -> None:
+    (tmp_path / "code.py").write_text(DETECTOR)
+    before, path, steps = engine.call(f"{tmp_path / 'code.py'}:fetched", url=detector_hub)
+    weights = engine.base / "models" / "flashlips" / "yunet" / "yunet_final.pth"
+    assert before is None and path == str(weights) and weights.read_bytes() == WEIGHTS
+    assert steps and "again" not in steps
+    prompt = {"video": node("FlashLipsLoadVideo", path=str(DEMO)), "track": node("FlashLipsTrackFace", video=["video", 0])}
+    assert "is not kornia's file" in engine.run(prompt, "track").errors["track"]  # what is found there is what is used
+    shutil.rmtree(weights.parent)
+
+
+WEIGHTS = bytes(range(256)) * 8  # of another file than the detector's
+
+
+@pytest.fixture
+def detector_hub() -> Iterator[str]:
+    """A hub that has kornia/yunet, with other weights in it."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:  # noqa: N802
+            is_listing = self.path.startswith("/api/models/kornia/yunet/")
+            data = json.dumps({"siblings": [listed("yunet_final.pth", WEIGHTS)]}).encode() if is_listing else WEIGHTS
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()

@@ -197,8 +197,13 @@ def node(class_type: str, **inputs: object) -> dict:
 
 
 def temporary(engine) -> list[Path]:
-    """The files in ComfyUI's temp folder; engines are shared, so other tests may have left results there."""
-    return sorted((engine.base / "temp").rglob("*"))
+    """The files in ComfyUI's temp folder, without parts of clips; engines are shared: other tests may have left results there."""
+    return sorted(path for path in (engine.base / "temp").rglob("*") if path not in parts(engine))
+
+
+def parts(engine) -> list[Path]:
+    """Trimmed clips, which stay until ComfyUI empties the folder."""
+    return sorted((engine.base / "temp").glob("flashlips-part-*.mov"))
 
 
 def saved(engine, run) -> Path:
@@ -277,6 +282,70 @@ def test_trimmed_videos_and_those_of_images_are_saved_too(engine, talking_clip) 
     out = saved(engine, run)
     assert (probe(out).num_frames, probe(out).fps, out.suffix) == (len(run.outputs["parts"][0]), 24, ".mkv")
     assert temporary(engine) == before
+
+
+@pytest.mark.comfy
+def test_a_part_of_a_clip_is_written_once_for_all_who_read_it(engine, clip) -> None:
+    before = parts(engine)
+    source = clip(name="long.mp4", audio_rate=44_100)
+    trim = node("Video Slice", video=["video", 0], start_time=0.2, duration=0.4, strict_duration=False)
+    prompt = {"video": node("FlashLipsLoadVideo", path=str(source)), "trim": trim}
+    prompt |= {name: node("FlashLipsSaveVideo", video=["trim", 0], filename_prefix=name) for name in ("one", "two")}
+    assert engine.run(prompt).is_success
+    [made] = set(parts(engine)) - set(before)
+    written = made.stat().st_mtime_ns
+    prompt["three"] = node("FlashLipsSaveVideo", video=["trim", 0], filename_prefix="three")
+    assert engine.run(prompt).is_success
+    assert made.stat().st_mtime_ns == written and probe(made).num_frames == 10
+    trim["inputs"]["duration"] = 0.2  # another part
+    assert engine.run(prompt).is_success
+    clip(name="long.mp4", size=(32, 32), audio_rate=44_100)  # another clip of that name
+    assert engine.run(prompt).is_success
+    assert len(set(parts(engine)) - set(before)) == 3
+
+
+SOUND = """
+import gc, sys
+
+def kept(path):
+    [bridge] = [module for name, module in sys.modules.items() if name.endswith("nodes.bridge") and hasattr(module, "FileAudio")]
+    decoded, load = [], bridge.load_audio
+    bridge.load_audio = lambda path: decoded.append(path) or load(path)
+    try:
+        audio = bridge.FileAudio(path)
+        found = [dict.fromkeys(audio), len(decoded), audio["sample_rate"], bridge.audio_of(audio).duration]
+        first = audio["waveform"]
+        found += [len(decoded), audio["waveform"] is first, tuple(first.shape)]
+        del first
+        gc.collect()
+        return found + [audio["waveform"].shape[-1], len(decoded), "volume" in audio]
+    finally:
+        bridge.load_audio = load
+"""
+
+
+@pytest.mark.comfy
+def test_sound_is_decoded_only_when_its_waveform_is_asked_for(engine, talking_clip, tmp_path) -> None:
+    (tmp_path / "code.py").write_text(SOUND)
+    names, before, rate, duration, once, is_same, shape, again, twice, other = engine.call(
+        f"{tmp_path / 'code.py'}:kept", path=str(talking_clip)
+    )
+    whole = load_audio(talking_clip)
+    assert list(names) == ["waveform", "sample_rate"] and (before, rate, duration) == (0, 44_100, whole.duration)
+    assert (once, is_same, shape) == (1, True, [1, *whole.samples.shape])
+    assert (again, twice, other) == (whole.samples.shape[1], 2, False)
+
+
+@pytest.mark.comfy
+def test_core_nodes_take_the_sound_of_a_loaded_file(engine, talking_clip) -> None:
+    prompt = {"video": node("FlashLipsLoadVideo", path=str(talking_clip))}
+    prompt["sound"] = node("TrimAudioDuration", audio=["video", 1], start_index=0.0, duration=0.5)
+    prompt["grey"] = node("EmptyImage", width=64, height=64, batch_size=5, color=0x808080)
+    prompt["made"] = node("CreateVideo", images=["grey", 0], fps=25.0, audio=["video", 1])
+    prompt["save"] = node("FlashLipsSaveVideo", video=["made", 0])
+    run = engine.run(prompt, "sound")
+    assert probe(saved(engine, run)).audio_rate == 44_100
+    assert run.outputs["sound"][0]["waveform"].shape == (1, 2, 22_050)
 
 
 UPLOADED = """

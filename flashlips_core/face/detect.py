@@ -139,7 +139,7 @@ def load_detector(weights: str | Path | None = None, device: str | torch.device 
     YuNet with ``weights`` (a file, or a folder that holds one of YUNET_FILES), with those found in a folder that the environment
     variable FLASHLIPS_MODELS names or in torch's hub cache, or with kornia's download; else OpenCV's cascade with a warning.
     """
-    path = _given(Path(weights)) if weights is not None else _found() or (_downloaded() if download else None)
+    path = _given(Path(weights)) if weights is not None else found_weights() or (_downloaded() if download else None)
     if path is not None:
         return YuNetDetector(_load_yunet(path), device_of(device))
     detector = CascadeDetector(_cascade_path())
@@ -178,7 +178,8 @@ def _hub_folder() -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _found() -> Path | None:
+def found_weights() -> Path | None:
+    """YuNet's weights in a folder that FLASHLIPS_MODELS names, or in torch's hub cache."""
     named = [Path(name) for name in os.environ.get(MODELS_VARIABLE, "").split(os.pathsep) if name]
     return next((path for path in map(_in_folder, [*named, _hub_folder()]) if path is not None), None)
 

@@ -19,6 +19,7 @@ import runpy
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,7 +155,7 @@ def plain(value: object) -> object:
         return value.detach().cpu().clone()
     if isinstance(value, np.ndarray):
         return value.copy()
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {plain(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set)):
         return [plain(item) for item in value]
