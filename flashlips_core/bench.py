@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -22,7 +21,7 @@ import torch
 from torch import nn
 
 from .long_clip import write_long_clip, write_long_voice
-from .measures import flops_of
+from .measures import flops_of, peak_resident_bytes
 from .media import probe
 from .pipeline import LipSync
 from .types import POSE_DIM, FlashLipsError, Progress
@@ -208,16 +207,7 @@ def _dub_and_report(
     except FlashLipsError as error:
         results.put((None, str(error)))
     else:
-        results.put((_peak_resident_bytes(), ""))
-
-
-def _peak_resident_bytes() -> int | None:
-    try:
-        import resource
-    except ModuleNotFoundError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+        results.put((peak_resident_bytes(), ""))
 
 
 def _demo_file(pattern: str) -> Path:
