@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import platform
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -20,6 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from .children import end_with_parent
 from .long_clip import write_long_clip, write_long_voice
 from .measures import flops_of, peak_resident_bytes
 from .media import probe
@@ -186,16 +185,6 @@ def _edit(cells: int, references: int = 4) -> Callable[[nn.Module], Work]:
 def _velocity(network: nn.Module) -> Work:
     audio = torch.zeros(1, 25, network.config.audio_dim)
     return lambda: network(torch.zeros(1, 25, POSE_DIM), torch.zeros(1), audio, torch.zeros(1, 4, POSE_DIM))
-
-
-def end_with_parent() -> None:
-    """Make this process, a child of ``multiprocessing``, end as soon as its parent is gone, even a killed one."""
-    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _end_after(parent: multiprocessing.process.BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
 
 
 def _dub_and_report(

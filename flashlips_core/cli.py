@@ -205,10 +205,12 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
     if args.stage == "finetune":
         return run_finetune(args)
     from .train import run_stage
+    from .train.processes import leave
 
     settings = settings_given(args)
     with progress_bar(args.stage, args, unit=" steps") as progress:
         path = run_stage(args.stage, args.data, args.weights, args.folder, settings, progress, args.preset)
+    leave()
     return {"stage": args.stage, "path": str(path)}
 
 

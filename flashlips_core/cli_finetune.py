@@ -33,8 +33,8 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
 
 def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
     """Fit an editor to one person; stopped, the best so far stays, and the same command goes on."""
+    from .checks import check_output
     from .loading import find_checkpoint, load_part
-    from .pipeline import check_output
     from .train import finetune_data
     from .train.finetune import FineTuning, fine_tune
 

@@ -96,7 +96,7 @@ def settings_from(args: argparse.Namespace) -> Any:
 
 def check_outputs(args: argparse.Namespace, inputs: Sequence[str | None]) -> None:
     """Before the long work, not after it."""
-    from .pipeline import check_output
+    from .checks import check_output
 
     check_output(args.out, inputs)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .face.crop import crop_box, smooth_boxes
+from .pixels import from_bytes
 from .types import FlashLipsError, Progress
 
 log = logging.getLogger(__name__)
@@ -131,7 +132,7 @@ class CropStore:
 
     def batch(self, rows: np.ndarray) -> Tensor:
         """Crops as (B, 3, size, size) float in [-1, 1]."""
-        return torch.from_numpy(np.stack([self.images[i] for i in rows])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return from_bytes(np.stack([self.images[i] for i in rows]))
 
     @staticmethod
     def build(

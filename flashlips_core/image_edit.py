@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import no_face_in
 from .editing import CropEditor
 from .image_frames import check_track_of_images, cut_images, paste_images
-from .pipeline import LipSync, no_face_in
+from .pipeline import LipSync
 from .poses import resample
 from .references import NUM_REFERENCES, candidate_frames, choose_references
 from .types import FaceTrack, FlashLipsError, LipPoses, Progress, Waiting

@@ -6,7 +6,6 @@ T frames, K candidate frames, S crop side in pixels. Frames stream; a track and 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_output, check_track, no_face_in
 from .compose import cut_batch
 from .editing import CropEditor, FrameEditor, FrameRows, StageClock
 from .flow import SamplerSettings, sample_poses
@@ -163,7 +163,7 @@ class LipSync(Parts):
             show: Gets a frame of each batch.
         """
         track = track or self.track(video, progress=progress, show=show)
-        _check_track(track, probe(video))
+        check_track(track, probe(video))
         values = torch.zeros(len(track), POSE_DIM)
         done = 0
         with closing(prefetch(read_frames(video, stop=len(track)), DECODED_AHEAD)) as frames:
@@ -270,7 +270,7 @@ class LipSync(Parts):
         settings = replace(settings, **changes)
         check_output(out, [source, audio], tuple(CONTAINERS))
         clip = probe(source)
-        _check_track(track, clip)
+        check_track(track, clip)
         audio = open_sound(audio) if isinstance(audio, (str, Path)) else audio
         clock = clock or StageClock(self.device)
         look = self._look_at(source, track, references, settings, clock)
@@ -362,52 +362,10 @@ def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo
     return FrameRows(track.boxes[plan.indices], track.present[plan.indices], poses, by_time)
 
 
-def check_output(out: Source, inputs: Sequence[Any], suffixes: Sequence[str] = ()) -> None:
-    """Say before the work what would keep the result from being written."""
-    out = Path(out)
-    if suffixes and out.suffix.lower() not in suffixes:
-        raise FlashLipsError(f"Cannot write '{out.name}': the suffix must be one of {', '.join(suffixes)}.")
-    if not out.parent.is_dir() or out.is_dir():
-        what = f"{out} is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise FlashLipsError(f"Cannot write {out}: {what}; name a file in a folder that exists.")
-    if not os.access(out.parent, os.W_OK):
-        raise FlashLipsError(f"Cannot write into {out.parent}: permission denied; choose another folder for the output.")
-    for path in inputs:
-        if isinstance(path, (str, Path)) and out.exists() and Path(path).exists() and out.samefile(path):
-            raise FlashLipsError(f"The output {out} is also an input, which it would destroy; choose another name.")
-
-
-def no_face_in(path: Source) -> FlashLipsError:
-    """The error for a clip that shows nobody."""
-    return FlashLipsError(
-        f"No face in any frame of {Path(path).name}; pick a clip with a visible face, or lower the detection threshold."
-    )
-
-
-def check_whole_track(track: FaceTrack, clip: ClipInfo) -> None:
-    """Refuse a track of another clip, told by its number of frames too; containers without a count may be a little off."""
-    _check_track(track, clip)
-    if abs(len(track) - clip.num_frames) > max(2, clip.num_frames // 100):
-        raise FlashLipsError(
-            f"The track has {len(track)} frames, {Path(clip.path).name} has {clip.num_frames}; track this file again."
-        )
-
-
 def _last_frame_heard(clip: ClipInfo, num_shown: int, settings: DubSettings) -> int | None:
     """Where the sound ends, None where every frame is needed; neither uneven frames nor a container's guess can be counted on."""
     is_shorter = settings.length == "cut" and num_shown < clip.num_frames and not clip.is_variable_rate
     return num_shown if is_shorter else None
-
-
-def _check_track(track: FaceTrack, clip: ClipInfo) -> None:
-    if (track.width, track.height) != (clip.width, clip.height):
-        sizes = f"{track.width}x{track.height} pixels, {Path(clip.path).name} has {clip.width}x{clip.height}"
-        raise FlashLipsError(f"The track is of a clip of {sizes}; track this file again.")
-    if abs(track.fps - clip.fps) * len(track) > track.fps:  # more than a frame apart at the end
-        rates = f"{float(track.fps):g} frames per second, {Path(clip.path).name} has {float(clip.fps):g}"
-        raise FlashLipsError(f"The track is of a clip of {rates}; track this file again.")
-    if not track.present.any():
-        raise no_face_in(clip.path)
 
 
 class _Steps:

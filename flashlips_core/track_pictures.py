@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .compose import whole_picture
+from .pixels import to_bytes
 from .types import FaceTrack, FlashLipsError, Frame, Progress
 
 TILE_PX = 320  # longest side of one picture
@@ -39,8 +40,7 @@ def pick_pictures(
             raise FlashLipsError(f"The track is of a clip of {sizes}; track this clip, or give the one that was tracked.")
         count = index + 1
         if index in wanted:
-            rgb = (whole_picture(frame, TILE_PX) + 1) * 127.5
-            pictures[index] = rgb.round_().byte().permute(1, 2, 0).numpy()
+            pictures[index] = to_bytes(whole_picture(frame, TILE_PX))
         if progress is not None:
             progress(count, last + 1)
         if index == last:

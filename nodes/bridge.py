@@ -22,7 +22,6 @@ from typing import Any
 import comfy.model_management as management
 import comfy.utils
 import folder_paths
-import numpy as np
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl
 from PIL import Image
@@ -31,6 +30,7 @@ from torch import Tensor
 from ..flashlips_core.compose import whole_picture
 from ..flashlips_core.media import load_audio, open_sound, sound_rate
 from ..flashlips_core.media_cut import write_images, write_part
+from ..flashlips_core.pixels import to_bytes
 from ..flashlips_core.types import Audio, FlashLipsError, Frame, Recording
 
 PREVIEW_S = 0.5  # a preview picture at most this often
@@ -101,9 +101,7 @@ def running(total: int = 1) -> Iterator[Run]:
 
 
 def _picture(picture: Frame | Tensor) -> Image.Image:
-    rgb = whole_picture(picture, PREVIEW_PX) if isinstance(picture, Frame) else picture.detach().float().cpu()
-    pixels = ((rgb.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
-    return Image.fromarray(np.ascontiguousarray(pixels.numpy()))
+    return Image.fromarray(to_bytes(whole_picture(picture, PREVIEW_PX) if isinstance(picture, Frame) else picture))
 
 
 # ---- video -----------------------------------------------------------------------------------------------------------------

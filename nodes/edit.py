@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
+from ..flashlips_core.checks import check_whole_track
 from ..flashlips_core.codec import SDXL_SCALE
 from ..flashlips_core.editing import edit_latents
 from ..flashlips_core.flow import SamplerSettings
 from ..flashlips_core.image_edit import check_images, check_references, edit_images
 from ..flashlips_core.media import probe
-from ..flashlips_core.pipeline import DubSettings, Look, check_whole_track
+from ..flashlips_core.pipeline import DubSettings, Look
 from ..flashlips_core.types import POSE_DIM, FaceTrack, LipPoses
 from . import bridge
 from . import bridge_models as models

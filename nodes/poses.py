@@ -20,10 +20,10 @@ from ..flashlips_core.audio import (
     to_mono_16k,
     with_emotion,
 )
+from ..flashlips_core.checks import check_whole_track
 from ..flashlips_core.flow import SOLVERS, SamplerSettings, sample_poses
 from ..flashlips_core.image_poses import poses_from_images
 from ..flashlips_core.media import probe
-from ..flashlips_core.pipeline import check_whole_track
 from ..flashlips_core.pose_edits import Surroundings, apply_operations, from_json, simple_operations
 from ..flashlips_core.pose_picture import draw_poses
 from ..flashlips_core.poses import frame_rate, resample, silence_gate, spread

@@ -16,7 +16,7 @@ CORE = ROOT / "flashlips_core"
 
 # Lower may not import higher; modules of one level may import each other, but not in a ring.
 LEVELS = [
-    {"types"},
+    {"types", "checks", "pixels"},
     {"checkpoint"},
     {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory"},
     {"compose"},

@@ -15,11 +15,12 @@ from test_nodes_track import DEMO, NUM_EMPTY, NUM_SEEN, SIDE, face_clip
 from test_pipeline import CROP_PX, lipsync, make_poses, make_track, model_folder  # noqa: F401
 
 from flashlips_core import editing, image_edit
+from flashlips_core.checks import check_whole_track
 from flashlips_core.editing import CropEditor, edit_latents
 from flashlips_core.image_edit import edit_images
 from flashlips_core.image_frames import cut_images
 from flashlips_core.media import load_audio, probe, read_frames
-from flashlips_core.pipeline import PROVENANCE, check_whole_track
+from flashlips_core.pipeline import PROVENANCE
 from flashlips_core.types import FlashLipsError
 
 VOICE = DEMO.with_name("voice.wav")

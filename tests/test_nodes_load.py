@@ -6,7 +6,8 @@ import hashlib
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
@@ -119,32 +120,41 @@ def test_a_vae_of_another_latent_space_is_refused(model_folder) -> None:  # noqa
 FILES = {"config.json": b'{"model_type": "hubert"}', "model.safetensors": bytes(range(256)) * 9000}
 
 
-@pytest.fixture
-def hub() -> Iterator[SimpleNamespace]:
-    """A hub on this machine that answers as Hugging Face does; ``hub.sent`` is what it really sends."""
-    sent = dict(FILES)
+@contextmanager
+def serving(answer: Callable[[str], bytes | None]) -> Iterator[str]:
+    """A server on this machine that sends what ``answer`` has for a path, and 404 for None; gives its address."""
 
-    class Answer(BaseHTTPRequestHandler):
+    class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:  # noqa: N802
-            if self.path == "/api/models/someone/hubert/revision/refs%2Fpr%2F1?blobs=true":
-                self._send(json.dumps({"siblings": [listed(name, data) for name, data in FILES.items()]}).encode())
-            elif self.path.startswith("/someone/hubert/resolve/refs%2Fpr%2F1/"):
-                self._send(sent[self.path.rpartition("/")[2]])
-            else:
+            data = answer(self.path)
+            if data is None:
                 self.send_error(404)
-
-        def _send(self, data: bytes) -> None:
+                return
             self.send_response(200)
             self.end_headers()
             self.wfile.write(data)
 
         def log_message(self, *_: object) -> None:
-            pass
+            """Says nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield SimpleNamespace(url=f"http://127.0.0.1:{server.server_port}", sent=sent)
+    yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
+
+
+@pytest.fixture
+def hub() -> Iterator[SimpleNamespace]:
+    """A hub that answers as Hugging Face does; ``hub.sent`` is what it really sends."""
+    sent = dict(FILES)
+
+    def answer(path: str) -> bytes | None:
+        if path == "/api/models/someone/hubert/revision/refs%2Fpr%2F1?blobs=true":
+            return json.dumps({"siblings": [listed(name, data) for name, data in FILES.items()]}).encode()
+        return sent[path.rpartition("/")[2]] if path.startswith("/someone/hubert/resolve/refs%2Fpr%2F1/") else None
+
+    with serving(answer) as url:
+        yield SimpleNamespace(url=url, sent=sent)
 
 
 def listed(name: str, data: bytes) -> dict:
@@ -314,19 +324,6 @@ WEIGHTS = bytes(range(256)) * 8  # of another file than the detector's
 @pytest.fixture
 def detector_hub() -> Iterator[str]:
     """A hub that has kornia/yunet, with other weights in it."""
-
-    class Answer(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802
-            is_listing = self.path.startswith("/api/models/kornia/yunet/")
-            data = json.dumps({"siblings": [listed("yunet_final.pth", WEIGHTS)]}).encode() if is_listing else WEIGHTS
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
+    listing = json.dumps({"siblings": [listed("yunet_final.pth", WEIGHTS)]}).encode()
+    with serving(lambda path: listing if path.startswith("/api/models/kornia/yunet/") else WEIGHTS) as url:
+        yield url

@@ -28,6 +28,7 @@ from flashlips_core.train.editor_data import (
 )
 from flashlips_core.train.logs import read_rows
 from flashlips_core.train.loop import TrainConfig, Trainer, fit
+from flashlips_core.train.processes import leave
 from flashlips_core.types import FlashLipsError
 
 TINY_EDITOR = EditorUNetConfig(
@@ -62,17 +63,21 @@ def test_training_learns(tmp_path):
     assert np.mean(losses[-20:]) < 0.05 * np.mean(losses[:5])
 
 
+def run_with_stops(make_network, make_batch, step, config, stops):
+    """All losses and the weights worth keeping of a run that is stopped, saved and resumed at each of ``stops``."""
+    losses, trainer = [], None
+    for stop in stops:
+        trainer = Trainer(make_network(), config)
+        trainer.resume()
+        while trainer.step < stop:
+            losses.append(trainer.update(make_batch, step)["fit"])
+        trainer.save()
+    return losses, trainer.best().state_dict()
+
+
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):
     def run(folder, stops):
-        config = TrainConfig(str(folder), 24, lr=1e-2, ema=0.9)
-        losses, trainer = [], None
-        for stop in stops:
-            trainer = Trainer(network(), config)
-            trainer.resume()
-            while trainer.step < stop:
-                losses.append(trainer.update(line_batch, line_step)["fit"])
-            trainer.save()
-        return losses, trainer.best().state_dict()
+        return run_with_stops(network, line_batch, line_step, TrainConfig(str(folder), 24, lr=1e-2, ema=0.9), stops)
 
     whole, resumed = run(tmp_path / "a", [24]), run(tmp_path / "b", [7, 15, 24])
     assert whole[0] == resumed[0]
@@ -116,7 +121,7 @@ def train_as_one_of_two(rank, folder, port):
     torch.set_num_threads(1)
     trained = fit(network(), line_batch, line_step, TrainConfig(str(folder), 6, lr=1e-2, ema=0, log_every=1))
     torch.save(torch.cat([p.detach().flatten() for p in trained.parameters()]), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def test_two_processes_train_as_one_that_sees_both_their_batches(tmp_path):
@@ -300,6 +305,19 @@ def test_every_second_look_takes_its_references_from_another_clip(tmp_path):
     seen = [group.float().mean() for group in data.references]
     for expected, value in zip((dark, bright, bright, dark), seen, strict=True):
         assert abs(value - expected) < 0.1 * abs(dark - bright)
+
+
+@pytest.mark.parametrize("frames", [5, 10, 12, 40])
+def test_no_target_is_among_its_own_references(tmp_path, frames):
+    store, codec = stored_crops(tmp_path / "crops"), tiny_codec()
+    store.images = (np.arange(24, dtype=np.uint8) * 10)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
+    reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval()
+    encode_looks(store, codec, reader, tmp_path / "looks", 1, frames, seed=0, strength=0.0, is_still=True, crop_px=128)
+    data = load_frames([tmp_path / "looks"])
+    assert len(data.rows_of_group[0]) == min(frames, 11)
+    for group, rows in enumerate(data.rows_of_group):
+        distance = (data.references[group][:, None] - data.latents[rows][None]).abs().amax((2, 3, 4))
+        assert distance.min() > 0.001  # frames one step of brightness apart differ by 0.004
 
 
 def test_looks_of_two_crop_sizes_are_not_joined(tmp_path):

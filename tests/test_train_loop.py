@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_train import run_with_stops
 from torch import nn
 
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.train.logs import add_row, read_rows
 from flashlips_core.train.loop import TrainConfig, Trainer, fit, recompute_blocks
+from flashlips_core.train.plan import pose_cost, table
 from flashlips_core.train.processes import on_device, size_of
 from flashlips_core.train.speed import peak_flops
 from flashlips_core.types import FlashLipsError
@@ -96,14 +98,8 @@ def test_recomputing_needs_blocks(tmp_path):
 @pytest.mark.parametrize("setting", [{"recompute": True}, {"precision": "bf16", "accumulate": 2}])
 def test_an_editors_run_that_was_stopped_goes_on_bit_for_bit(tmp_path, setting):
     def run(folder, stops):
-        config, losses = TrainConfig(str(folder), 6, ema=0.9, **setting), []
-        for stop in stops:
-            trainer = Trainer(editor("unet").to(memory_format=torch.channels_last), config)
-            trainer.resume()
-            while trainer.step < stop:
-                losses.append(trainer.update(make_batch, edit_step)["fit"])
-            trainer.save()
-        return losses, trainer.best().state_dict()
+        config = TrainConfig(str(folder), 6, ema=0.9, **setting)
+        return run_with_stops(lambda: editor("unet").to(memory_format=torch.channels_last), make_batch, edit_step, config, stops)
 
     whole, resumed = run(tmp_path / "a", [6]), run(tmp_path / "b", [2, 3, 6])
     assert whole[0] == resumed[0]
@@ -200,3 +196,12 @@ def test_batches_of_any_make_are_counted_and_moved():
     moved = on_device({"a": [batch], "b": ("text", torch.zeros(3))}, torch.device("meta"))
     assert moved["a"][0].z.device.type == moved["b"][1].device.type == "meta" and moved["b"][0] == "text"
     assert size_of({"name": "text", "batch": batch}) == 2 and size_of("text") == 0
+
+
+def test_the_plans_count_agrees_with_what_a_pose_step_must_cost():
+    """A Transformer's products cost about 6 FLOPs per weight and frame, forward and backward; attention adds a little."""
+    cost = pose_cost(num_frames=50)
+    blocks = 12 * (4 + 2 * 4) * 960**2  # depth * (attention + MLP) weights
+    assert 1 < cost.flops / (6 * blocks * 50) < 1.3
+    assert cost.parameters == pytest.approx(150e6, rel=0.01) and cost.state_bytes == 20 * cost.parameters
+    assert "| pose transformer, 50 frames (fp32) | 149.7 M | 0.0" in table([cost])

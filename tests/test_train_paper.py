@@ -155,7 +155,7 @@ def test_the_teacher_learns_from_the_reconstruction():
     assert all(float(p.grad.abs().max()) > 0 for p in network.teacher.linear.parameters())
     assert all(float(p.grad.abs().max()) > 0 for p in network.teacher.cnn.parameters())
     with pytest.raises(FlashLipsError, match="batch_size=2 or more"):
-        paper.train_masked(network, source(), judge(), paper.read_by_teacher, TrainConfig("x", 1), 1, 1, PX)
+        paper.train_masked(network, picture_batches(source(), 1, 1, PX), judge(), paper.read_by_teacher, TrainConfig("x", 1))
 
 
 def test_a_variant_whose_pose_is_not_read_back_becomes_the_frame_itself(monkeypatch):
@@ -183,10 +183,11 @@ def test_a_variant_whose_pose_is_not_read_back_becomes_the_frame_itself(monkeypa
 def test_both_stages_run_one_after_the_other_and_leave_sheets(tmp_path, kind):
     config = TrainConfig(str(tmp_path / "a"), 2, weights=paper.paper_weights(), recompute=True)
     judged = judge(recompute=True)
-    masked = paper.train_masked(randomised(EDITORS[kind]()), source(), judged, paper.read_by(lip_encoder()), config, 2, 1, PX)
+    batches = picture_batches(source(), 2, 1, PX)
+    masked = paper.train_masked(randomised(EDITORS[kind]()), batches, judged, paper.read_by(lip_encoder()), config)
     start = [p.clone() for p in masked.parameters()]
     second = dataclasses.replace(config, run_dir=str(tmp_path / "b"))
-    refined = paper.train_mask_free(masked, source(), judged, lip_encoder(), second, 2, 1, PX)
+    refined = paper.train_mask_free(masked, batches, judged, lip_encoder(), second)
     assert all(torch.equal(a, b) for a, b in zip(start, masked.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters(), strict=True))
     for folder in ("a", "b"):

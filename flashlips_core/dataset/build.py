@@ -154,7 +154,7 @@ def _tally(sources: Sequence[Source], out: Path) -> tuple[list[dict[str, Any]], 
         for row in state["candidates"]:
             rows.append({k: v for k, v in row.items() if k != "thumbnail"})
             reasons[row["reason"]] += 1
-            homes[row["key"]] = sample_path(source, out, row['key'])
+            homes[row["key"]] = sample_path(source, out, row["key"])
     kept_s = sum(row["measures"]["seconds"] for row in rows if not row["reason"])
     counts = {
         "videos": len(sources), UNREADABLE: problems[UNREADABLE], "without_face": problems[NO_FACE], "candidates": len(rows),

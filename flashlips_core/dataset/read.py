@@ -21,6 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
+from ..pixels import from_bytes
 from ..types import FlashLipsError
 from .build import FORMAT, VERSION
 
@@ -145,14 +146,16 @@ def parse(key: str, files: dict[str, bytes]) -> Sample:
 
 def to_crops(jpegs: Sequence[bytes]) -> Tensor:
     """JPEG files of one size -> (K, 3, S, S) in [-1, 1]."""
-    images = [np.array(Image.open(io.BytesIO(jpeg))) for jpeg in jpegs]
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_bytes(np.stack([np.array(Image.open(io.BytesIO(jpeg))) for jpeg in jpegs]))
 
 
 class ShardCrops:
     """The frames of one split by number, for ``train.editor_data.encode_looks``: what it reads of a ``data.CropStore``.
 
     Only frames with landmarks. Pictures are read from the shards when they are asked for; tables are held.
+
+    Raises:
+        FlashLipsError: The set has no landmarks.
     """
 
     def __init__(self, folder: str | Path, split: str = "train") -> None:
@@ -182,11 +185,6 @@ class ShardCrops:
     def batch(self, rows: np.ndarray) -> Tensor:
         """Crops as (B, 3, S, S) float in [-1, 1]."""
         return to_crops([_read_at(*self._places[i]) for i in rows])
-
-
-def crop_store(folder: str | Path, split: str = "train") -> ShardCrops:
-    """The frames of a set as ``encode_looks`` takes them. Raises FlashLipsError if the set has no landmarks."""
-    return ShardCrops(folder, split)
 
 
 def _tables(shard: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor], list[tuple[int, int]]]]:

@@ -25,6 +25,7 @@ from ..expression import mouth_opening
 from ..face_motion import LANDMARKS, Face
 from ..measures import detail
 from ..pipeline import LipSync
+from ..pixels import from_bytes, to_bytes
 from ..references import head_pose
 from ..types import SAMPLE_RATE, Frame
 from .filters import FRAME_SAMPLES, Limits, Measures, first_measures, missed, sync_of
@@ -87,7 +88,7 @@ class SampleMaker:
         row = index - self.candidate.start
         if row == self._middle:
             box = widened(self.candidate.track.boxes[row : row + 1])
-            self.thumbnail = to_jpeg(to_pixels(cut_batch([frame], box, THUMBNAIL_PX))[0], quality=75)
+            self.thumbnail = to_jpeg(to_bytes(cut_batch([frame], box, THUMBNAIL_PX))[0], quality=75)
         if self.is_hopeless or not self.candidate.track.present[row]:
             return
         self._waiting.append(frame)
@@ -114,13 +115,13 @@ class SampleMaker:
         """Label and compress the waiting frames."""
         count, side, square = len(self._waiting), self.labellers.stored_px, self.labellers.crop_px
         boxes = self.candidate.track.boxes[self._rows[-count:]]
-        pixels = to_pixels(cut_batch(self._waiting, widened(boxes), side))
+        pixels = to_bytes(cut_batch(self._waiting, widened(boxes), side))
         for place in range(-(len(self._rows) - count) % SHARPNESS_EVERY, count, SHARPNESS_EVERY):
             whole = cut(self._waiting[place], boxes[place].tolist(), CROP_PX)  # of the video, whatever is stored
             self._sharpness.append(detail(whole, (0, 0, CROP_PX, CROP_PX)))
         self._waiting = []
         edge = (side - square) // 2
-        crops = torch.from_numpy(pixels[:, edge : edge + square, edge : edge + square]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        crops = from_bytes(pixels[:, edge : edge + square, edge : edge + square])
         crops = crops.contiguous(memory_format=torch.channels_last)
         poses = self.labellers.lipsync.encode_lips(crops)
         reader = self.labellers.lipsync.lip_encoder
@@ -167,11 +168,6 @@ def widened(boxes: np.ndarray) -> np.ndarray:
     """The stored region around the editor's squares. (n, 4) xyxy both."""
     side = boxes[:, 2:3] - boxes[:, 0:1]
     return np.concatenate([boxes[:, :2], boxes[:, :2]], 1) + side * np.array(FACE_REGION, np.float32)
-
-
-def to_pixels(crops: Tensor) -> np.ndarray:
-    """(n, 3, S, S) in [-1, 1] -> (n, S, S, 3) uint8."""
-    return ((crops + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def to_jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:

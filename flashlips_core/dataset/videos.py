@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from ..audio import to_mono_16k
+from ..children import end_with_parent
 from ..face import NoFaceError
 from ..face_motion import open_landmarker
 from ..media import open_sound, probe
@@ -55,6 +56,7 @@ class BuildSettings:
     threshold: float = 0.5  # lowest detection score that counts as a face
     landmarker: str | None = None  # MediaPipe's .task file, for landmarks and blendshapes
     has_latents: bool = False  # store the codec's latents of every square too
+
 
 DEFAULTS = BuildSettings()
 
@@ -244,8 +246,6 @@ def _work(
     settings: BuildSettings,
 ) -> None:
     """A worker: (place, why the video cannot be read, is fatal) for each video that it takes."""
-    from ..bench import end_with_parent
-
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends the others
     torch.set_num_threads(1)

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from ..codec import CELL_PX, Codec
 from ..data import CROP_PX, STORED_MARGIN, CropStore
 from ..models.lip_encoder import LipEncoder
+from ..pixels import from_bytes, to_bytes
 from ..types import FlashLipsError, Progress
 from . import augment
 
@@ -63,6 +64,8 @@ def encode_looks(
 ) -> None:
     """Draw ``looks`` looks of every clip, ``frames`` frames and some references each, encode them and save them under ``folder``.
 
+    The references are frames that are no targets, some of them twice where a clip has few.
+
     Args:
         is_still: The heads of a clip lie upon each other already (renders), better than landmarks could lay them.
         crop_px: Side of the editor's crop, a multiple of 64. The same mouth gets more latent cells in a larger one.
@@ -76,9 +79,11 @@ def encode_looks(
         for look in range(looks):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + clip * 101 + look)
             chosen = own[torch.randperm(len(own), generator=generator).numpy()]
-            rows, others = chosen[:frames], chosen[np.arange(frames, frames + NUM_STORED_REFERENCES) % len(chosen)]
+            rows = chosen[: min(frames, len(chosen) - 1)]
+            spare = chosen[len(rows) :]  # a target among its own references would teach to copy it
             if look % 2 and not is_still:
-                others = _of_another_clip(store, clip, others, generator)
+                spare = _of_another_clip(store, clip, spare, generator)
+            others = spare[np.arange(NUM_STORED_REFERENCES) % len(spare)]
             encoded = _encode_group(store, rows, others, codec, lip_encoder, generator, strength, is_still, crop_px)
             for name, value in (encoded | {"group": np.full(len(rows), len(speakers))}).items():
                 parts.setdefault(name, []).append(value)
@@ -95,7 +100,7 @@ def _of_another_clip(store: CropStore, clip: int, own: np.ndarray, generator: to
     if not clips:
         return own
     rows = np.flatnonzero(store.clip_of == clips[int(torch.randint(len(clips), (), generator=generator))])
-    return rows[torch.randperm(len(rows), generator=generator).numpy()[: len(own)]]
+    return rows[torch.randperm(len(rows), generator=generator).numpy()]
 
 
 @torch.inference_mode()
@@ -120,11 +125,9 @@ def _encode_group(
     loose = augment.select(look, torch.zeros(len(others), dtype=torch.long))
     references = _encodable(augment.apply(store.batch(others), loose, generator, crop_px))
     lips = augment.move_points(torch.from_numpy(store.landmarks[rows][:, :40]), view)
-    top, left, height, width = (CELL_PX * v for v in window_of(crop_px // CELL_PX))
-    window = ((crops[:, :, top : top + height, left : left + width] + 1) * 127.5).round().byte().permute(0, 2, 3, 1)
     return {
-        "latents": codec.encode(crops).half().numpy(), "poses": lip_encoder(crops).float().numpy(), "windows": window.numpy(),
-        "lips": torch.cat([lips.amin(1), lips.amax(1)], 1).numpy(), "neighbours": _nearest(steady),
+        "latents": codec.encode(crops).half().numpy(), "poses": lip_encoder(crops).float().numpy(), "windows": cut_windows(crops),
+        "lips": torch.cat([lips.amin(1), lips.amax(1)], 1).numpy(), "neighbours": nearest_heads(steady),
         "references": codec.encode(references).half().numpy()[None],
         "reference_poses": lip_encoder(references).float().numpy()[None],
     }  # fmt: skip
@@ -154,7 +157,7 @@ def laid_upon(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return matrices, np.stack([left.real, left.imag], -1)
 
 
-def _nearest(points: np.ndarray) -> np.ndarray:
+def nearest_heads(points: np.ndarray) -> np.ndarray:
     """For each frame the places of those whose steady points lie nearest to its own, (n, L, 2) -> (n, 10)."""
     distance = np.linalg.norm(points[:, None] - points[None], axis=-1).mean(-1)
     np.fill_diagonal(distance, np.inf)
@@ -213,18 +216,22 @@ def _other_mouth(frames: EditorFrames, row: int, generator: torch.Generator) -> 
     return int(neighbours[int(distance.topk(4).indices[int(torch.randint(4, (), generator=generator))])])
 
 
-def draw_references(
-    frames: EditorFrames, rows: np.ndarray, count: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def draw_references(frames: EditorFrames, rows: np.ndarray, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """``count`` different references of each row's group. -> (B, count, 4, h, w) and their poses (B, count, 12)."""
     order = torch.rand(len(rows), frames.references.shape[1], generator=generator).argsort(1)[:, :count]
     group = torch.from_numpy(frames.group_of[rows])[:, None]
     return frames.references[group, order].float(), frames.reference_poses[group, order]
 
 
+def cut_windows(crops: Tensor) -> np.ndarray:
+    """The pixel windows of crops (N, 3, S, S) in [-1, 1], as they are stored. -> (N, H, W, 3) uint8."""
+    top, left, height, width = (CELL_PX * v for v in window_of(crops.shape[-1] // CELL_PX))
+    return to_bytes(crops[:, :, top : top + height, left : left + width])
+
+
 def window_pixels(frames: EditorFrames, rows: np.ndarray) -> Tensor:
     """Stored windows as (B, 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(frames.windows[rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return from_bytes(frames.windows[rows])
 
 
 def window_of(cells: int) -> tuple[int, int, int, int]:

@@ -22,14 +22,14 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import checkpoint
+from ..checks import check_output
 from ..codec import CallableCodec, Codec
 from ..loading import CROP_PX, LoadedPart
-from ..pipeline import check_output
 from ..types import FlashLipsError, Progress
-from .editor import WEIGHTS, EditorBatch, Judge, editor_batches, refinement_step
+from .editor import WEIGHTS, Judge, editor_batches, refinement_step
 from .finetune_data import PersonFrames
 from .finetune_report import Check, Examiner, write_sheet
-from .loop import MakeBatch, Step, TrainConfig, fit
+from .loop import TrainConfig, fit
 from .lora import add_lora, merged
 
 log = logging.getLogger(__name__)
@@ -168,9 +168,9 @@ class _Run:
             schedule="constant", ema=0.99, seed=self.settings.seed, weights=WEIGHTS, log_every=self.settings.check_every,
             validate_every=self.settings.check_every, save_every_s=self.settings.save_every_s,
         )  # fmt: skip
-        ended = "steps"
+        batches, ended = editor_batches(self.person.learnt, self.settings.batch), "steps"
         try:
-            fit(network, self._batches(), self._step(), config, self._validate, self._report)
+            fit(network, batches, refinement_step(self.judge, self.drawer), config, self._validate, self._report)
         except _Ended as why:
             ended = str(why)
         sheet = self.out.with_suffix(".png")
@@ -212,25 +212,6 @@ class _Run:
         self._add(self.drawer, 0)
 
     # ---- what the loop calls -------------------------------------------------------------------------------------------
-
-    def _batches(self) -> MakeBatch:
-        make = editor_batches(self.person.learnt, self.settings.batch)
-
-        def moved(generator: torch.Generator) -> EditorBatch:
-            batch = make(generator)
-            values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-            return EditorBatch(**{name: None if v is None else v.to(self.device) for name, v in values.items()})
-
-        return moved
-
-    def _step(self) -> Step:
-        inner = refinement_step(self.judge, self.drawer)
-
-        def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
-            with self.device:  # the masks and weights that it makes belong there too
-                return inner(network, batch, generator)
-
-        return step
 
     def _validate(self, network: nn.Module, step: int) -> dict[str, float]:
         check = self._add(merged(network), step)

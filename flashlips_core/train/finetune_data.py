@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codec import CELL_PX
+from ..checks import check_whole_track, no_face_in
 from ..compose import cut_batch
 from ..media import probe, read_frames
-from ..pipeline import DubSettings, LipSync, check_whole_track, no_face_in
+from ..pipeline import DubSettings, LipSync
 from ..references import NUM_REFERENCES, candidate_frames
 from ..stream import batched, prefetch
 from ..types import ClipInfo, FaceTrack, FlashLipsError, Progress
-from .editor_data import NUM_NEIGHBOURS, EditorFrames, window_cells
+from .editor_data import NUM_NEIGHBOURS, EditorFrames, cut_windows, nearest_heads
 
 SHORTEST_S = 10.0  # of visible face; less than this holds too few mouths
 FEWEST_FRAMES = 40  # so that the held-out ones still have neighbours with other mouths
@@ -126,7 +126,7 @@ class _Encoded:
         points = (track.points[numbers] - track.boxes[numbers, None, :2]) / sides  # shares of the crop
         return EditorFrames(
             latents=self.latents[rows], poses=self.poses[rows], windows=self.windows[rows],
-            lips=torch.from_numpy(lip_boxes(points)).float(), neighbours=_nearest(points[:, STEADY]),
+            lips=torch.from_numpy(lip_boxes(points)).float(), neighbours=nearest_heads(points[:, STEADY]),
             group_of=np.zeros(len(rows), int), references=self.latents[others][None], reference_poses=self.poses[others][None],
             rows_of_group=[np.arange(len(rows))], groups_of_speaker={"person": [0]},
         )  # fmt: skip
@@ -139,17 +139,8 @@ def lip_boxes(points: np.ndarray) -> np.ndarray:
     return np.tile((left + right) / 2, 2) + width * LIPS
 
 
-def _nearest(points: np.ndarray) -> np.ndarray:
-    """For each frame the rows of those whose heads lie nearest to its own, (N, L, 2) -> (N, 10)."""
-    flat = torch.from_numpy(points).double().flatten(1)
-    distance = torch.cdist(flat, flat).fill_diagonal_(torch.inf)
-    order = distance.argsort(dim=1, stable=True)[:, : len(points) - 1]
-    return order[:, torch.arange(NUM_NEIGHBOURS) % order.shape[1]].numpy()
-
-
 def _encode(lipsync: LipSync, video: str | Path, track: FaceTrack, wanted: list[int], progress: Progress | None) -> _Encoded:
     """Latents, poses and windows of some frames (sorted), in one pass."""
-    rows, columns = _window(lipsync.crop_px // CELL_PX)
     parts: dict[str, list] = {"latents": [], "poses": [], "windows": []}
     chosen = set(wanted)
     with closing(prefetch(read_frames(video, stop=wanted[-1] + 1), BATCH)) as stream:
@@ -158,19 +149,10 @@ def _encode(lipsync: LipSync, video: str | Path, track: FaceTrack, wanted: list[
             crops = cut_batch([frame for _, frame in group], track.boxes[[i for i, _ in group]], lipsync.crop_px)
             parts["latents"].append(lipsync.codec.encode(crops.to(lipsync.device)).half().cpu())
             parts["poses"].append(lipsync.encode_lips(crops))
-            pixels = ((crops[:, :, rows, columns] + 1) * 127.5).round().byte()
-            parts["windows"].append(pixels.permute(0, 2, 3, 1).numpy())
+            parts["windows"].append(cut_windows(crops))
             if progress is not None:
                 progress(0, 1)
     if sum(map(len, parts["latents"])) < len(wanted):
         raise FlashLipsError(f"{Path(video).name} ends before frame {wanted[-1]} of its track; track this file again.")
     place = {number: row for row, number in enumerate(wanted)}
     return _Encoded(place, torch.cat(parts["latents"]), torch.cat(parts["poses"]), np.concatenate(parts["windows"]))
-
-
-def _window(cells: int) -> tuple[slice, slice]:
-    """Rows and columns of the crop's pixels that the pixel losses look at."""
-    grid = torch.arange(cells)
-    down = window_cells(grid[None, None, :, None].expand(1, 1, cells, cells))[0, 0, :, 0].tolist()
-    across = window_cells(grid[None, None, None, :].expand(1, 1, cells, cells))[0, 0, 0].tolist()
-    return tuple(slice(CELL_PX * axis[0], CELL_PX * (axis[-1] + 1)) for axis in (down, across))

@@ -17,7 +17,8 @@ from ..codec import CELL_PX, Codec
 from ..editing import edit_once
 from ..measures import detail, psnr_from_error, squared_error
 from ..pictures import contact_sheet, spread
-from .editor_data import draw_rows, window_cells, window_pixels
+from ..pixels import from_bytes, to_bytes
+from .editor_data import draw_rows, window_cells, window_of, window_pixels
 from .finetune_data import PersonFrames
 from .loop import step_generator
 
@@ -72,11 +73,8 @@ class Examiner:
 
 def _in_window(lips: Tensor, crop_px: int) -> np.ndarray:
     """Boxes in shares of the crop -> in pixels of the window, (B, 4)."""
-    cells = crop_px // CELL_PX
-    grid = torch.arange(cells)
-    left = window_cells(grid.expand(1, 1, cells, cells))[0, 0, 0, 0]
-    top = window_cells(grid[:, None].expand(1, 1, cells, cells))[0, 0, 0, 0]
-    return (lips * crop_px - CELL_PX * torch.stack([left, top, left, top])).numpy()
+    top, left, _, _ = window_of(crop_px // CELL_PX)
+    return (lips * crop_px - CELL_PX * torch.tensor([left, top, left, top])).numpy()
 
 
 def sheet_rows(examiner: Examiner, before: nn.Module, after: nn.Module) -> dict[str, list[np.ndarray]]:
@@ -88,7 +86,7 @@ def sheet_rows(examiner: Examiner, before: nn.Module, after: nn.Module) -> dict[
         "edited, after": examiner.edits(after),
         "the real frame with these lips": examiner.wanted,
     }
-    return {label: [_pixels(images[i]) for i in shown] for label, images in rows.items()}
+    return {label: list(to_bytes(images[shown])) for label, images in rows.items()}
 
 
 def write_sheet(examiner: Examiner, before: nn.Module, after: nn.Module, path: str | Path) -> Path:
@@ -121,9 +119,4 @@ def curve_picture(checks: list[Check], width: int = 768, height: int = 256) -> n
 def progress_picture(checks: list[Check], edits: Tensor) -> Tensor:
     """The curve above the same few held-out mouths as they are now. -> (3, H, W) in [-1, 1]."""
     mouths = torch.cat([edits[i] for i in spread(NUM_PAIRS, NUM_SHOWN)], 2)
-    curve = torch.from_numpy(curve_picture(checks, width=mouths.shape[2])).permute(2, 0, 1).float() / 127.5 - 1
-    return torch.cat([curve, mouths], 1)
-
-
-def _pixels(image: Tensor) -> np.ndarray:
-    return ((image.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    return torch.cat([from_bytes(curve_picture(checks, width=mouths.shape[2])), mouths], 1)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..pixels import to_bytes
 from ..types import FlashLipsError
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,12 @@ class RunLog:
         """A picture (3, H, W) in [-1, 1] of what the network does now: ``sheets/<step>.png``."""
         from PIL import Image
 
-        pixels = ((picture.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte()
+        pixels = to_bytes(picture)
         path = self.folder / "sheets" / f"{step:07d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
+        Image.fromarray(pixels).save(path)
         if self._board is not None:
-            self._board.add_image("sheet", pixels, step)
+            self._board.add_image("sheet", pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Finish TensorBoard's file."""

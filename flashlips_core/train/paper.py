@@ -23,8 +23,8 @@ from ..models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
 from ..models.lip_encoder import LipEncoder, LipTeacher, mouth_region
 from ..models.masks import lower_face_mask
 from ..types import FlashLipsError, Progress
-from .loop import Step, TrainConfig, fit, step_generator
-from .paper_data import PictureBatch, PictureSource, picture_batches
+from .loop import MakeBatch, Step, TrainConfig, fit, step_generator
+from .paper_data import PictureBatch
 
 log = logging.getLogger(__name__)
 
@@ -222,40 +222,32 @@ def build_editor(network: str) -> nn.Module:
 
 def train_masked(
     network: nn.Module,
-    source: PictureSource,
+    batches: MakeBatch,
     judge: PaperJudge,
     read: ReadPoses,
     config: TrainConfig,
-    batch_size: int,
-    num_references: int,
-    crop_px: int,
     progress: Progress | None = None,
 ) -> nn.Module:
-    """Stage 1 of an editor, or of a :class:`TaughtEditor` with ``read_by_teacher``; ``batch_size`` is each process's."""
-    if isinstance(network, TaughtEditor) and batch_size < 2:
+    """Stage 1 of an editor, or of a :class:`TaughtEditor` with ``read_by_teacher``; ``batches`` give PictureBatches."""
+    shown = batches(step_generator(config.seed, SHEET_BATCH))
+    if isinstance(network, TaughtEditor) and len(shown.images) < 2:
         raise FlashLipsError("The jointly trained teacher needs batch_size=2 or more: it standardises its poses over the batch.")
-    batches = picture_batches(source, batch_size, num_references, crop_px)
-    sheet = sheet_of(batches(step_generator(config.seed, SHEET_BATCH)), judge, read, is_masked=True)
+    sheet = sheet_of(shown, judge, read, is_masked=True)
     return fit(network, batches, masked_step(judge, read), config, progress=progress, sheet=sheet)
 
 
 def train_mask_free(
     drawer: nn.Module,
-    source: PictureSource,
+    batches: MakeBatch,
     judge: PaperJudge,
     lip_encoder: LipEncoder,
     config: TrainConfig,
-    batch_size: int,
-    num_references: int,
-    crop_px: int,
     progress: Progress | None = None,
 ) -> nn.Module:
     """Stage 1b from the weights of stage 1, whose editor also draws the variants."""
     network = copy.deepcopy(drawer).requires_grad_(True)
-    batches = picture_batches(source, batch_size, num_references, crop_px)
     sheet = sheet_of(batches(step_generator(config.seed, SHEET_BATCH)), judge, read_by(lip_encoder), is_masked=False)
-    step = refinement_step(judge, lip_encoder, drawer)
-    return fit(network, batches, step, config, progress=progress, sheet=sheet)
+    return fit(network, batches, refinement_step(judge, lip_encoder, drawer), config, progress=progress, sheet=sheet)
 
 
 def paper_weights() -> dict[str, float]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from .. import checkpoint
@@ -17,17 +14,19 @@ from ..loading import STAGE_1, load_network
 from ..models.lip_encoder import LipTeacher
 from ..types import FlashLipsError
 from . import lip, paper, stages
-from .loop import TrainConfig
-from .paper_data import PictureSource
+from .loop import MakeBatch, TrainConfig
+from .paper_data import PictureSource, picture_batches
+from .processes import own_device
 
 
 def editor(run: stages.Run) -> Path:
     """Stage 1: masked reconstruction with all six losses; poses are the lip encoder's."""
-    device, judge, config, given = _prepared(run, "run_editor")
+    device, judge, config = _prepared(run, "run_editor")
     start = run.options["start"]
     network = load_network("editor", start).requires_grad_(True) if start else paper.build_editor(run.options["network"])
     reader = load_network("lip-encoder", run.folder, device)
-    trained = paper.train_masked(network, _pictures(run), judge, paper.read_by(reader), config, **given)
+    batches = _batches(run, _pictures(run))
+    trained = paper.train_masked(network, batches, judge, paper.read_by(reader), config, run.progress)
     return _save(run, trained, STAGE_1, judge)
 
 
@@ -36,11 +35,11 @@ def editor_joint(run: stages.Run) -> Path:
     clips = run.clips()
     samples = lip.lip_samples(CropStore(run.folder / "mouths"), clips, stages.training_ids(clips))
     teacher = _start_teacher(run, samples)
-    _, judge, config, given = _prepared(run, "run_editor_joint")
+    _, judge, config = _prepared(run, "run_editor_joint")
     network = paper.TaughtEditor(paper.build_editor(run.options["network"]), teacher)
     features, stores = lip.speaker_features(clips), _stores(run)
-    source = PictureSource(stores, [_expressions(store, features) for store in stores])
-    trained = paper.train_masked(network, source, judge, paper.read_by_teacher, config, **given)
+    batches = _batches(run, PictureSource(stores, [_expressions(store, features) for store in stores]))
+    trained = paper.train_masked(network, batches, judge, paper.read_by_teacher, config, run.progress)
     run.save(trained.teacher, "lip-teacher")
     stages.save_labels(run, trained.teacher.cpu(), samples, clips)
     return _save(run, trained.editor, STAGE_1, judge)
@@ -48,31 +47,33 @@ def editor_joint(run: stages.Run) -> Path:
 
 def refinement(run: stages.Run) -> Path:
     """Stage 1b: mask-free self-refinement with the same losses."""
-    device, judge, config, given = _prepared(run, "run_refinement")
+    device, judge, config = _prepared(run, "run_refinement")
     drawer = load_network("editor", stages.stage_1(run), device)
     reader = load_network("lip-encoder", run.folder, device)
-    trained = paper.train_mask_free(drawer, _pictures(run), judge, reader, config, **given)
+    trained = paper.train_mask_free(drawer, _batches(run, _pictures(run)), judge, reader, config, run.progress)
     return _save(run, trained, "editor", judge)
 
 
-def _prepared(run: stages.Run, folder: str) -> tuple[str, paper.PaperJudge, TrainConfig, dict[str, Any]]:
-    """The device, the judges, the loop's config, and what the training functions take beside it."""
+def _prepared(run: stages.Run, folder: str) -> tuple[str, paper.PaperJudge, TrainConfig]:
+    """The device, the judges and the loop's config."""
     options = run.options
-    cards = torch.cuda.is_available()
-    device = options["device"] or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if cards else "cpu")
+    device = options["device"] or own_device()
     judge = paper.load_judge(load_codec(options["codec"], device), run.weights, device, options["recompute"])
     fields = {key: value for key, value in options.items() if key in TrainConfig.__dataclass_fields__}
     config = TrainConfig(str(run.folder / folder), weights=paper.paper_weights(), **(fields | {"device": device}))
-    given = {"batch_size": options["batch_size"], "num_references": options["references"], "crop_px": options["crop_px"]}
-    return device, judge, config, given | {"progress": run.progress}
+    return device, judge, config
+
+
+def _batches(run: stages.Run, source: PictureSource) -> MakeBatch:
+    return picture_batches(source, run.options["batch_size"], run.options["references"], run.options["crop_px"])
 
 
 def _pictures(run: stages.Run) -> PictureSource:
     """A built training set where ``--data`` is one, else the crops that the stage "prepare" stored."""
     if (run.data / "index.json").is_file():
-        from ..dataset.read import crop_store
+        from ..dataset.read import ShardCrops
 
-        return PictureSource([crop_store(run.data)])
+        return PictureSource([ShardCrops(run.data)])
     return PictureSource(_stores(run))
 
 

@@ -6,6 +6,7 @@ A single process does not touch Accelerate: its state belongs to the whole Pytho
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from typing import Any
 
@@ -73,9 +74,23 @@ class Together:
         return self._accelerator.reduce(values, "mean")
 
 
+def leave() -> None:
+    """Part from the other processes, at the end of the program; alone, do nothing."""
+    if not torch.distributed.is_initialized():
+        return
+    gc.collect()  # DDP's modules hold the group in cycles; a group that outlives this aborts the interpreter as it ends
+    torch.distributed.barrier()  # the first process keeps the store that the others still read
+    torch.distributed.destroy_process_group()
+
+
 def join() -> Alone | Together:
     """Meet the other processes that a launcher started."""
     return Together() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+
+
+def own_device() -> str:
+    """This process's own card, or the CPU where there is none."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def is_first_process() -> bool:
