@@ -5,15 +5,17 @@ import socket
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from flashlips_core.codec import Codec
 from flashlips_core.data import CropStore
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
-from flashlips_core.models.editor_unet import EditorUNetConfig
+from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
 from flashlips_core.train import augment
+from flashlips_core.train.detail import CodecAndCritic, train_detail
 from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
 from flashlips_core.train.editor_data import (
     EditorFrames,
@@ -209,6 +211,32 @@ def test_both_editor_stages_run_from_one_to_the_next(tmp_path, cells):
     refined = refine_editor(masked, data, tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=4)
     assert all(torch.equal(a, b) for a, b in zip(start, masked.parameters(), strict=False))
     assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters(), strict=False))
+
+
+def test_an_editors_run_leaves_sheets_of_the_same_pairs(tmp_path):
+    train_editor(frames(), tiny_codec(), str(tmp_path), config=TINY_EDITOR, steps=4, batch_size=4, validate_every=2, ema=0.0)
+    first, last = (np.array(Image.open(tmp_path / "sheets" / f"{step:07d}.png")) for step in (2, 4))
+    _, _, rows, columns = window_of(32)
+    assert first.shape == (3 * 8 * rows, 4 * 8 * columns, 3)
+    assert (first[: 8 * rows] == last[: 8 * rows]).all() and (first[16 * rows :] == last[16 * rows :]).all()
+    assert (first[8 * rows : 16 * rows] != last[8 * rows : 16 * rows]).any()
+
+
+def test_the_critics_loss_moves_the_critic_and_the_realism_loss_the_decoder():
+    pair, (decoded, real) = CodecAndCritic(tiny_codec().network), torch.rand(2, 2, 3, 64, 64) * 2 - 1
+    decoded.requires_grad_(True)
+    losses = pair.losses(decoded, real)
+    assert torch.autograd.grad(losses["critic"], decoded, retain_graph=True, allow_unused=True) == (None,)
+    losses["realism"].backward()
+    assert decoded.grad.abs().sum() > 0 and all(p.grad is None for p in pair.critic.parameters())
+
+
+def test_detail_training_changes_the_decoder_alone(tmp_path):
+    codec, editor = tiny_codec(), EditorUNet(TINY_EDITOR)
+    before = {name: value.clone() for name, value in codec.network.state_dict().items()}
+    trained = train_detail(codec, editor, frames(), str(tmp_path), steps=3, batch_size=4).state_dict()
+    changed = {name.split(".")[0] for name, value in trained.items() if not torch.equal(value, before[name])}
+    assert changed == {"decoder"}
 
 
 @pytest.mark.parametrize("cells", [32, 48])

@@ -17,14 +17,14 @@ from flashlips_core.losses import VGG19_CONVS, PerceptualLoss, VGGFeatures
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import STAGES, codec, editor, lip, paper, paper_stages, poses, run_stage, stages
+from flashlips_core.train import STAGES, codec, detail, editor, lip, paper, paper_stages, poses, run_stage, stages
 from flashlips_core.train.loop import TrainConfig
 from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
 from flashlips_core.types import FlashLipsError
 
 FUNCTIONS = {
     "codec": codec.train_codec, "lip-teacher": lip.train_teacher, "lip-encoder": lip.train_student,
-    "editor": editor.train_editor, "refinement": editor.refine_editor,
+    "editor": editor.train_editor, "refinement": editor.refine_editor, "detail": detail.train_detail,
 }  # fmt: skip
 OF_STAGE = {"network", "vgg_stages"}  # the stage turns these into the function's arguments
 TINY = EditorUNetConfig(

@@ -25,7 +25,8 @@ from ..models.lip_encoder import MOUTH_REGION, LipEncoder
 from ..models.masks import lower_face_mask, mouth_mask
 from ..types import Progress
 from .editor_data import EditorFrames, draw_references, draw_rows, lip_weights, near_lips, window_cells, window_of, window_pixels
-from .loop import MakeBatch, Step, TrainConfig, Validate, fit
+from .loop import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, Validate, fit, step_generator
+from .processes import on_device
 
 WEIGHTS = {"latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "readback": 0.3, "forth": 1.0, "perceptual": 0.2}
 MASKED_SHARE = 0.25  # of a batch reconstructs masked frames; the rest edits a neighbour mask-free
@@ -36,6 +37,7 @@ MOVED = (0.08, 0.18)  # blurred difference, of 2 between black and white, from w
 VARIANT_MARGIN = 0.1  # of the crop: what a variant may change around the lips
 LIPS_SHARE = 0.75  # of the latent loss counts around the lips, where the motion is
 LIPS_PART = (0.11, 0.21, 0.89, 0.74)  # of the pixel window, left, top, right, bottom: what VGG compares, lips and a little around
+NUM_SHOWN = 8  # columns of a sample sheet
 EDGE = 8  # pixels at the window's border, which lack the decoder's context
 
 
@@ -213,6 +215,25 @@ def refinement_step(judge: Judge, drawer: nn.Module) -> Step:
     return step
 
 
+def edit_neighbours(network: nn.Module, batch: EditorBatch) -> Tensor:
+    """Every neighbour with its frame's mouth, mask-free. -> latents (B, 4, h, w)"""
+    drawn = network(batch.z_near, network.prepare_references(batch.references, batch.reference_poses), batch.pose)
+    return torch.lerp(batch.z_near, drawn, mouth_mask(*batch.z_near.shape[2:]))
+
+
+def edit_sheet(batch: EditorBatch, codec: Codec) -> Sheet:
+    """A picture of the same few pairs every time: what is edited, the edit, and the frame whose mouth it should have."""
+
+    @torch.no_grad()
+    def draw(network: nn.Module) -> Tensor:
+        shown = on_device(batch, next(network.parameters()).device)
+        edits = codec.decode(window_cells(edit_neighbours(network, shown)))
+        rows = [torch.cat(list(pixels[:NUM_SHOWN]), 2) for pixels in (shown.near_pixels, edits, shown.pixels)]
+        return torch.cat(rows, 1).clamp(-1, 1)
+
+    return draw
+
+
 def train_editor(
     frames: EditorFrames,
     codec: Codec,
@@ -224,6 +245,7 @@ def train_editor(
     batch_size: int = 16,
     seed: int = 0,
     lr: float = 1e-3,
+    ema: float = 0.998,
     start: EditorUNet | None = None,
     validate: Validate | None = None,
     progress: Progress | None = None,
@@ -239,8 +261,10 @@ def train_editor(
     if start is not None:
         network.load_state_dict(start.state_dict())
     judge = Judge(codec, lip_encoder, perceptual)
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.998, **loop)
-    return fit(network, editor_batches(frames, batch_size), reconstruction_step(judge), settings, validate, progress)
+    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=ema, **loop)
+    batches = editor_batches(frames, batch_size)
+    sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
+    return fit(network, batches, reconstruction_step(judge), settings, validate, progress, sheet)
 
 
 def refine_editor(
@@ -254,11 +278,14 @@ def refine_editor(
     batch_size: int = 16,
     seed: int = 1,
     lr: float = 5e-4,
+    ema: float = 0.998,
     validate: Validate | None = None,
     progress: Progress | None = None,
     **loop: object,
 ) -> EditorUNet:
     """Stage 1b from the weights of stage 1, whose editor also draws the variants."""
     network, judge = copy.deepcopy(drawer).requires_grad_(True), Judge(codec, lip_encoder, perceptual)
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=0.998, **loop)
-    return fit(network, editor_batches(frames, batch_size), refinement_step(judge, drawer), settings, validate, progress)
+    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=ema, **loop)
+    batches = editor_batches(frames, batch_size)
+    sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
+    return fit(network, batches, refinement_step(judge, drawer), settings, validate, progress, sheet)

@@ -33,6 +33,8 @@ Step = Callable[[nn.Module, Any, torch.Generator], dict[str, Tensor]]
 Validate = Callable[[nn.Module, int], dict[str, float]]
 Sheet = Callable[[nn.Module], Tensor]
 
+SHEET_BATCH = 2**32 - 1  # number of the batch that sample sheets show, which no run reaches
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:

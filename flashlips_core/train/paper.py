@@ -23,7 +23,7 @@ from ..models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
 from ..models.lip_encoder import LipEncoder, LipTeacher, mouth_region
 from ..models.masks import lower_face_mask
 from ..types import FlashLipsError, Progress
-from .loop import MakeBatch, Step, TrainConfig, fit, step_generator
+from .loop import SHEET_BATCH, MakeBatch, Step, TrainConfig, fit, step_generator
 from .paper_data import PictureBatch
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 READBACK_LIMIT = 0.5  # ours: mean square, in deviations, between drawn and read-back poses above which a variant is dropped
 POSE_NOISE = 0.15  # ours: of the jointly trained teacher's poses, so that no detail can hide in them
 SPREAD_WEIGHT = 0.1  # ours: pulls the jointly trained teacher's numbers to mean 0, deviation 1
-SHEET_BATCH = 2**32 - 1  # number of the batch that sample sheets show, which no run reaches
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,11 @@ MINI: dict[str, dict[str, Any]] = {
         "network": "mini", "steps": 5000, "batch_size": 64, "lr": 2e-3, "ema": 0.0, "seed": 0, "log_every": 100,
     },
     "looks": {"only": None, "crop_px": 256},
-    "editor": LOOP | {"steps": 12_000, "batch_size": 16, "lr": 1e-3, "seed": 0, "start": None, "vgg_stages": 0},
-    "refinement": LOOP | {"steps": 4000, "batch_size": 16, "lr": 5e-4, "seed": 1, "vgg_stages": 0},
+    "editor": LOOP | {"steps": 12_000, "batch_size": 16, "lr": 1e-3, "ema": 0.998, "seed": 0, "start": None, "vgg_stages": 0},
+    "refinement": LOOP | {"steps": 4000, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "seed": 1, "vgg_stages": 0},
+    "detail": LOOP | {
+        "steps": 2000, "batch_size": 10, "lr": 3e-4, "ema": 0.995, "betas": (0.5, 0.99), "seed": 2, "realism": 0.05,
+    },
     "audio-encoder": LOOP | {"steps": 800, "lr": 2.5e-3, "ema": 0.99, "seed": 0, "log_every": 25},
     "poses": LOOP | {
         "network": "mini", "steps": 1500, "batch": 10, "num_frames": 64, "lr": 1e-3, "ema": 0.995, "seed": 0,
@@ -69,6 +72,7 @@ PRESETS = {"mini": MINI, "full": FULL}
 WHY_NOT = {
     ("full", "codec"): "the paper's SDXL VAE is used as it is",
     ("full", "audio-encoder"): "wav2vec 2.0 is used as it is",
+    ("full", "detail"): "the paper's SDXL VAE is used as it is",
     ("full", "looks"): "its editor reads pictures",
     ("full", "heads"): "it learns from real videos alone",
     ("mini", "editor-joint"): "its poses are fixed by the stage lip-teacher first",

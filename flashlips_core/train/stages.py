@@ -24,6 +24,7 @@ from ..models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipTeac
 from ..types import FlashLipsError, Progress
 from . import labels, lip
 from .codec import train_codec
+from .detail import train_detail
 from .editor import refine_editor, train_editor
 from .editor_data import EditorFrames, encode_looks, load_frames
 from .processes import is_first_process
@@ -31,6 +32,7 @@ from .synthetic import load_set
 
 NO_SYNC = ("s33", "s25", "s4", "uG")  # speakers whose sound and lips may disagree by more than a frame
 LIP_ENCODERS = {"mini": LIP_ENCODER_MINI, "resnet34": LIP_ENCODER_RESNET34}
+CODEC_TEACHER = "TAESDXL (MIT, Ollin Boer Bohan)"
 LICENCE = "Apache-2.0; trained on GRID (CC BY 4.0) and ICT-FaceKit renders (MIT)"
 
 
@@ -97,7 +99,7 @@ def face_stores(run: Run) -> list[CropStore]:
 def codec(run: Run) -> Path:
     """Distil TAESDXL."""
     network = train_codec(face_stores(run), str(run.weights), str(run.folder / "run_codec"), progress=run.progress, **run.options)
-    return run.save(network, "codec", teacher="TAESDXL (MIT, Ollin Boer Bohan)")
+    return run.save(network, "codec", teacher=CODEC_TEACHER)
 
 
 def lip_teacher(run: Run) -> Path:
@@ -199,6 +201,15 @@ def refinement(run: Run) -> Path:
     run_dir = str(run.folder / "run_refinement")
     network = refine_editor(drawer, frames, run_dir=run_dir, progress=run.progress, **judges, **options)
     return run.save(network, "editor", crop_px=CELL_PX * frames.latents.shape[-1])
+
+
+def detail(run: Run) -> Path:
+    """Sharpen the decoder on the refined editor's edits; its latents stay what they were."""
+    network = train_detail(
+        load_codec(str(run.folder / "codec.safetensors"), run.device), load_network("editor", run.folder, run.device), _frames(run),
+        run_dir=str(run.folder / "run_detail"), progress=run.progress, **run.options,
+    )  # fmt: skip
+    return run.save(network, "codec", teacher=CODEC_TEACHER)
 
 
 def stage_1(run: Run) -> Path:
