@@ -18,6 +18,7 @@ from .image_frames import check_track_of_images, cut_images, paste_images
 from .pipeline import LipSync
 from .poses import resample
 from .references import NUM_REFERENCES, candidate_frames, choose_references
+from .stream import batched
 from .types import FaceTrack, FlashLipsError, LipPoses, Progress, Waiting
 from .within_memory import WithinMemory
 
@@ -46,27 +47,32 @@ def edit_images(
     Returns (T, 3, H, W) with the strides of ``images``.
     """
     check_images(images, track)
-    rows = np.flatnonzero(track.present)
-    if not len(rows):
+    if not track.present.any():
         raise no_face_in("the images")
-    size = lipsync.crop_px
     waiting = None if progress is None else lambda: progress(0, len(images))
-    references = _chosen(lipsync, images, track, waiting) if references is None else check_references(references, size)
-    shown, is_masked = lipsync.encode_lips(references, waiting), lipsync.is_stage_1
-    editor = CropEditor(lipsync.codec, lipsync.editor, references, shown, is_masked, waiting=waiting)
+    editor = _editor(lipsync, images, track, references, waiting)
     values = resample(poses, track.fps, len(images)).values
     result, within_memory = images.clone(), WithinMemory(batch)
-    for start in range(0, len(rows), batch):
-        index = rows[start : start + batch]
+    for index in batched(np.flatnonzero(track.present).tolist(), batch):
         boxes, some = track.boxes[index], images[index]
         edit = partial(editor, min_side=float((boxes[:, 2] - boxes[:, 0]).min()))
-        crops, alpha = within_memory(edit, cut_images(some, boxes, size) * 2 - 1, values[index])
+        given = cut_images(some, boxes, lipsync.crop_px) * 2 - 1
+        crops, alpha = within_memory(edit, given, values[index])
         result[index] = paste_images(some, boxes, (crops + 1) / 2, alpha)
         if show is not None:
-            show(crops[0] * alpha[0] + (cut_images(some[:1], boxes[:1], size)[0] * 2 - 1) * (1 - alpha[0]))
+            show(crops[0] * alpha[0] + given[0] * (1 - alpha[0]))
         if progress is not None:
-            progress(int(index[-1]) + 1, len(images))
+            progress(index[-1] + 1, len(images))
     return result
+
+
+def _editor(lipsync: LipSync, images: Tensor, track: FaceTrack, references: Tensor | None, waiting: Waiting | None) -> CropEditor:
+    """The editor with the references that are given, or chosen among the images."""
+    if references is None:
+        references = _chosen(lipsync, images, track, waiting)
+    references = check_references(references, lipsync.crop_px)
+    shown = lipsync.encode_lips(references, waiting)
+    return CropEditor(lipsync.codec, lipsync.editor, references, shown, lipsync.is_stage_1, waiting=waiting)
 
 
 def check_images(images: Tensor, track: FaceTrack) -> None:

@@ -13,7 +13,7 @@ import av
 from .media_listen import open_sound
 from .media_read import open_media, probe, read_frames, video_stream
 from .media_sound import CopiedSound, EncodedSound, can_copy, sound_streams
-from .media_write import CONTAINERS, check_target, clock_start, container_for, open_output, write_video, writing
+from .media_write import CONTAINERS, appearing, check_target, clock_start, container_for, open_output, write_video, writing
 from .stream import counted, prefetch
 from .types import ClipInfo, FlashLipsError, Frame, Progress, Recording
 
@@ -66,33 +66,38 @@ def copy_clip(
     out = Path(out)
     clip, kind = probe(source), container_for(out)
     check_target(out, [source], overwrite=True)
-    part = out.with_name(out.name + ".part")
-    try:
-        with ExitStack() as files:
-            media = files.enter_context(open_media(source))
-            output = files.enter_context(open_output(part, kind, clip, metadata or {}))
-            pictures = video_stream(media, source)
-            stream, shift = _copied_stream(output, pictures, clip, out.suffix), clock_start(clip)
-            end = (pictures.start_time or 0) * pictures.time_base - shift
-            sound = _sound_of(source, output, kind.audio, audio, end, shift, files)
-            for done, packet in enumerate(_coded_pictures(media, pictures, clip, shift), 1):
-                dts, end = packet.dts * packet.time_base, max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
-                packet.stream = stream
-                with writing(out.name):
-                    output.mux(packet)
-                    if sound:
-                        sound.advance(dts)
-                if progress is not None:
-                    progress(min(done, clip.num_frames), clip.num_frames)
-            with writing(out.name):
-                if sound:
-                    sound.finish(end)
-                output.close()
+    with appearing(out) as part, ExitStack() as files:
+        media = files.enter_context(open_media(source))
+        output = files.enter_context(open_output(part, kind, clip, metadata or {}))
+        pictures, shift = video_stream(media, source), clock_start(clip)
+        stream = _copied_stream(output, pictures, clip, out.suffix)
+        start = (pictures.start_time or 0) * pictures.time_base - shift
+        sound = _sound_of(source, output, kind.audio, audio, start, shift, files)
+        packets = counted(_coded_pictures(media, pictures, clip, shift), clip.num_frames, progress)
+        _mux_copies(output, stream, packets, sound, start)
         with writing(out.name):
-            part.replace(out)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+            output.close()
+
+
+def _mux_copies(
+    output: av.container.OutputContainer,
+    stream: av.VideoStream,
+    packets: Iterator[av.Packet],
+    sound: CopiedSound | EncodedSound | None,
+    start: Fraction,
+) -> None:
+    """Write coded pictures and, beside them, the sound, which ends with the last picture."""
+    name, end = Path(output.name).stem, start
+    for packet in packets:
+        dts, end = packet.dts * packet.time_base, max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+        packet.stream = stream
+        with writing(name):
+            output.mux(packet)
+            if sound:
+                sound.advance(dts)
+    with writing(name):
+        if sound:
+            sound.finish(end)
 
 
 def _copied_stream(output: av.container.OutputContainer, pictures: av.VideoStream, clip: ClipInfo, suffix: str) -> av.VideoStream:

@@ -72,31 +72,27 @@ def write_video(
     path = Path(path)
     container = container_for(path)
     check_target(path, [like.path, keep_audio_from], overwrite)
-    if audio is not None and keep_audio_from is not None:
-        raise FlashLipsError("Got both new audio and a file to keep audio from; give one of them.")
-    if isinstance(audio, Audio):  # another one has been checked when it was opened
-        check_audio(audio)
+    _check_sound(audio, keep_audio_from)
     stream = iter(frames)
     first = next(stream, None)
     if first is None:
         raise FlashLipsError(f"There is no frame to write into {path.name}; the source is empty or was cut to nothing.")
-    part = path.with_name(path.name + ".part")
-    try:
-        with ExitStack() as files:
-            output = files.enter_context(open_output(part, container, like, metadata or {}))
-            video = _add_video(output, codec or container.video, first, like, {"crf": str(crf), "preset": preset})
-            shift = clock_start(like)
-            start = first.pts * like.time_base - shift
-            sound = _sound_for(output, container, audio, keep_audio_from, like, start, files)
-            _mux(output, video, sound, itertools.chain([first], stream), like, shift)
-            with writing(path.name):
-                output.close()
+    with appearing(path) as part, ExitStack() as files:
+        output = files.enter_context(open_output(part, container, like, metadata or {}))
+        video = _add_video(output, codec or container.video, first, like, {"crf": str(crf), "preset": preset})
+        shift = clock_start(like)
+        start = first.pts * like.time_base - shift
+        sound = _sound_for(output, container, audio, keep_audio_from, like, start, files)
+        _mux(output, video, sound, itertools.chain([first], stream), like, shift)
         with writing(path.name):
-            part.replace(path)
-    except BaseException:
-        if part.is_file():
-            part.unlink()
-        raise
+            output.close()
+
+
+def _check_sound(audio: Recording | None, keep_audio_from: str | Path | None) -> None:
+    if audio is not None and keep_audio_from is not None:
+        raise FlashLipsError("Got both new audio and a file to keep audio from; give one of them.")
+    if isinstance(audio, Audio):  # another one has been checked when it was opened
+        check_audio(audio)
 
 
 def _mux(
@@ -115,10 +111,7 @@ def _mux(
     with writing(name):
         output.start_encoding()
     for frame, following in _with_next(frames):
-        if (frame.width, frame.height) != (video.width, video.height):
-            raise FlashLipsError(
-                f"All frames must be {video.width}x{video.height} like the first, got {frame.width}x{frame.height}."
-            )
+        _check_size(frame, video)
         picture = to_picture(frame, layout)
         picture.pts, picture.time_base = frame.pts - offset, like.time_base
         picture.duration = following.pts - frame.pts if following else nominal
@@ -132,6 +125,11 @@ def _mux(
         output.mux(video.encode())
         if sound:
             sound.finish(end)
+
+
+def _check_size(frame: Frame, video: av.VideoStream) -> None:
+    if (frame.width, frame.height) != (video.width, video.height):
+        raise FlashLipsError(f"All frames must be {video.width}x{video.height} like the first, got {frame.width}x{frame.height}.")
 
 
 def _add_video(
@@ -261,6 +259,20 @@ def open_output(part: Path, container: Container, like: ClipInfo, metadata: Mapp
         output = av.open(str(part), "w", format=container.format, options=options)
     output.metadata.update(metadata)
     return output
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Where to write a file that becomes ``path`` when it is whole; what was written until a stop is removed."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        with writing(path.name):
+            part.replace(path)
+    except BaseException:
+        if part.is_file():
+            part.unlink()
+        raise
 
 
 @contextmanager

@@ -1,61 +1,29 @@
 """File to file: track the face, pick references, make lip poses, edit the frames, write the clip.
 
-T frames, K candidate frames, S crop side in pixels. Frames stream; a track and poses are the only things as long as the clip.
+T frames. Frames stream; a track and poses are the only things as long as the clip.
 """
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import check_output, check_track, no_face_in
-from .compose import cut_batch
-from .editing import CropEditor, FrameEditor, FrameRows, StageClock
-from .flow import SamplerSettings, sample_poses
-from .loading import Parts
-from .media import CONTAINERS, FramePlan, open_sound, plan_frames, probe, read_frames, read_planned, write_video
-from .poses import fill_absent, gain, resample, silence_gate
-from .references import NUM_REFERENCES, candidate_frames, choose_references
-from .stream import awaited, batched, counted, prefetch
-from .types import POSE_DIM, ClipInfo, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording, Waiting
+from .checks import check_output, check_track
+from .editing import FrameEditor, FrameRows, StageClock
+from .media import CONTAINERS, FramePlan, plan_frames, probe, read_planned, write_video
+from .poses import resample
+from .steps import DECODED_AHEAD, ClipSteps, DubSettings, Look, Show, Source, opened
+from .stream import prefetch
+from .types import POSE_DIM, ClipInfo, FaceTrack, Frame, LipPoses, Progress, Recording, Waiting
 
-log = logging.getLogger(__name__)
-
-Source = str | Path
-Show = Callable[[Frame], None]
 PROVENANCE = {"comment": "Edited with FlashLips: the lip motion is synthetic."}
-FACE_WORDS = ("largest", "left", "right")
-LIPS_AT_ONCE = 4  # crops in the lip encoder between two looks at whether the work is still wanted
-DECODED_AHEAD = 16  # frames; more than the largest reordering delay of H.264
-
-
-@dataclass(frozen=True)
-class DubSettings:
-    """What a user may choose about a dub; the defaults suit a video of one person talking."""
-
-    which: Any = "largest"  # "largest", "left", "right", n-th from the left (0 first), a picture's path, or a FaceReference
-    every: int = 1  # detect in every n-th frame, interpolate between
-    stabilise: str = "smooth"
-    threshold: float = 0.5  # lowest detection score that counts as a face
-    length: str = "cut"  # where sound and picture differ in length: cut, loop, ping-pong, hold, silence
-    sampler: SamplerSettings = SamplerSettings()
-    gate: bool = True  # close the mouth where nobody speaks
-    gain: float = 1.0  # 1.2: lips move a fifth further from rest
-    num_references: int = NUM_REFERENCES
-    batch: int = 8  # frames edited at once
-    crf: int = 16  # x264's quality: 0 lossless, 18 hardly visible, 28 small
-    preset: str = "veryfast"
-    mode: str = "mask-free"
-    is_tagged: bool = True  # say in the file that the lip motion is synthetic
+DEFAULTS = DubSettings()
 
 
 @dataclass
@@ -76,169 +44,8 @@ class Report:
         return asdict(self) | {"frames_per_second": self.frames / self.total_s if self.total_s else 0.0}
 
 
-@dataclass(frozen=True)
-class Look:
-    """What one pass over the clip shows of the person."""
-
-    references: Tensor  # (R, 3, S, S) crops in [-1, 1]
-    frames: list[int]  # theirs
-    poses: Tensor  # (K, 12) lip poses of all candidates, spread over the clip
-
-
-class LipSync(Parts):
+class LipSync(ClipSteps):
     """The whole method; see :class:`Parts` for what it is made of, and ``load`` for how to get one."""
-
-    # ---- steps ---------------------------------------------------------------------------------------------------------
-
-    def track(
-        self,
-        video: Source,
-        settings: DubSettings = DubSettings(),
-        stop: int | None = None,
-        progress: Progress | None = None,
-        show: Show | None = None,
-    ) -> FaceTrack:
-        """Where the face is in each frame (of the first ``stop``); ``show`` gets each of them, for a preview."""
-        from .face import track_faces
-
-        clip, which = probe(video), self._wanted_face(settings.which)
-        with closing(prefetch(read_frames(video, stop=stop), DECODED_AHEAD)) as frames:
-            seen, choice = counted(frames, clip.num_frames, show=show), (settings.every, settings.stabilise, settings.threshold)
-            return track_faces(seen, clip, self.detector, which, *choice, progress)
-
-    def _wanted_face(self, which: Any) -> Any:
-        """The same, with a picture's path replaced by the face in it."""
-        if not isinstance(which, (str, Path)) or which in FACE_WORDS:
-            return which
-        from PIL import Image, UnidentifiedImageError
-
-        from .face import reference_face
-
-        try:
-            with Image.open(which) as picture:
-                return reference_face(np.array(picture.convert("RGB")), self.detector)
-        except (OSError, UnidentifiedImageError) as error:
-            words = ", ".join(FACE_WORDS)
-            raise FlashLipsError(
-                f"The face '{which}' is neither {words}, a number, nor a picture that can be read; choose one."
-            ) from error
-
-    def poses_from_audio(
-        self,
-        audio: Source | Recording,
-        sources: Tensor | None = None,
-        settings: DubSettings = DubSettings(),
-        progress: Progress | None = None,
-    ) -> LipPoses:
-        """Lip poses for a voice, 25 per second.
-
-        Args:
-            sources: (K, 12) poses of the person to be dubbed; None for the model's own rest pose.
-        """
-        from .audio import to_mono_16k
-
-        audio = open_sound(audio) if isinstance(audio, (str, Path)) else audio
-        samples = to_mono_16k(audio)
-        beat = None if progress is None else lambda *_: progress(0, 1)  # a place to stop at; listening is quick
-        features = self.audio_encoder.encode(samples, beat)
-        emotion = self.emotion_encoder.encode(samples) if self.emotion_encoder and self.pose_model.config.emotion_dim else None
-        poses = sample_poses(self.pose_model, features, sources, settings.sampler, emotion, progress)
-        rest = self.pose_model.rest_pose.float().cpu()
-        if settings.gain != 1.0:
-            poses = gain(poses, settings.gain, settings.gain, rest)
-        return silence_gate(poses, features, rest) if settings.gate else poses
-
-    @torch.inference_mode()
-    def poses_from_video(
-        self,
-        video: Source,
-        track: FaceTrack | None = None,
-        batch: int = 16,
-        progress: Progress | None = None,
-        show: Show | None = None,
-    ) -> LipPoses:
-        """Lip poses of the person in a video, one per frame; interpolated where there is no face.
-
-        Args:
-            show: Gets a frame of each batch.
-        """
-        track = track or self.track(video, progress=progress, show=show)
-        check_track(track, probe(video))
-        values = torch.zeros(len(track), POSE_DIM)
-        done = 0
-        with closing(prefetch(read_frames(video, stop=len(track)), DECODED_AHEAD)) as frames:
-            for group in batched(frames, batch):
-                rows = [i for i in range(len(group)) if track.present[done + i]]
-                if rows:
-                    index = [done + i for i in rows]
-                    values[index] = self.encode_lips(cut_batch([group[i] for i in rows], track.boxes[index], self.crop_px))
-                done += len(group)
-                if show is not None:
-                    show(group[-1])
-                if progress is not None:
-                    progress(done, len(track))
-        if done < len(track):
-            raise FlashLipsError(f"{Path(video).name} has {done} frames, its track {len(track)}; track this file again.")
-        return LipPoses(fill_absent(values, track.present), track.fps)
-
-    @torch.inference_mode()
-    def encode_lips(self, crops: Tensor, waiting: Waiting | None = None) -> Tensor:
-        """Lip poses of crops (B, 3, S, S) in [-1, 1], a few at once. -> (B, 12) float32 on the CPU."""
-        weight = next(self.lip_encoder.parameters())
-        parts = awaited(crops.split(LIPS_AT_ONCE), waiting)
-        return torch.cat([self.lip_encoder(part.to(weight)).float().cpu() for part in parts])
-
-    def look(self, video: Source, track: FaceTrack, count: int = NUM_REFERENCES, progress: Progress | None = None) -> Look:
-        """Reference crops and lip poses of the person, from one pass over the clip."""
-        wanted = candidate_frames(track)
-        if len(wanted) == 0:
-            raise no_face_in(video)
-        crops = self.crops(video, track, wanted, progress)
-        last = int(wanted[-1]) + 1
-        poses = self.encode_lips(crops, None if progress is None else lambda: progress(last, last))
-        rows = choose_references(crops, poses, count)
-        return Look(crops[rows], [int(wanted[i]) for i in rows], poses)
-
-    def crops(self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None) -> Tensor:
-        """Crops of some frames (sorted), in one pass. -> (K, 3, S, S) in [-1, 1]."""
-        wanted, found = {int(i) for i in frames}, []
-        if not wanted or min(wanted) < 0 or max(wanted) >= len(track):
-            raise FlashLipsError(
-                f"Reference frames {sorted(wanted)} must lie within the track's {len(track)} frames; choose others."
-            )
-        with closing(read_frames(video, stop=max(wanted) + 1)) as stream:
-            for index, frame in enumerate(stream):
-                if index in wanted:
-                    found.append(cut_batch([frame], track.boxes[index : index + 1], self.crop_px))
-                if progress is not None:
-                    progress(index + 1, max(wanted) + 1)
-        if len(found) < len(wanted):
-            raise FlashLipsError(f"{Path(video).name} ends before frame {max(wanted)} of its track; track this file again.")
-        return torch.cat(found)
-
-    def crop_editor(
-        self,
-        video: Source,
-        track: FaceTrack,
-        references: Sequence[int] | None = None,
-        mode: str = "mask-free",
-        clock: StageClock | None = None,
-    ) -> CropEditor:
-        """The editor prepared with this clip's references (chosen, where none are given)."""
-        crops = self.look(video, track).references if references is None else self.crops(video, track, references)
-        return self._crop_editor(crops, mode, clock)
-
-    def _crop_editor(self, references: Tensor, mode: str, clock: StageClock | None, waiting: Waiting | None = None) -> CropEditor:
-        if mode not in ("mask-free", "masked"):
-            raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
-        if self.is_stage_1 and mode == "mask-free":
-            raise FlashLipsError(
-                "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
-            )
-        poses = self.encode_lips(references, waiting)
-        return CropEditor(self.codec, self.editor, references, poses, mode == "masked", clock, waiting)
-
-    # ---- file to file --------------------------------------------------------------------------------------------------
 
     def edit_video(
         self,
@@ -246,7 +53,7 @@ class LipSync(Parts):
         track: FaceTrack,
         poses: LipPoses,
         out: Source,
-        settings: DubSettings = DubSettings(),
+        settings: DubSettings = DEFAULTS,
         *,
         audio: Source | Recording | None = None,
         references: Sequence[int] | Look | None = None,
@@ -266,23 +73,21 @@ class LipSync(Parts):
             show: Gets each finished frame, for a preview; called before ``progress`` counts it.
             changes: Single fields of ``settings``.
         """
-        started = time.perf_counter()
+        started, clock = time.perf_counter(), clock or StageClock(self.device)
         settings = replace(settings, **changes)
         check_output(out, [source, audio], tuple(CONTAINERS))
         clip = probe(source)
         check_track(track, clip)
-        audio = open_sound(audio) if isinstance(audio, (str, Path)) else audio
-        clock = clock or StageClock(self.device)
+        sound = None if audio is None else opened(audio)
         look = self._look_at(source, track, references, settings, clock)
-        plan = plan_frames(len(track), clip.fps, *((audio.duration, settings.length) if audio else (clip.duration, "silence")))
+        plan = plan_frames(len(track), clip.fps, *((sound.duration, settings.length) if sound else (clip.duration, "silence")))
         rows = plan_rows(plan, track, poses, clip)
-        steps = _Steps(progress, len(rows))
-        crop_editor = self._crop_editor(look.references, settings.mode, clock, steps.again)
-        editor = FrameEditor(crop_editor, self.crop_px, settings.batch, clock)
+        steps = _Steps(progress, show, clock, len(rows))
+        editor = self._frame_editor(look.references, settings, clock, steps.again)
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
-        tags = PROVENANCE if settings.is_tagged else None
-        with closing(_watched(editor(frames, rows, steps.again), clock, steps, show)) as edited:
-            write_video(out, edited, clip, audio, None if audio else source, settings.crf, settings.preset, tags)
+        with closing(steps.reported(editor(frames, rows, steps.again))) as edited:
+            tags = PROVENANCE if settings.is_tagged else None
+            write_video(out, edited, clip, sound, None if sound else source, settings.crf, settings.preset, tags)
         times = {"total_s": time.perf_counter() - started, "seconds": dict(clock.seconds)}
         return Report(str(out), **asdict(editor.counts), references=look.frames, fps=float(clip.fps), **times)
 
@@ -291,7 +96,7 @@ class LipSync(Parts):
         video: Source,
         audio: Source | Recording | None,
         out: Source,
-        settings: DubSettings = DubSettings(),
+        settings: DubSettings = DEFAULTS,
         *,
         track: FaceTrack | None = None,
         poses: LipPoses | None = None,
@@ -308,38 +113,25 @@ class LipSync(Parts):
             show: Gets each finished frame, for a preview.
             changes: Single fields of ``settings``.
         """
-        started = time.perf_counter()
+        started, clock = time.perf_counter(), StageClock(self.device)
         settings = replace(settings, **changes)
         check_output(out, [video, audio], tuple(CONTAINERS))
-        clip = probe(video)
-        needs_sound = audio is not None or poses is None
-        voice = open_sound(audio or video) if needs_sound and (audio is None or isinstance(audio, (str, Path))) else audio
+        clip, voice = probe(video), _voice(video, audio, is_needed=poses is None)
         _ = self.codec, self.editor  # a wrong checkpoint is said before the long work, not after
-        clock = StageClock(self.device)
-        shown = clip.num_frames if audio is None else len(plan_frames(clip.num_frames, clip.fps, voice.duration, settings.length))
+        sound = None if audio is None else voice
+        shown = len(plan_frames(clip.num_frames, clip.fps, sound.duration, settings.length)) if sound else clip.num_frames
         stop = _last_frame_heard(clip, shown, settings)
-        tracked = 0 if track is not None else stop or clip.num_frames
+        passes = _TwoPasses(progress, 0 if track is not None else stop or clip.num_frames, shown)
         if track is None:
             with clock("track"):
-                track = self.track(video, settings, stop, _part(progress, 0, tracked + shown), show)
-        waiting = None if progress is None else lambda *_: progress(tracked, tracked + shown)
+                track = self.track(video, settings, stop, passes.first, show)
         with clock("choose references"):
-            look = self.look(video, track, settings.num_references, waiting)
+            look = self.look(video, track, settings.num_references, passes.between)
         if poses is None:
             with clock("sound to poses"):
-                poses = self.poses_from_audio(voice, look.poses, settings, waiting)
-        report = self.edit_video(
-            video,
-            track,
-            poses,
-            out,
-            settings,
-            audio=None if audio is None else voice,
-            references=look,
-            progress=_part(progress, tracked, tracked + shown),
-            show=show,
-            clock=clock,
-        )
+                poses = self.poses_from_audio(voice, look.poses, settings, passes.between)
+        watching = {"progress": passes.second, "show": show, "clock": clock}
+        report = self.edit_video(video, track, poses, out, settings, audio=sound, references=look, **watching)
         return replace(report, total_s=time.perf_counter() - started)
 
     def _look_at(
@@ -352,6 +144,10 @@ class LipSync(Parts):
                 return self.look(source, track, settings.num_references)
             return Look(self.crops(source, track, references), sorted({int(i) for i in references}), torch.zeros(0, POSE_DIM))
 
+    def _frame_editor(self, references: Tensor, settings: DubSettings, clock: StageClock, waiting: Waiting) -> FrameEditor:
+        crop_editor = self._crop_editor(references, settings.mode, clock, waiting)
+        return FrameEditor(crop_editor, self.crop_px, settings.batch, clock)
+
 
 def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo) -> FrameRows:
     """Box, flag and pose of each output frame."""
@@ -362,40 +158,54 @@ def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo
     return FrameRows(track.boxes[plan.indices], track.present[plan.indices], poses, by_time)
 
 
+def _voice(video: Source, audio: Source | Recording | None, is_needed: bool) -> Recording | None:
+    """What is spoken: the new sound, or the clip's own where something must be heard."""
+    if audio is None:
+        return opened(video) if is_needed else None
+    return opened(audio)
+
+
 def _last_frame_heard(clip: ClipInfo, num_shown: int, settings: DubSettings) -> int | None:
     """Where the sound ends, None where every frame is needed; neither uneven frames nor a container's guess can be counted on."""
     is_shorter = settings.length == "cut" and num_shown < clip.num_frames and not clip.is_variable_rate
     return num_shown if is_shorter else None
 
 
+@dataclass
 class _Steps:
-    """Progress frame by frame, that repeats its count while the next frame is awaited."""
+    """Edited frames, reported one by one; the count is repeated while the next frame is awaited."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self.progress, self.done, self.total = progress, 0, total
-
-    def step(self) -> None:
-        """One more."""
-        self.done += 1
-        self.again()
+    progress: Progress | None
+    show: Show | None
+    clock: StageClock
+    total: int
+    done: int = 0
 
     def again(self) -> None:
         """No more yet."""
         if self.progress is not None:
             self.progress(self.done, self.total)
 
+    def reported(self, frames: Iterator[Frame]) -> Iterator[Frame]:
+        """The same frames; what the consumer does between them is counted as encoding."""
+        with closing(frames):
+            for frame in frames:
+                with self.clock("encode video"):
+                    yield frame
+                if self.show is not None:
+                    self.show(frame)
+                self.done += 1
+                self.again()
 
-def _watched(frames: Iterator[Frame], clock: StageClock, steps: _Steps, show: Show | None) -> Iterator[Frame]:
-    """The frames, reported one by one; what the consumer does between them is counted as encoding."""
-    with closing(frames):
-        for frame in frames:
-            with clock("encode video"):
-                yield frame
-            if show is not None:
-                show(frame)
-            steps.step()
 
+class _TwoPasses:
+    """One count over both passes, tracking and editing; each attribute is a stage's progress, None where nobody listens."""
 
-def _part(progress: Progress | None, before: int, total: int) -> Progress | None:
-    """A stage's progress as part of the whole."""
-    return None if progress is None else lambda done, _: progress(min(before + done, total), total)
+    def __init__(self, progress: Progress | None, tracked: int, shown: int) -> None:
+        total = tracked + shown
+
+        def part(done_before: int) -> Progress | None:
+            return None if progress is None else lambda done, _: progress(min(done_before + done, total), total)
+
+        self.first, self.second = part(0), part(tracked)
+        self.between = None if progress is None else lambda *_: progress(tracked, total)

@@ -21,6 +21,7 @@ LEVELS = [
     {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory"},
     {"compose"},
     {"references", "sidecar", "loading", "editing"},
+    {"steps"},
     {"pipeline"},
 ]
 BRIDGES = {"bridge", "bridge_models"}  # of the nodes to ComfyUI

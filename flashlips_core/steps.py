@@ -1,0 +1,218 @@
+"""What is done with a clip before its frames are edited: track the face, read its lips, choose references, hear a voice.
+
+T frames, K candidate frames, S crop side in pixels. Frames stream; a track and poses are the only things as long as the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .checks import check_track, no_face_in
+from .compose import cut_batch
+from .editing import CropEditor, StageClock
+from .flow import SamplerSettings, sample_poses
+from .loading import Parts
+from .media import open_sound, probe, read_frames
+from .poses import fill_absent, gain, silence_gate
+from .references import NUM_REFERENCES, candidate_frames, choose_references
+from .stream import awaited, batched, counted, prefetch
+from .types import POSE_DIM, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording, Waiting
+
+Source = str | Path
+Show = Callable[[Frame], None]
+FACE_WORDS = ("largest", "left", "right")
+LIPS_AT_ONCE = 4  # crops in the lip encoder between two looks at whether the work is still wanted
+DECODED_AHEAD = 16  # frames; more than the largest reordering delay of H.264
+
+
+@dataclass(frozen=True)
+class DubSettings:
+    """What a user may choose about a dub; the defaults suit a video of one person talking."""
+
+    which: Any = "largest"  # "largest", "left", "right", n-th from the left (0 first), a picture's path, or a FaceReference
+    every: int = 1  # detect in every n-th frame, interpolate between
+    stabilise: str = "smooth"
+    threshold: float = 0.5  # lowest detection score that counts as a face
+    length: str = "cut"  # where sound and picture differ in length: cut, loop, ping-pong, hold, silence
+    sampler: SamplerSettings = SamplerSettings()
+    gate: bool = True  # close the mouth where nobody speaks
+    gain: float = 1.0  # 1.2: lips move a fifth further from rest
+    num_references: int = NUM_REFERENCES
+    batch: int = 8  # frames edited at once
+    crf: int = 16  # x264's quality: 0 lossless, 18 hardly visible, 28 small
+    preset: str = "veryfast"
+    mode: str = "mask-free"
+    is_tagged: bool = True  # say in the file that the lip motion is synthetic
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one pass over the clip shows of the person."""
+
+    references: Tensor  # (R, 3, S, S) crops in [-1, 1]
+    frames: list[int]  # theirs
+    poses: Tensor  # (K, 12) lip poses of all candidates, spread over the clip
+
+
+class ClipSteps(Parts):
+    """The single steps; :class:`LipSync` joins them."""
+
+    def track(
+        self,
+        video: Source,
+        settings: DubSettings = DubSettings(),
+        stop: int | None = None,
+        progress: Progress | None = None,
+        show: Show | None = None,
+    ) -> FaceTrack:
+        """Where the face is in each frame (of the first ``stop``); ``show`` gets each of them, for a preview."""
+        from .face import track_faces
+
+        clip, which = probe(video), self._wanted_face(settings.which)
+        with closing(prefetch(read_frames(video, stop=stop), DECODED_AHEAD)) as frames:
+            seen, choice = counted(frames, clip.num_frames, show=show), (settings.every, settings.stabilise, settings.threshold)
+            return track_faces(seen, clip, self.detector, which, *choice, progress)
+
+    def _wanted_face(self, which: Any) -> Any:
+        """The same, with a picture's path replaced by the face in it."""
+        if not isinstance(which, (str, Path)) or which in FACE_WORDS:
+            return which
+        from PIL import Image, UnidentifiedImageError
+
+        from .face import reference_face
+
+        try:
+            with Image.open(which) as picture:
+                return reference_face(np.array(picture.convert("RGB")), self.detector)
+        except (OSError, UnidentifiedImageError) as error:
+            words = ", ".join(FACE_WORDS)
+            raise FlashLipsError(
+                f"The face '{which}' is neither {words}, a number, nor a picture that can be read; choose one."
+            ) from error
+
+    def poses_from_audio(
+        self,
+        audio: Source | Recording,
+        sources: Tensor | None = None,
+        settings: DubSettings = DubSettings(),
+        progress: Progress | None = None,
+    ) -> LipPoses:
+        """Lip poses for a voice, 25 per second.
+
+        Args:
+            sources: (K, 12) poses of the person to be dubbed; None for the model's own rest pose.
+        """
+        from .audio import to_mono_16k
+
+        samples = to_mono_16k(opened(audio))
+        beat = None if progress is None else lambda *_: progress(0, 1)  # a place to stop at; listening is quick
+        features = self.audio_encoder.encode(samples, beat)
+        emotion = self.emotion_encoder.encode(samples) if self.emotion_encoder and self.pose_model.config.emotion_dim else None
+        poses = sample_poses(self.pose_model, features, sources, settings.sampler, emotion, progress)
+        rest = self.pose_model.rest_pose.float().cpu()
+        if settings.gain != 1.0:
+            poses = gain(poses, settings.gain, settings.gain, rest)
+        return silence_gate(poses, features, rest) if settings.gate else poses
+
+    @torch.inference_mode()
+    def poses_from_video(
+        self,
+        video: Source,
+        track: FaceTrack | None = None,
+        batch: int = 16,
+        progress: Progress | None = None,
+        show: Show | None = None,
+    ) -> LipPoses:
+        """Lip poses of the person in a video, one per frame; interpolated where there is no face.
+
+        Args:
+            show: Gets a frame of each batch.
+        """
+        track = track or self.track(video, progress=progress, show=show)
+        check_track(track, probe(video))
+        values = torch.zeros(len(track), POSE_DIM)
+        done = 0
+        with closing(prefetch(read_frames(video, stop=len(track)), DECODED_AHEAD)) as frames:
+            for group in batched(frames, batch):
+                rows = [i for i in range(len(group)) if track.present[done + i]]
+                if rows:
+                    index = [done + i for i in rows]
+                    values[index] = self.encode_lips(cut_batch([group[i] for i in rows], track.boxes[index], self.crop_px))
+                done += len(group)
+                if show is not None:
+                    show(group[-1])
+                if progress is not None:
+                    progress(done, len(track))
+        if done < len(track):
+            raise FlashLipsError(f"{Path(video).name} has {done} frames, its track {len(track)}; track this file again.")
+        return LipPoses(fill_absent(values, track.present), track.fps)
+
+    @torch.inference_mode()
+    def encode_lips(self, crops: Tensor, waiting: Waiting | None = None) -> Tensor:
+        """Lip poses of crops (B, 3, S, S) in [-1, 1], a few at once. -> (B, 12) float32 on the CPU."""
+        weight = next(self.lip_encoder.parameters())
+        parts = awaited(crops.split(LIPS_AT_ONCE), waiting)
+        return torch.cat([self.lip_encoder(part.to(weight)).float().cpu() for part in parts])
+
+    def look(self, video: Source, track: FaceTrack, count: int = NUM_REFERENCES, progress: Progress | None = None) -> Look:
+        """Reference crops and lip poses of the person, from one pass over the clip."""
+        wanted = candidate_frames(track)
+        if len(wanted) == 0:
+            raise no_face_in(video)
+        crops = self.crops(video, track, wanted, progress)
+        last = int(wanted[-1]) + 1
+        poses = self.encode_lips(crops, None if progress is None else lambda: progress(last, last))
+        rows = choose_references(crops, poses, count)
+        return Look(crops[rows], [int(wanted[i]) for i in rows], poses)
+
+    def crops(self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None) -> Tensor:
+        """Crops of some frames (sorted), in one pass. -> (K, 3, S, S) in [-1, 1]."""
+        wanted, found = {int(i) for i in frames}, []
+        if not wanted or min(wanted) < 0 or max(wanted) >= len(track):
+            raise FlashLipsError(
+                f"Reference frames {sorted(wanted)} must lie within the track's {len(track)} frames; choose others."
+            )
+        with closing(read_frames(video, stop=max(wanted) + 1)) as stream:
+            for index, frame in enumerate(stream):
+                if index in wanted:
+                    found.append(cut_batch([frame], track.boxes[index : index + 1], self.crop_px))
+                if progress is not None:
+                    progress(index + 1, max(wanted) + 1)
+        if len(found) < len(wanted):
+            raise FlashLipsError(f"{Path(video).name} ends before frame {max(wanted)} of its track; track this file again.")
+        return torch.cat(found)
+
+    def crop_editor(
+        self,
+        video: Source,
+        track: FaceTrack,
+        references: Sequence[int] | None = None,
+        mode: str = "mask-free",
+        clock: StageClock | None = None,
+    ) -> CropEditor:
+        """The editor prepared with this clip's references (chosen, where none are given)."""
+        crops = self.look(video, track).references if references is None else self.crops(video, track, references)
+        return self._crop_editor(crops, mode, clock)
+
+    def _crop_editor(self, references: Tensor, mode: str, clock: StageClock | None, waiting: Waiting | None = None) -> CropEditor:
+        if mode not in ("mask-free", "masked"):
+            raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
+        if self.is_stage_1 and mode == "mask-free":
+            raise FlashLipsError(
+                "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
+            )
+        poses = self.encode_lips(references, waiting)
+        return CropEditor(self.codec, self.editor, references, poses, mode == "masked", clock, waiting)
+
+
+def opened(sound: Source | Recording) -> Recording:
+    """A sound that may be given as a file."""
+    return open_sound(sound) if isinstance(sound, (str, Path)) else sound
