@@ -19,9 +19,11 @@ from .codec import Codec
 from .compose import cut, paste
 from .editing import CropEditor
 from .face_motion import FACE_OVAL, FaceMotion, padded_box
-from .measures import flops_of, outside_is_identical, psnr, psnr_from_error, to_crop
+from .measures import box_slices, flops_of, outside_is_identical, psnr, psnr_from_error, to_crop
 from .media import read_frames
 from .types import FaceTrack, Frame
+
+SEEN_LEVELS = 4.0  # of 255: less hides in the noise of a video
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,33 @@ def reconstruction(crop_editor: CropEditor, clip: FaceFrames, poses: Tensor) -> 
     }
     frames = range(len(clip))
     return {name: [psnr(made[i], clip.crops[i], clip.mouth_boxes[i]) for i in frames] for name, made in ways.items()}
+
+
+@torch.inference_mode()
+def outside_mouth(crop_editor: CropEditor, clip: FaceFrames, poses: Tensor) -> dict[str, list[float]]:
+    """What an edit to ``poses`` (N, 12) changes outside the mouth boxes of its crops, frame by frame.
+
+    "levels": mean absolute difference of the crop as it is pasted to the source, of 255. "share": share of those pixels that
+    differ by more than ``SEEN_LEVELS``. "drawn": as "levels", of the whole edit before the blend to the codec's round trip.
+    """
+    edited, alpha = crop_editor(clip.crops, poses)
+    pasted = alpha * edited + (1 - alpha) * clip.crops
+    round_trip = crop_editor.codec.decode(crop_editor.codec.encode(clip.crops)).float().cpu()
+    drawn = edit_whole(crop_editor, clip.crops, poses)
+    found: dict[str, list[float]] = {"levels": [], "share": [], "drawn": []}
+    for index, box in enumerate(clip.mouth_boxes):
+        outside = torch.ones(clip.crops.shape[-2:], dtype=torch.bool)
+        outside[box_slices(box, *outside.shape)] = False
+        written = _levels_apart(pasted[index], clip.crops[index])[outside]
+        found["levels"].append(float(written.mean()))
+        found["share"].append(float((written > SEEN_LEVELS).float().mean()))
+        found["drawn"].append(float(_levels_apart(drawn[index], round_trip[index])[outside].mean()))
+    return found
+
+
+def _levels_apart(first: Tensor, second: Tensor) -> Tensor:
+    """Absolute difference of two (3, H, W) pictures in [-1, 1], mean over colours, of 255. -> (H, W)"""
+    return (first.clamp(-1, 1) - second.clamp(-1, 1)).abs().mean(0) * 127.5
 
 
 @torch.inference_mode()

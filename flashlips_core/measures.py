@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -18,6 +18,12 @@ from .types import Frame
 
 LIP_LEAK_RATIO = 0.25  # KeySync: a mouth whose aspect ratio exceeds this counts as open
 REST_PERCENTILE = 5  # a face's rest: the opening that it stays under in this share of its own frames
+
+CLOSED_SHARE = 0.15  # of the way from a person's shut lips to their widest opening; up to there they count as closed
+WIDEST_PERCENTILE = 95
+
+Bounds = tuple[float | None, float | None]  # lowest and highest value that passes; None: there is no such limit
+UNBOUNDED: Bounds = (None, None)
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,17 @@ def at_most(name: str, value: float | None, limit: float, count: int, note: str 
     """A row that passes up to ``limit``."""
     passed = None if value is None else bool(value <= limit)
     return Measure(name, value, f"at most {limit:.2f}", passed, count, note)
+
+
+def within(name: str, value: float | None, bounds: Bounds, count: int, note: str = "") -> Measure:
+    """A row that passes between two limits; with one or none of them :func:`at_least`, :func:`at_most` or :func:`shown`."""
+    low, high = bounds
+    if high is None:
+        return shown(name, value, count, note) if low is None else at_least(name, value, low, count, note)
+    if low is None:
+        return at_most(name, value, high, count, note)
+    passed = None if value is None else bool(low <= value <= high)
+    return Measure(name, value, f"{low:.2f} to {high:.2f}", passed, count, note)
 
 
 def shown(name: str, value: float | None, count: int, note: str = "") -> Measure:
@@ -93,6 +110,37 @@ def silence_share(silent: np.ndarray, source: np.ndarray) -> float:
     """Opening above rest in a clip dubbed with silence, as a share of the talking source's own."""
     rest = rest_opening(source)
     return opening_above_rest(silent, rest) / max(opening_above_rest(source, rest), 1e-6)
+
+
+def closed_frames(lip_gap: np.ndarray, own_gap: np.ndarray) -> np.ndarray:
+    """Frames (T,) bool in which lips are closed, by the scale of the person whose undubbed curve is ``own_gap``.
+
+    That person's lips count as shut at the 5th percentile of their own inner-lip gap and as wide open at its 95th; closed is up
+    to 15 % of the way between. Where no face was found they are not closed.
+    """
+    if not np.isfinite(own_gap).any():
+        return np.zeros(len(lip_gap), bool)
+    shut, wide = np.nanpercentile(own_gap, [REST_PERCENTILE, WIDEST_PERCENTILE])
+    return np.nan_to_num(np.asarray(lip_gap, float), nan=np.inf) <= shut + CLOSED_SHARE * (wide - shut)
+
+
+def closures(closed: np.ndarray, spans: Sequence[tuple[int, int]]) -> int:
+    """In how many of the spans (first and end frame) the lips are closed at least once."""
+    return sum(bool(closed[first:end].any()) for first, end in spans)
+
+
+def closures_by_chance(closed: np.ndarray, spans: Sequence[tuple[int, int]], speech: tuple[int, int]) -> float:
+    """The same count where the lips' motion has nothing to do with the sound: the mean over all shifts of it within ``speech``.
+
+    Frames of ``speech`` (first and end) are rotated by every whole number but 0; lips that never open close by chance everywhere.
+    """
+    first, end = speech
+    counts = []
+    for shift in range(1, end - first):
+        moved = closed.copy()
+        moved[first:end] = np.roll(closed[first:end], shift)
+        counts.append(closures(moved, spans))
+    return float(np.mean(counts)) if counts else float(closures(closed, spans))
 
 
 def lip_leak(mouth_aspect: np.ndarray, ratio: float = LIP_LEAK_RATIO) -> float:
@@ -188,9 +236,27 @@ def markdown_table(measures: Sequence[Measure], command: str = "") -> str:
     """The table for a model card, with the command that produced it."""
     lines = ["| measure | value | target | passed | over | note |", "|---|---|---|---|---|---|"]
     for m in measures:
-        value = "not measured" if m.value is None else f"{m.value:.3g}" if abs(m.value) < 100 else f"{m.value:.1f}"
+        value = _as_text(m.value)
         passed = {True: "yes", False: "**no**", None: ""}[m.passed]
         lines.append(f"| {m.name} | {value} | {m.target} | {passed} | {m.count} | {m.note} |")
     if command:
         lines += ["", f"Command: `{command}`"]
     return "\n".join(lines) + "\n"
+
+
+def side_by_side_table(columns: Mapping[str, Sequence[Measure]], command: str = "") -> str:
+    """The same measures of two editors or more, a column each; what cannot be compared is left out."""
+    names = [row.name for row in next(iter(columns.values()))]
+    found = {who: {row.name: row for row in rows} for who, rows in columns.items()}
+    lines = [f"| measure | {' | '.join(columns)} | over |", "|---" * (len(columns) + 2) + "|"]
+    for name in names:
+        row = [found[who].get(name) for who in columns]
+        if all(measure is not None for measure in row):
+            lines.append(f"| {name} | {' | '.join(_as_text(measure.value) for measure in row)} | {row[0].count} |")
+    if command:
+        lines += ["", f"Command: `{command}`"]
+    return "\n".join(lines) + "\n"
+
+
+def _as_text(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"

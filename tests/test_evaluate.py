@@ -20,7 +20,7 @@ import torch
 from test_pipeline import CROP_PX, SteadyFace, make_track, toy_networks
 from torch import nn
 
-from flashlips_core import bench, checkpoint, evaluate, face_motion, fidelity, long_clip, pictures
+from flashlips_core import bench, checkpoint, eval_session, face_motion, fidelity, long_clip, pictures
 from flashlips_core import measures as m
 from flashlips_core.codec import Codec
 from flashlips_core.compose import paste
@@ -93,6 +93,13 @@ def test_a_row_without_a_value_neither_passes_nor_fails_and_says_why():
 # ---- pictures --------------------------------------------------------------------------------------------------------------
 
 
+def test_editors_stand_side_by_side_with_what_both_have():
+    first, second = [m.shown("a", 0.5, 3), m.shown("b", 1, 3)], [m.shown("a", 0.25, 3), m.not_measured("c", "no clips")]
+    table = m.side_by_side_table({"masked": first, "refined": second}, "the command")
+    assert table.splitlines()[0] == "| measure | masked | refined | over |" and "| a | 0.5 | 0.25 | 3 |" in table
+    assert "| b" not in table and "| c" not in table and "`the command`" in table
+
+
 def test_psnr_counts_only_what_lies_in_the_box():
     clean = torch.zeros(3, 16, 16)
     dirty = clean.clone()
@@ -133,15 +140,18 @@ def toy_crop_editor(is_still: bool, is_masked: bool = False) -> CropEditor:
     return CropEditor(codec, networks["editor"].eval(), torch.zeros(1, 3, CROP_PX, CROP_PX), is_masked=is_masked)
 
 
-def toy_face_frames(path: Path, count: int = 4) -> fidelity.FaceFrames:
-    track = make_track()
-    landmarks = np.tile(np.array([32.0, 24.0], np.float32), (25, 478, 1))
+def toy_motion(count: int = 25) -> face_motion.FaceMotion:
+    """What a witness would see in a clip of ``test_pipeline``'s steady face."""
+    landmarks = np.tile(np.array([32.0, 24.0], np.float32), (count, 478, 1))
     angle = np.linspace(0, 2 * math.pi, len(face_motion.FACE_OVAL), endpoint=False)
     landmarks[:, face_motion.FACE_OVAL] += 14 * np.stack([np.sin(angle), -np.cos(angle)], 1)
     landmarks[:, 61], landmarks[:, 291], landmarks[:, 13], landmarks[:, 14] = (27, 34), (37, 34), (32, 33), (32, 35)
     landmarks[:, 33], landmarks[:, 263] = (24, 18), (40, 18)
-    faces = [(points, np.full(52, 0.1, np.float32)) for points in landmarks]
-    return fidelity.face_frames(path, track, face_motion.motion_from_faces(faces), pictures.spread(25, count), CROP_PX)
+    return face_motion.motion_from_faces([(points, np.full(52, 0.1, np.float32)) for points in landmarks])
+
+
+def toy_face_frames(path: Path, count: int = 4) -> fidelity.FaceFrames:
+    return fidelity.face_frames(path, make_track(), toy_motion(), pictures.spread(25, count), CROP_PX)
 
 
 def test_an_editor_that_changes_nothing_reconstructs_as_well_as_the_codec(plain_clip):
@@ -160,6 +170,15 @@ def test_a_masked_editor_reconstructs_without_seeing_the_lower_face(plain_clip):
 def test_frames_are_untouched_outside_alpha_whatever_the_editor_draws(plain_clip):
     frames = toy_face_frames(plain_clip)
     assert fidelity.untouched_frames(toy_crop_editor(is_still=False), frames, torch.randn(4, 12)) == 4
+
+
+def test_what_is_changed_outside_the_mouth_is_nothing_for_a_still_editor_and_seen_for_another(plain_clip):
+    frames = toy_face_frames(plain_clip)
+    still = fidelity.outside_mouth(toy_crop_editor(is_still=True), frames, torch.randn(4, 12))
+    assert all(values == pytest.approx([0] * 4, abs=1e-3) for values in still.values())
+    poses = 3 * torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    moved = fidelity.outside_mouth(toy_crop_editor(is_still=False), frames, poses)
+    assert all(max(values) > 0.05 for values in moved.values())
 
 
 def test_two_codecs_are_compared_inside_the_face_in_all_four_pairings(plain_clip):
@@ -237,20 +256,20 @@ def test_clips_are_taken_in_turn_from_each_person(tmp_path):
     for name in ("a/1", "a/2", "a/3", "b/1", "c/1"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.mp4").touch()
-    taken = evaluate.clips_under(tmp_path, 4)
+    taken = eval_session.clips_under(tmp_path, 4)
     assert [p.relative_to(tmp_path).as_posix() for p in taken] == ["a/1.mp4", "b/1.mp4", "c/1.mp4", "a/2.mp4"]
 
 
 def test_no_clip_is_dubbed_with_its_own_voice_and_a_seed_fixes_the_choice():
     clips = [Path(f"{i}.mp4") for i in range(9)]
-    drivers = evaluate.drivers_for(clips, clips)
-    assert all(c != d for c, d in zip(clips, drivers, strict=True)) and drivers == evaluate.drivers_for(clips, clips)
+    drivers = eval_session.drivers_for(clips, clips)
+    assert all(c != d for c, d in zip(clips, drivers, strict=True)) and drivers == eval_session.drivers_for(clips, clips)
     with pytest.raises(FlashLipsError, match="two are needed"):
-        evaluate.drivers_for(clips[:1], clips[:1])
+        eval_session.drivers_for(clips[:1], clips[:1])
 
 
 def test_silence_is_silent(tmp_path):
-    path = evaluate.write_silence(tmp_path / "s" / "silence.wav", 2)
+    path = eval_session.write_silence(tmp_path / "s" / "silence.wav", 2)
     with av.open(str(path)) as container:
         samples = np.concatenate([f.to_ndarray() for f in container.decode(audio=0)], axis=1)
     assert samples.shape == (1, 32_000) and not samples.any()

@@ -1,0 +1,179 @@
+"""Editors side by side: a refined one beside its masked teacher, and one before and after fine-tuning to an unseen person."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch import Tensor
+
+from . import eval_rows
+from .eval_material import Material
+from .eval_session import Session, clips_under, drivers_for, sheets, write_silence
+from .loading import STAGE_1, LoadedPart, load_part
+from .measures import UNBOUNDED, Measure
+from .media import probe, read_frames, write_video
+from .media_cut import CRF, PRESET
+from .pipeline import LipSync
+from .train.finetune import UNENDING, FineTuning, best_of, fine_tune
+from .train.finetune_data import prepare_person
+from .train.finetune_report import Check
+from .types import FlashLipsError, Frame
+
+PERSON = "s4"  # of grid_people/test: seen by no training
+NUM_LEARNT = 5  # clips to fine-tune on; the others are measured
+
+Columns = dict[str, list[Measure]]
+
+
+def with_editor(session: Session, editor: LoadedPart, name: str) -> Session:
+    """The same session and all other networks with another editor, whose dubs go into a folder of their own."""
+    old = session.lipsync
+    names = ("codec", "pose_model", "audio_encoder", "lip_encoder", "emotion_encoder")
+    parts = {part: getattr(old, part) for part in names}
+    lipsync = LipSync(**parts, editor=editor, detector=lambda: old.detector, device=old.device, dtype=old.dtype)
+    return replace(session, lipsync=lipsync, out=session.out / name)
+
+
+# ---- two editors -----------------------------------------------------------------------------------------------------------
+
+
+def compare(session: Session, given: Material, editors: Sequence[str]) -> Columns:
+    """What each editor changes outside the mouth, how it draws mouths, and what it does in silence."""
+    session.motion(given.own[0])  # a missing MediaPipe is said before the long work, not after
+    session.num_dubs = len(editors) * len(given.silent)
+    silence = write_silence(session.out / "silence.wav", seconds=3)
+    frames, columns = given.suite.frames, {}
+    for name, source in zip(_names(editors), editors, strict=True):
+        editor = load_part("editor", source, session.lipsync.device, session.lipsync.dtype)
+        theirs = with_editor(session, editor, name)
+        silent = [theirs.dub(clip, "silent", silence) for clip in given.silent]
+        session.done = theirs.done
+        sheets(theirs, silent[:4])
+        columns[name] = [
+            *eval_rows.outside_rows(theirs, given.pictured, frames),
+            *eval_rows.picture_rows(theirs, given.pictured_groups, frames, given.targets.reconstruction),
+            *eval_rows.silence_rows(theirs, silent, given.targets.silence),
+            *eval_rows.detail_rows(theirs, silent, frames, given.targets.detail),
+        ]
+    return columns
+
+
+def _names(editors: Sequence[str]) -> list[str]:
+    """Their files' names, told apart where they are the same."""
+    stems = [Path(editor).stem for editor in editors]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{index + 1}" for index, stem in enumerate(stems)]
+
+
+# ---- before and after fine-tuning ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a fine-tuning took."""
+
+    learnt: str  # what it was trained on
+    ended: str  # why it ended
+    steps: int  # up to the last look at the held-out frames
+    best_step: int  # what is measured
+    wall_s: float
+    cpu_s: float  # of all cores together
+
+    def sentence(self) -> str:
+        """For people."""
+        return (
+            f"Trained on {self.learnt} The best of {self.steps} steps: {self.best_step}; ended by: {self.ended}; "
+            f"{self.cpu_s / 60:.1f} CPU minutes, {self.wall_s / 60:.1f} by the clock."
+        )
+
+
+def before_and_after(session: Session, given: Material, cpu_minutes: float) -> tuple[Columns, Tuning]:
+    """Fine-tune the session's editor on five clips of an unseen person, and measure both on that person's other clips.
+
+    Args:
+        cpu_minutes: of all cores together, for preparing and training; it ends sooner where nothing is gained any more.
+    """
+    clips = clips_under(given.data / "grid_people" / "test" / PERSON, 10_000)
+    learnt, others = clips[:NUM_LEARNT], clips[NUM_LEARNT:][: given.suite.people]
+    if not others:
+        raise FlashLipsError(
+            f"Found {len(clips)} clips under {given.data}/grid_people/test/{PERSON}; {NUM_LEARNT + 1} or more are needed."
+        )
+    out = session.out / f"{PERSON}.safetensors"
+    if out.exists():
+        raise FlashLipsError(f"{out} is there already and would be trained on; choose another --out.")
+    session.motion(others[0])  # a missing MediaPipe is said before the long work, not after
+    old = session.lipsync
+    base = LoadedPart(old.editor, STAGE_1 if old.is_stage_1 else "editor", "base", {"crop_px": old.crop_px})
+    session.num_dubs = 2 * len(others)
+    before = _person_rows(with_editor(session, base, "before"), given, others)
+    session.done = len(others)
+    tuning = _tuned(session, base, learnt, out, cpu_minutes)
+    editor = load_part("editor", out, old.device, old.dtype)
+    return {"before": before, "after": _person_rows(with_editor(session, editor, "after"), given, others)}, tuning
+
+
+class _Spent(Exception):
+    """The CPU time is over."""
+
+
+def _tuned(session: Session, base: LoadedPart, learnt: Sequence[Path], out: Path, cpu_minutes: float) -> Tuning:
+    """Write the fine-tuned editor to ``out``."""
+    lipsync, wall, cpu = session.lipsync, time.monotonic(), time.process_time()
+    checks: list[Check] = []
+
+    def watch(found: list[Check], _: Tensor) -> None:
+        checks[:] = found
+
+    def spend(done: int, total: int) -> None:
+        if session.progress is not None:
+            session.progress(session.done, session.num_dubs)
+        if checks and time.process_time() - cpu > 60 * cpu_minutes:
+            raise _Spent
+
+    person = prepare_person(lipsync, join_clips(learnt, out.with_suffix(".mp4")))
+    settings = FineTuning(steps=UNENDING)
+    try:
+        ended = fine_tune(base, person, lipsync.codec, lipsync.lip_encoder, out, settings, spend, watch).ended
+    except _Spent:
+        ended = f"{cpu_minutes:g} CPU minutes"
+    spent = time.monotonic() - wall, time.process_time() - cpu
+    return Tuning(person.describe(), ended, checks[-1].step, best_of(checks).step, *spent)
+
+
+def _person_rows(session: Session, given: Material, clips: Sequence[Path]) -> list[Measure]:
+    frames, nothing = given.suite.frames, UNBOUNDED
+    dubs = [session.dub(clip, "audio", driver) for clip, driver in zip(clips, drivers_for(clips, given.pool), strict=True)]
+    sheets(session, dubs[:5])
+    return [
+        *eval_rows.picture_rows(session, {PERSON: (clips, nothing)}, frames, nothing),
+        *eval_rows.identity_rows(session, dubs, given.weights, frames),
+        *eval_rows.detail_rows(session, dubs, frames, nothing),
+        *eval_rows.sync_rows(session, dubs, f"jaw correlation: {PERSON}, s1 audio", nothing),
+    ]
+
+
+def join_clips(clips: Sequence[Path], out: Path) -> Path:
+    """Write clips of one size and rate one after another, nearly lossless, without sound."""
+    infos = [probe(clip) for clip in clips]
+    first = infos[0]
+    for clip, info in zip(clips, infos, strict=True):
+        if (info.width, info.height, info.fps, info.pix_fmt) != (first.width, first.height, first.fps, first.pix_fmt):
+            raise FlashLipsError(f"{clip.name} has another size, rate or format than {clips[0].name}; join clips of one kind.")
+    like = replace(first, time_base=1 / first.fps)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with closing(_one_after_another(clips)) as frames:
+        write_video(out, frames, like, crf=CRF, preset=PRESET)
+    return out
+
+
+def _one_after_another(clips: Sequence[Path]) -> Iterator[Frame]:
+    count = 0
+    for clip in clips:
+        with closing(read_frames(clip)) as frames:
+            for frame in frames:
+                yield replace(frame, pts=count)
+                count += 1
