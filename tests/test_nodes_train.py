@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
+import torch
 
 from flashlips_core import checkpoint
 from flashlips_core.media import probe, read_frames, write_video
@@ -65,6 +67,37 @@ def test_a_clip_becomes_an_editor_that_the_loader_lists(engine, graph) -> None:
 
 def _changed(entry: dict, **inputs: object) -> dict:
     return {"class_type": entry["class_type"], **entry["inputs"], **inputs}
+
+
+def test_cancel_keeps_the_best_so_far_and_the_next_run_goes_on(engine, graph) -> None:
+    models = engine.base / "models" / "flashlips"
+    out = models / "stopped.safetensors"
+    material = {name: entry for name, entry in graph.items() if name != "tuned"}
+    assert engine.run(material, "dataset").is_success
+
+    def train(steps: int, stop_at: int | None = None) -> list[int]:
+        """Run as far as ``steps``, or press Cancel at that one of its reports; returns the steps that were reported."""
+        tuned = node(**_changed(graph["tuned"], name="stopped", steps=steps))
+        run = engine.run({**material, "tuned": tuned}, "tuned", interrupt_at=("progress", stop_at) if stop_at else None)
+        assert "dataset" in run.cached and not run.errors
+        assert run.is_interrupted if stop_at else run.is_success
+        assert not list(models.rglob("*.part"))
+        return [data["value"] for name, data in run.events if name == "progress"]
+
+    assert train(50, stop_at=1) == [1]  # step 2 does not come to its report
+    base, _ = checkpoint.read_tensors(Path(checkpoint.__file__).with_name("weights") / "editor.safetensors")
+    kept, header = checkpoint.read_tensors(out)
+    assert header["notes"]["steps"] == 0 and all(torch.equal(kept[name], base[name]) for name in base)
+    assert train(3)[-1] == 3
+    best = out.read_bytes()
+    assert train(50, stop_at=1) == [4]
+    assert out.read_bytes() == best
+    loaded = engine.run({**material, "loaded": node("FlashLipsLoadEditor", name="stopped.safetensors")}, ("dataset", "loaded"))
+    assert loaded.is_success, loaded.errors
+    reported = train(6)
+    assert 3 < reported[0] <= reported[-1] == 6  # from the last state that was written; there is one every 20 s
+    checks = json.loads((out.with_suffix(".run") / "checks.json").read_text(encoding="utf-8"))
+    assert [check["step"] for check in checks] == [0, 3, 6]
 
 
 def test_what_cannot_be_trained_on_is_one_sentence(engine, graph) -> None:
