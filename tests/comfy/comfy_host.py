@@ -32,6 +32,11 @@ WORKER = Path(__file__).with_name("comfy_worker.py")
 ARGUMENTS = ["--disable-auto-launch", "--disable-api-nodes", "--database-url", "sqlite:///:memory:"]
 
 
+def environment_of(version: str, base: Path) -> dict[str, str]:
+    """ComfyUI's variables, without the face detector's weights that a machine may have: with them other faces are found."""
+    return {**dev.host_environment(version), "FLASHLIPS_MODELS": "", "TORCH_HOME": str(base / "torch")}
+
+
 @dataclass(frozen=True)
 class Run:
     """What became of one prompt."""
@@ -71,7 +76,7 @@ class Process:
         # a session of its own, so that Ctrl-C in the terminal leaves the end to close()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*map(str, command), *ARGUMENTS, *arguments], stdin=subprocess.PIPE, env=dev.host_environment(version), cwd=base,
+                [*map(str, command), *ARGUMENTS, *arguments], stdin=subprocess.PIPE, env=environment_of(version, base), cwd=base,
                 stdout=subprocess.PIPE if mode == "engine" else log, stderr=log, start_new_session=True,
             )  # fmt: skip
 
