@@ -15,7 +15,8 @@ from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
 from flashlips_core.train import augment
-from flashlips_core.train.detail import CodecAndCritic, train_detail
+from flashlips_core.train.critic import Critic
+from flashlips_core.train.detail import train_detail
 from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
 from flashlips_core.train.editor_data import (
     EditorFrames,
@@ -223,12 +224,25 @@ def test_an_editors_run_leaves_sheets_of_the_same_pairs(tmp_path):
 
 
 def test_the_critics_loss_moves_the_critic_and_the_realism_loss_the_decoder():
-    pair, (decoded, real) = CodecAndCritic(tiny_codec().network), torch.rand(2, 2, 3, 64, 64) * 2 - 1
+    critic, (decoded, real) = Critic(), torch.rand(2, 2, 3, 64, 64) * 2 - 1
     decoded.requires_grad_(True)
-    losses = pair.losses(decoded, real)
+    losses = critic.losses(decoded, real)
     assert torch.autograd.grad(losses["critic"], decoded, retain_graph=True, allow_unused=True) == (None,)
     losses["realism"].backward()
-    assert decoded.grad.abs().sum() > 0 and all(p.grad is None for p in pair.critic.parameters())
+    assert decoded.grad.abs().sum() > 0 and all(p.grad is None for p in critic.parameters())
+
+
+def test_an_editor_is_refined_against_a_critic(tmp_path):
+    """The critic's verdict reaches the editor, and what comes back is the editor alone."""
+    start, data = EditorUNet(TINY_EDITOR), frames()
+    refined = [
+        refine_editor(start, data, tiny_codec(), str(tmp_path / str(weight)), steps=2, batch_size=4, realism=weight)
+        for weight in (0.0, 0.05, 5.0)
+    ]
+    assert all(set(r.state_dict()) == set(start.state_dict()) for r in refined)
+    last_layers = [r.conv_out.weight for r in refined]
+    assert not torch.equal(last_layers[0], last_layers[1]) and not torch.equal(last_layers[1], last_layers[2])
+    assert {"critic", "realism"} <= set(read_rows(tmp_path / "5.0" / "losses.csv")[0])
 
 
 def test_detail_training_changes_the_decoder_alone(tmp_path):
