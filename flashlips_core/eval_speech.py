@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from .measures import Bounds, Measure
 from .media import open_sound
 from .phonemes import Aligner, Phone, closure_spans, expected_opening, read_phones, read_words, speech_span
 from .types import FlashLipsError
+
+log = logging.getLogger(__name__)
 
 
 def spoken_phones(drivers: Sequence[Path], words: Path) -> dict[Path, list[Phone]]:
@@ -30,8 +33,8 @@ def spoken_phones(drivers: Sequence[Path], words: Path) -> dict[Path, list[Phone
             continue
         try:
             found[driver] = aligner.phones(to_mono_16k(open_sound(driver)).numpy(), read_words(timed))
-        except FlashLipsError:
-            continue
+        except FlashLipsError as error:
+            log.warning("%s does not count towards lip closures: %s", driver.name, error)
     if not found:
         raise FlashLipsError(f"no words/<clip>.align of these clips could be used in {words}")
     return found
@@ -43,23 +46,32 @@ def closure_rows(
     """In how many of the p, b and m that are heard the lips close, beside chance and the driving clips' own pictures."""
     name = f"lip closures: share of p, b, m, {who}"
     dubs = [dub for dub in dubs if dub.driver in phones]
-    counts = np.zeros(5)  # sounds; closed in the output, in it by chance, in the driving clip, in the undubbed source
+    sounds = 0
+    counts: dict[str, np.ndarray] = {}  # of which curve, by whose scale: closed at the sounds, and by chance
     for dub in dubs:
         output, driver, source = (session.motion(path).lip_gap for path in (dub.output, dub.driver, dub.clip))
         said, length, fps = phones[dub.driver], min(map(len, (output, driver, source))), float(session.track(dub.clip).fps)
         spans, speech = closure_spans(said, length, fps), speech_span(said, length, fps)
-        made, before = (m.closed_frames(gap[:length], source) for gap in (output, source))
-        wanted = m.closed_frames(driver[:length], driver)
-        by_chance = m.closures_by_chance(made, spans, speech)
-        counts += len(spans), m.closures(made, spans), by_chance, m.closures(wanted, spans), m.closures(before, spans)
-    if not counts[0]:
+        sounds += len(spans)
+        curves = {
+            "output": (output, source),
+            "own range": (output, output),
+            "driver": (driver, driver),
+            "source": (source, source),
+        }
+        for which, (gap, scale) in curves.items():
+            closed = m.closed_frames(gap[:length], scale)
+            found = np.array([m.closures(closed, spans), m.closures_by_chance(closed, spans, speech)])
+            counts[which] = counts.get(which, np.zeros(2)) + found
+    if not sounds:
         return [m.not_measured(name, "none of the driving clips says one at a known time")]
-    made, chance, driven, undubbed = (float(count / counts[0]) for count in counts[1:])
+    (made, chance), (small, small_chance), (driven, driven_chance), (undubbed, _) = (counts[which] / sounds for which in curves)
     note = (
-        f"sounds in {len(dubs)} clips, lips closed within 1 frame; by chance (motion shifted in time) {chance:.2f}; the undubbed "
-        f"source {undubbed:.2f}; the driving clips' own pictures {driven:.2f}"
+        f"sounds in {len(dubs)} clips, lips closed within 1 frame; by chance (motion shifted in time) {chance:.2f}; by the "
+        f"output's own range, where lips that hardly open are not closed, {small:.2f}, by chance {small_chance:.2f}; "
+        f"the driving clips' own pictures {driven:.2f}, by chance {driven_chance:.2f}; the undubbed source {undubbed:.2f}"
     )
-    return [m.within(name, made, bounds, int(counts[0]), note)]
+    return [m.within(name, float(made), bounds, sounds, note)]
 
 
 def own_opening_row(session: Session, phones: dict[Path, list[Phone]]) -> Measure:
