@@ -13,7 +13,7 @@ from torch import Tensor
 from . import eval_rows
 from .eval_material import Material
 from .eval_session import Session, clips_under, drivers_for, sheets, write_silence
-from .loading import STAGE_1, LoadedPart, load_part
+from .loading import LoadedPart, load_part
 from .measures import UNBOUNDED, Measure
 from .media import probe, read_frames, write_video
 from .media_cut import CRF, PRESET
@@ -105,9 +105,11 @@ def before_and_after(session: Session, given: Material, cpu_minutes: float) -> t
     out = session.out / f"{PERSON}.safetensors"
     if out.exists():
         raise FlashLipsError(f"{out} is there already and would be trained on; choose another --out.")
-    session.motion(others[0])  # a missing MediaPipe is said before the long work, not after
     old = session.lipsync
-    base = LoadedPart(old.editor, STAGE_1 if old.is_stage_1 else "editor", "base", {"crop_px": old.crop_px})
+    if old.is_stage_1:
+        raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one to fine-tune.")
+    session.motion(others[0])  # a missing MediaPipe is said before the long work, not after
+    base = LoadedPart(old.editor, "editor", "base", {"crop_px": old.crop_px})
     session.num_dubs = 2 * len(others)
     before = _person_rows(with_editor(session, base, "before"), given, others)
     session.done = len(others)

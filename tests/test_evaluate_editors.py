@@ -20,7 +20,7 @@ from flashlips_core.cli import main
 from flashlips_core.eval_material import SUITES, TARGETS, Suite, gather
 from flashlips_core.eval_session import Session
 from flashlips_core.face_motion import FaceMotion
-from flashlips_core.loading import STAGE_1
+from flashlips_core.loading import STAGE_1, load_part
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import LipSync
 from flashlips_core.types import FlashLipsError
@@ -114,6 +114,16 @@ def test_clips_are_joined_frame_by_frame_and_must_be_of_one_kind(clip, tmp_path)
         assert np.abs(made.planes[0].astype(int) - frame.planes[0]).mean() < 2
     with pytest.raises(FlashLipsError, match="c.mp4 has another size"):
         eval_editors.join_clips([first, clip(name="c.mp4", size=(32, 32))], tmp_path / "other.mp4")
+
+
+def test_a_masked_editor_is_not_fine_tuned_and_says_so_before_the_long_work(data, tmp_path):
+    session = session_with(tmp_path / "models", tmp_path / "out", 256)
+    masked = tmp_path / "masked.safetensors"
+    checkpoint.save(toy_networks()["editor"], masked, STAGE_1, {"crop_px": 256})
+    session = eval_editors.with_editor(session, load_part("editor", masked), "masked")
+    with pytest.raises(FlashLipsError, match="masked frames only"):
+        eval_editors.before_and_after(session, gather(data, data, None, TINY, TARGETS["basic"]), 1)
+    assert not session.out.exists()
 
 
 def test_too_few_clips_of_the_person_are_named(data, tmp_path):
