@@ -57,7 +57,6 @@ def compare(session: Session, given: Material, editors: Sequence[str]) -> Column
             *eval_rows.outside_rows(theirs, given.pictured, frames),
             *eval_rows.picture_rows(theirs, given.pictured_groups, frames, given.targets.reconstruction),
             *eval_rows.silence_rows(theirs, silent, given.targets.silence),
-            *eval_rows.detail_rows(theirs, silent, frames, given.targets.detail),
         ]
     return columns
 

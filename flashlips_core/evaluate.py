@@ -202,8 +202,8 @@ def command_of(args: argparse.Namespace) -> str:
     own = ("data", "weights", "suite", "parts", "targets", "speech", "compare", "finetune")
     models = ("models", "codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "device", "crop_px")
     given = {name: getattr(args, name, None) for name in (*own, *models)}
-    if given["parts"] == list(PARTS):
-        given["parts"] = None
+    defaults = {"parts": list(PARTS), "targets": "basic"}
+    given |= {name: None for name, value in defaults.items() if given[name] == value}
     words = ["python -m flashlips_core eval"]
     for name, value in given.items():
         if value is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from test_evaluate import toy_motion
 from test_pipeline import CROP_PX, SteadyFace, toy_networks
 from torch import nn
 
-from flashlips_core import checkpoint, eval_editors
+from flashlips_core import checkpoint, eval_editors, evaluate
 from flashlips_core import measures as m
 from flashlips_core.cli import main
 from flashlips_core.eval_material import SUITES, TARGETS, Suite, gather
@@ -153,3 +154,12 @@ def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, c
     assert "leave them out with --compare or --finetune" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*common, "--finetune", "-1"])
+
+
+def test_the_command_in_the_table_names_what_was_chosen_and_no_defaults():
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    command = "python -m flashlips_core eval --data 'my data' --suite quick"
+    assert evaluate.command_of(parser.parse_args(["--data", "my data"])) == command
+    chosen = ["--parts", "voice", "speech", "--targets", "strict", "--speech", "s"]
+    assert evaluate.command_of(parser.parse_args(["--data", "my data", *chosen])) == f"{command} {' '.join(chosen)}"
