@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from PIL import Image
 
 from ..flashlips_core.train.finetune import FineTuning, fine_tune
@@ -145,8 +145,7 @@ class FineTuneLipEditor(io.ComfyNode):
                 io.Image.Output(display_name="curve"),
                 io.Image.Output(display_name="before_after"),
             ],
-            is_output_node=True,
-            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_output_node=True,  # the file is a result of its own
         )
 
     @classmethod
@@ -166,8 +165,8 @@ class FineTuneLipEditor(io.ComfyNode):
         curve = torch.from_numpy(curve_picture(done.checks))[None].float() / 255
         with Image.open(done.sheet) as sheet:
             pictures = torch.from_numpy(np.array(sheet.convert("RGB")))[None].float() / 255
-        tuned = models.load_network("editor", out.name)
-        return io.NodeOutput(tuned, curve, pictures, ui=ui.PreviewImage(pictures, cls=cls))
+        # no picture of its own on the node: ComfyUI's front end would show the last preview in its place, twice
+        return io.NodeOutput(models.load_network("editor", out.name), curve, pictures)
 
 
 NODES = [PrepareDataset, FineTuneLipEditor]

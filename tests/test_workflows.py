@@ -21,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
 DEMO = ROOT / "flashlips_core" / "demo"
 GRAPHS = Path(__file__).with_name("comfy") / "graphs.py"
-FRAMES, VOICE_S = 8, 0.5  # of the cut clips and the cut voice; every workflow ends with the clip
+FRAMES = 8  # of every workflow's result
+TRAINED = 52  # frames to train on: about as few as Prepare Dataset takes
+QUICK = {"FlashLipsPrepareDataset": {"shortest": 2.0}, "FlashLipsFineTuneLipEditor": {"steps": 2, "batch": 4, "lora_rank": 2}}
 CUT_AT = {2.9: 0.2}  # where two_speakers cuts the voice, s
 RATE = 25
 
@@ -36,23 +38,33 @@ def infos_of(engine, graphs: list[dict]) -> dict[str, dict]:
     return engine.call(f"{GRAPHS}:object_info", names=names)
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory) -> dict[str, Path]:
-    """The bundled clips and voice, cut to a third of a second and half the size, under the names in the workflows."""
-    folder = tmp_path_factory.mktemp("clips")
+def cut_demo(folder: Path, frames: int, voice_s: float) -> dict[str, Path]:
+    """The bundled clips and voice, cut and half the size, under the names in the workflows."""
     for name in ("face.mp4", "pair.mp4"):
         info = probe(DEMO / name)
         small = (replace(frame, planes=tuple(plane[::2, ::2] for plane in frame.planes)) for frame in read_frames(DEMO / name))
         like = replace(info, width=info.width // 2, height=info.height // 2)
-        write_video(folder / name, islice(small, FRAMES), like, audio=load_audio(DEMO / name))
+        write_video(folder / name, islice(small, frames), like, audio=load_audio(DEMO / name))
     with wave.open(str(DEMO / "voice.wav")) as whole, wave.open(str(folder / "voice.wav"), "wb") as cut:
         cut.setparams(whole.getparams())
-        cut.writeframes(whole.readframes(round(VOICE_S * whole.getframerate())))
+        cut.writeframes(whole.readframes(round(voice_s * whole.getframerate())))
     return {f"flashlips-demo/{path.name}": path for path in folder.iterdir()}
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> dict[str, Path]:
+    """Clips of a third of a second, which end before the voice."""
+    return cut_demo(tmp_path_factory.mktemp("clips"), FRAMES, 0.5)
+
+
+@pytest.fixture(scope="module")
+def training_clips(tmp_path_factory) -> dict[str, Path]:
+    """Clips that can be trained on; the voice ends after a third of a second."""
+    return cut_demo(tmp_path_factory.mktemp("training-clips"), TRAINED, FRAMES / RATE)
+
+
 def shortened(prompt: dict, clips: dict[str, Path]) -> dict:
-    """The prompt with the cut clips in it, and with times that lie inside them."""
+    """The prompt with the cut clips in it, with times that lie inside them, and with a training of two steps."""
     cut = json.loads(json.dumps(prompt))
     for node in cut.values():
         for name, value in node["inputs"].items():
@@ -60,11 +72,15 @@ def shortened(prompt: dict, clips: dict[str, Path]) -> dict:
                 node["inputs"][name] = str(clips.get(value, value)).replace('"start": 70, "stop": 76', '"start": 2, "stop": 4')
             elif isinstance(value, float):
                 node["inputs"][name] = CUT_AT.get(value, value)
+        node["inputs"] |= QUICK.get(node["class_type"], {})
     return cut
 
 
 def test_there_are_the_promised_workflows() -> None:
-    promised = {"dub_video", "full_pipeline", "swap_backbones", "poses_from_video", "two_speakers", "edit_latents", "edit_poses"}
+    promised = {
+        "dub_video", "full_pipeline", "swap_backbones", "poses_from_video", "two_speakers", "edit_latents", "edit_poses",
+        "finetune_on_clip",
+    }  # fmt: skip
     assert promised <= {path.stem for path in WORKFLOWS}
     assert {path.stem for path in WORKFLOWS} == {path.stem for path in (ROOT / "workflows" / "api").glob("*.json")}
 
@@ -101,8 +117,10 @@ def test_workflows_fit_the_nodes_and_their_api_twins_are_up_to_date(engine) -> N
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=name_of)
-def test_a_workflow_runs_to_a_playable_file(path: Path, engine, clips) -> None:
-    """Its file has the frames of the cut clip, their rate and the new sound, and another mouth."""
+def test_a_workflow_runs_to_a_playable_file(path: Path, engine, clips, training_clips) -> None:
+    """Its file has the frames of the cut clip or voice, their rate and the new sound, and another mouth."""
+    if path.stem == "finetune_on_clip":
+        clips = training_clips
     prompt = shortened(json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8")), clips)
     run = engine.run(prompt)
     assert run.is_success, run.errors
@@ -113,7 +131,7 @@ def test_a_workflow_runs_to_a_playable_file(path: Path, engine, clips) -> None:
     sound = load_audio(file).samples
     assert abs(sound.shape[1] / 22_050 - FRAMES / RATE) < 0.05 and sound.abs().max() > 0.01
     name = "pair.mp4" if path.stem in ("two_speakers", "poses_from_video") else "face.mp4"
-    before = [frame.planes[0] for frame in read_frames(clips[f"flashlips-demo/{name}"])]
+    before = [frame.planes[0] for frame in read_frames(clips[f"flashlips-demo/{name}"], stop=FRAMES)]
     height, width = before[0].shape
     changed = np.stack([np.abs(a[:, :width].astype(int) - b) for a, b in zip(pictures, before, strict=True)]).max(0)
     assert changed[height // 2 :].max() > 2 * changed[: height // 4].max()  # lips, and not the hair

@@ -26,7 +26,7 @@ WORKFLOWS = ROOT / "workflows"
 VERSION = "0.27.0"  # the oldest ComfyUI; core nodes used here have the same inputs in later ones
 CORE = (
     "AudioConcat", "CreateVideo", "EmptyAudio", "FeatherMask", "GetVideoComponents", "ImageFromBatch", "ImageStitch",
-    "MaskComposite", "SolidMask", "TrimAudioDuration", "VAEDecode", "VAEEncode",
+    "MaskComposite", "PreviewImage", "SolidMask", "TrimAudioDuration", "VAEDecode", "VAEEncode",
 )  # fmt: skip
 FACE, VOICE, PAIR = (f"flashlips-demo/{name}" for name in ("face.mp4", "voice.wav", "pair.mp4"))
 
@@ -329,8 +329,57 @@ def edit_poses(g: Sketch) -> None:
         g.node("FlashLipsSaveVideo", video=dubbed, filename_prefix="video/edit_poses")
 
 
+def finetune_on_clip(g: Sketch) -> None:
+    with g.group(
+        "1. A clip of one person",
+        "For a good result: 20 s to 5 min of the person talking, seen from the front, in the light of the video that will be "
+        "dubbed. Only with that person's consent. The bundled head talks for 5 s, so 'shortest' (advanced) is lowered here: put "
+        "it back to 10 with your own clip.\nPrepare Dataset cuts and encodes the face. The clip's end is held out to measure by.",
+        "face",
+    ):
+        video = g.node("FlashLipsLoadVideo", "Video", path=FACE)
+        track = g.node("FlashLipsTrackFace", video=video)
+        g.column()
+        codec, lip_encoder = g.node("FlashLipsLoadCodec"), g.node("FlashLipsLoadLipEncoder")
+        g.column()
+        dataset = g.node("FlashLipsPrepareDataset", video=video, vae=codec, lip_encoder=lip_encoder, track=track, shortest=4.0)
+    with g.group(
+        "2. The training",
+        "Saved as 'name' in models/flashlips: press R, and every Load Lip Editor lists it. 50 steps show how it works; with your "
+        "own clip take 400. Cancel keeps the best so far; Run goes on, also with more steps. For another clip or other settings "
+        "choose another name.\nThe curve is the likeness of held-out lips: if it only falls, lower 'learning_rate' (advanced), "
+        "and what is kept is the editor you started from.",
+        "edit",
+    ):
+        editor = g.node("FlashLipsLoadEditor", "The editor to start from")
+        g.column()
+        tuned = g.node(
+            "FlashLipsFineTuneLipEditor", editor=editor, dataset=dataset, vae=codec, lip_encoder=lip_encoder, name="my_editor",
+            steps=50,
+        )  # fmt: skip
+        g.column()
+        g.node("PreviewImage", "Before and after", images=tuned.out("before_after"))
+        g.node("PreviewImage", "The curve", images=tuned.out("curve"))
+    g.new_row()
+    with g.group("3. A voice", "Lip motion for the voice that the person shall speak.", "poses"):
+        voice, poses = voice_to_poses(g)
+    with g.group(
+        "4. Dubbed with the new editor",
+        "The editor goes where Load Lip Editor would be. Here the video is the training clip; any other of the same person will "
+        "do, with a track of its own.",
+        "edit",
+    ):
+        dubbed = g.node(
+            "FlashLipsLipSyncVideo", video=video, track=track, poses=poses, editor=tuned.out("editor"), vae=codec,
+            lip_encoder=lip_encoder, audio=voice.out("audio"),
+        )  # fmt: skip
+    with g.group("5. The result", CONSENT, "out"):
+        g.node("FlashLipsSaveVideo", video=dubbed, filename_prefix="video/finetune_on_clip")
+
+
 DESCRIPTIONS: tuple[Callable[[Sketch], None], ...] = (
     dub_video, full_pipeline, swap_backbones, poses_from_video, two_speakers, edit_latents, edit_poses,
+    finetune_on_clip,
 )  # fmt: skip
 
 if __name__ == "__main__":

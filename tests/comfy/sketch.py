@@ -15,7 +15,10 @@ WIDTH, GAP, MARGIN, HEAD = 320, 40, 30, 60
 TITLE, TEXT = 34, 140
 CLASSIC = {"slot": 20, "widget": 24, "rest": 10}
 NODES_2 = {"slot": 22, "widget": 29, "rest": 42, "advanced": 34}  # hides advanced widgets behind one button
-PICTURES = {"FlashLipsPreviewPoses": (600, 430), "FlashLipsPreviewTrack": (460, 460), "FlashLipsSaveVideo": (420, 620)}
+PICTURES = {
+    "FlashLipsFineTuneLipEditor": (520, 560), "FlashLipsPreviewPoses": (600, 430), "FlashLipsPreviewTrack": (460, 460),
+    "FlashLipsSaveVideo": (420, 620), "PreviewImage": (460, 400),
+}  # fmt: skip
 LETTER, LINE, SHORTEST = 5.8, 20, 88  # a note's letters, lines and least height
 COLOURS = {"in": "#3f789e", "face": "#8A8", "voice": "#b58b2a", "poses": "#a1309b", "edit": "#b06634", "out": "#88A"}
 

@@ -1,0 +1,160 @@
+"""Pictures of nodes for their help pages, and of workflows for the template browser. By hand, after nodes changed:
+
+    python tests/comfy/take_pictures.py FlashLipsFineTuneLipEditor finetune_on_clip
+
+A node's id makes js/docs/<id>.jpg, a workflow's name workflows/<name>.jpg. Workflows run first, so that nodes show their results:
+minutes on a CPU. Needs the environment that ``python dev.py test`` makes, and Chromium.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+
+from comfy_fixtures import BROWSER_FLAGS, VERSIONS  # noqa: E402
+from comfy_host import Server  # noqa: E402
+from PIL import Image, ImageOps  # noqa: E402
+
+import dev  # noqa: E402
+
+DOCS, WORKFLOWS = ROOT / "js" / "docs", ROOT / "workflows"
+VIEW = {"width": 1600, "height": 1400}
+MARGIN_X, MARGIN_Y = 90, 24  # around a node, in pixels
+THUMBNAIL = 400
+FITTED = 0.94  # of the view's width that a graph takes
+SIDE, BAR = 60, 100  # pixels at the left and at the top of the view that ComfyUI's own bars cover
+LOADED_MS = 4000  # pictures and videos on nodes after a run
+READY = "window.app?.graph && !!window.LiteGraph?.registered_node_types?.FlashLipsLipSync"
+SETTINGS = {
+    "Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": True, "Comfy.Minimap.Visible": False,
+    "Comfy.NodeBadge.NodeSourceBadgeMode": "None",
+}  # fmt: skip
+OPEN = "graph => app.loadGraphData(graph)"
+RUN = """async () => {
+    const event = name => new Promise(done => app.api.addEventListener(name, ({detail}) => done(detail), {once: true}));
+    const started = event("execution_start"), ended = event("execution_success"), failed = event("execution_error");
+    await app.queuePrompt(0);
+    const refused = new Promise(done => setTimeout(done, 60000));
+    await Promise.race([started, refused.then(() => { throw new Error("ComfyUI did not take the graph"); })]);
+    await Promise.race([ended, failed.then(detail => { throw new Error(detail.exception_message); })]);
+}"""
+LOOK_AT = """([left, top, scale]) => {
+    app.canvas.ds.scale = scale;
+    app.canvas.ds.offset = [-left, -top];
+    app.canvas.setDirty(true, true);
+}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="+", help="node ids and names of workflows")
+    wanted = parser.parse_args().names
+    graphs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(WORKFLOWS.glob("*.json"))}
+    homes = {name: name if name in graphs else home_of(name, graphs) for name in wanted}
+    with comfy_page() as (server, page):
+        for workflow in dict.fromkeys(homes.values()):
+            graph = graphs[workflow]
+            page.evaluate(OPEN, graph)
+            page.evaluate(RUN)
+            page.wait_for_timeout(LOADED_MS)
+            for name in (name for name, home in homes.items() if home == workflow):
+                picture, path = (
+                    (thumbnail(server, page, graph), WORKFLOWS / f"{name}.jpg")
+                    if name in graphs
+                    else (node_picture(page, graph, name), DOCS / f"{name}.jpg")
+                )
+                picture.convert("RGB").save(path, quality=82, optimize=True)
+                print(path.relative_to(ROOT), picture.size, path.stat().st_size, "bytes")
+
+
+def home_of(node: str, graphs: dict[str, dict]) -> str:
+    """The first workflow that has this node."""
+    found = [name for name, graph in graphs.items() if any(entry["type"] == node for entry in graph["nodes"])]
+    if not found:
+        sys.exit(f"'{node}' is neither a workflow nor a node of one; name one of {', '.join(graphs)} or a node's id.")
+    return found[0]
+
+
+@contextmanager
+def comfy_page() -> Iterator[tuple[Server, Any]]:
+    """The newest ComfyUI with the pack, and a browser that shows it."""
+    from playwright.sync_api import sync_playwright
+
+    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+        dev.link_pack(Path(folder))
+        user = Path(folder) / "user" / "default"
+        user.mkdir(parents=True)
+        (user / "comfy.settings.json").write_text(json.dumps(SETTINGS))
+        server = Server(VERSIONS[0], Path(folder))
+        try:
+            browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=BROWSER_FLAGS)
+            page = browser.new_page(viewport=VIEW)
+            page.set_default_timeout(300_000)
+            page.goto(server.url)
+            page.wait_for_function(READY)
+            page.wait_for_load_state("networkidle")
+            yield server, page
+            browser.close()
+        finally:
+            server.close()
+
+
+def node_picture(page: Any, graph: dict, node: str) -> Image.Image:
+    """The first node of this kind with its surroundings, at full size."""
+    entry = next(entry for entry in graph["nodes"] if entry["type"] == node)
+    page.evaluate(LOOK_AT, [entry["pos"][0] - 500, entry["pos"][1] - 200, 1.0])
+    page.wait_for_timeout(1000)
+    box = page.locator(f'[data-node-id="{entry["id"]}"]').bounding_box()
+    return shot(page, box["x"] - MARGIN_X, box["y"] - MARGIN_Y, box["width"] + 2 * MARGIN_X, box["height"] + 2 * MARGIN_Y)
+
+
+def thumbnail(server: Server, page: Any, graph: dict) -> Image.Image:
+    """The largest picture that the run has shown, above the graph."""
+    half = (THUMBNAIL, THUMBNAIL // 2)
+    picture = Image.new("RGB", (THUMBNAIL, THUMBNAIL))
+    shown = [ImageOps.fit(image, half) for image in [largest_picture(server)] if image]
+    for index, part in enumerate([*shown, ImageOps.fit(graph_picture(page, graph), half)]):
+        picture.paste(part, (0, index * half[1]))
+    return picture
+
+
+def largest_picture(server: Server) -> Image.Image | None:
+    """Of those that nodes have shown in the last run."""
+    *_, run = server.get("/history").values()
+    items = [item for shown in run["outputs"].values() for item in shown.get("images", [])]
+    pictures = [Image.open(BytesIO(server.view(item))) for item in items if item["filename"].endswith(".png")]
+    return max(pictures, key=lambda image: image.width * image.height, default=None)
+
+
+def graph_picture(page: Any, graph: dict) -> Image.Image:
+    """The graph in its whole width, from its upper edge down."""
+    boxes = [group["bounding"] for group in graph["groups"]]
+    left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
+    width = max(box[0] + box[2] for box in boxes) - left
+    view = VIEW["width"] - SIDE
+    scale = FITTED * view / width
+    margin = (view / scale - width) / 2
+    page.evaluate(LOOK_AT, [left - margin - SIDE / scale, top - margin - BAR / scale, scale])
+    page.wait_for_timeout(1000)
+    return shot(page, SIDE, BAR, view, view / 2)
+
+
+def shot(page: Any, left: float, top: float, width: float, height: float) -> Image.Image:
+    """A part of the page."""
+    clip = {"x": left, "y": top, "width": width, "height": height}
+    return Image.open(BytesIO(page.screenshot(clip=clip)))
+
+
+if __name__ == "__main__":
+    main()
