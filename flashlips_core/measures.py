@@ -19,7 +19,9 @@ from .types import Frame
 LIP_LEAK_RATIO = 0.25  # KeySync: a mouth whose aspect ratio exceeds this counts as open
 REST_PERCENTILE = 5  # a face's rest: the opening that it stays under in this share of its own frames
 
-CLOSED_SHARE = 0.15  # of the way from a person's shut lips to their widest opening; up to there they count as closed
+# Of the way from a person's shut lips to their widest opening; up to there they count as closed. Chosen on the real videos of s1
+# test (80 sounds), not on any dub: .10 finds 85 % of their own closures (46 % by chance), .15 95 % (59 %), .20 99 % (66 %)
+CLOSED_SHARE = 0.15
 WIDEST_PERCENTILE = 95
 
 Bounds = tuple[float | None, float | None]  # lowest and highest value that passes; None: there is no such limit
