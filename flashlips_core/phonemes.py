@@ -115,7 +115,7 @@ class Aligner:
     """Finds the phones of a known sentence in its sound, by pocketsphinx and the English model in its package.
 
     Each phone is aligned as a word of its own, with the pronunciation that the dictionary gives first: pocketsphinx's own second
-    pass from words to phones failed on 25 of s1's 50 test sentences. So aligned, nine words of ten begin within 60 ms of GRID's own
+    pass from words to phones failed on 25 of s1's 50 test sentences. Thus nine words of ten begin within 60 ms of GRID's own
     times and one of twenty more than 120 ms off; that is why each phone is kept within its word.
     """
 
