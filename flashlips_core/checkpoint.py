@@ -18,6 +18,7 @@ from .types import FlashLipsError
 
 FORMAT_VERSION = 1
 BUNDLED_DIR = Path(__file__).parent / "weights"
+BUNDLED = ("bundled", "bundled-fast")  # names of what comes with the software; of some roles there is a smaller, faster one
 
 Builder = Callable[[dict[str, Any]], nn.Module]
 
@@ -140,14 +141,19 @@ def load(
     return network.requires_grad_(False).eval().to(device=device, dtype=dtype)
 
 
-def bundled(role: str) -> Path:
-    """The path of the bundled checkpoint for a role."""
-    path = BUNDLED_DIR / f"{role}.safetensors"
-    if not path.is_file():
-        raise FlashLipsError(
-            f"The bundled {role} is missing ({path.name}); reinstall the pack, or name a checkpoint of your own."
-        )
-    return path
+def bundled(role: str, name: str = "bundled") -> Path:
+    """The path of the bundled checkpoint for a role; ``name`` is one of ``BUNDLED``."""
+    path = BUNDLED_DIR / f"{role}{name.removeprefix('bundled')}.safetensors"
+    if path.is_file():
+        return path
+    if bundled_names(role):
+        raise FlashLipsError(f"No {role} is called '{name}'; choose one of {', '.join(bundled_names(role))}.")
+    raise FlashLipsError(f"The bundled {role} is missing ({path.name}); reinstall the pack, or name a checkpoint of your own.")
+
+
+def bundled_names(role: str) -> list[str]:
+    """Which of ``BUNDLED`` there are for a role, the default one first."""
+    return [name for name in BUNDLED if (BUNDLED_DIR / f"{role}{name.removeprefix('bundled')}.safetensors").is_file()]
 
 
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:

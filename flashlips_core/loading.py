@@ -35,7 +35,8 @@ def load_network(
 
     Args:
         role: "editor", "lip-encoder" or "pose-model".
-        source: "bundled", a checkpoint, a folder with ``<role>.safetensors``, or a Hugging Face id of such a folder.
+        source: "bundled", "bundled-fast" (editors: smaller crops), a checkpoint, a folder with ``<role>.safetensors``, or a Hugging
+            Face id of such a folder.
     """
     builders = {name: _builder(name, module) for name, module in NETWORKS[role].items()}
     path = find_checkpoint(role, source)
@@ -58,6 +59,11 @@ class LoadedPart:
     def is_stage_1(self) -> bool:
         """Whether this is an editor that has seen masked frames only."""
         return self.role == STAGE_1
+
+    @property
+    def crop_px(self) -> int:
+        """Side of the square crops that an editor was trained on."""
+        return int(self.notes.get("crop_px", CROP_PX))
 
 
 def load_part(
@@ -109,8 +115,8 @@ def folder_role(folder: str | Path) -> str | None:
 def find_checkpoint(role: str, source: str | Path = "bundled") -> Path:
     """The checkpoint that ``source`` means for this role."""
     path = Path(source).expanduser()
-    if str(source) == "bundled":
-        return checkpoint.bundled(role)
+    if str(source) in checkpoint.BUNDLED:
+        return checkpoint.bundled(role, str(source))
     if path.is_dir():
         path = path / f"{role}.safetensors"
     elif not path.exists() and not path.suffix and not path.is_absolute() and str(source).count("/") == 1:

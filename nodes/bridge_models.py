@@ -25,6 +25,8 @@ from torch import Tensor
 from ..flashlips_core import LipSync
 from ..flashlips_core import audio as core_audio
 from ..flashlips_core.audio import encoded_audio, to_mono_16k
+from ..flashlips_core.checkpoint import BUNDLED as BUNDLED_NAMES
+from ..flashlips_core.checkpoint import bundled_names
 from ..flashlips_core.codec import SDXL_SCALE, Codec, UnscaledCodec, load_codec, wrap_vae
 from ..flashlips_core.downloads import CODECS, DETECTOR, DETECTOR_FILES, fetch
 from ..flashlips_core.face.detect import YUNET_FILES, found_weights, load_detector
@@ -33,7 +35,7 @@ from ..flashlips_core.types import FlashLipsError, Progress, dtype_for
 from . import bridge
 
 FOLDER = "flashlips"  # of ComfyUI's models folder
-BUNDLED = "bundled"
+BUNDLED = BUNDLED_NAMES[0]
 EDIT_BYTES_PER_PIXEL = 4096  # activations of editor and codec in 16 bits, per crop pixel and frame of a batch, generously
 TRAIN_SHARE = 3  # of that, when gradients are computed in 32 bits
 CPU_BATCH = 2  # larger batches are no faster on a CPU, and Cancel waits for the batch under way
@@ -54,9 +56,9 @@ def model_folders(kind: str = FOLDER) -> list[Path]:
 
 
 def model_files(role: str) -> list[str]:
-    """Names for a combo: "bundled", then the files of models/flashlips whose header has this role."""
+    """Names for a combo: the bundled ones, then the files of models/flashlips whose header has this role."""
     paths = {name: folder_paths.get_full_path(FOLDER, name) for name in folder_paths.get_filename_list(FOLDER)}
-    return [BUNDLED, *(name for name, path in paths.items() if path is not None and role_of(path) == role)]  # None: a dead link
+    return [*bundled_names(role), *(name for name, path in paths.items() if path is not None and role_of(path) == role)]  # None: a dead link
 
 
 def model_choices(role: str, kinds: tuple[str, ...] = (FOLDER,)) -> list[str]:
@@ -121,7 +123,7 @@ def batch_size(wanted: int) -> int:
 
 def load_network(role: str, name: str) -> LoadedNetwork:
     """An editor, lip encoder or pose model by its name in a combo; it stays off the device until :func:`on_device`."""
-    source = BUNDLED if name == BUNDLED else model_path(name)
+    source = name if name in BUNDLED_NAMES else model_path(name)
     dtype = torch.float32 if role == "pose-model" else dtype_for(device())
     part = load_part(role, source, management.unet_offload_device(), dtype)
     return LoadedNetwork(part.network, part.role, name, part.notes, patcher_for(part.network))

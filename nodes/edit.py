@@ -8,16 +8,16 @@ import torch
 from comfy_api.latest import io
 
 from ..flashlips_core.checks import check_whole_track
-from ..flashlips_core.codec import SDXL_SCALE
+from ..flashlips_core.codec import CELL_PX, SDXL_SCALE
 from ..flashlips_core.editing import edit_latents
 from ..flashlips_core.flow import SamplerSettings
 from ..flashlips_core.image_edit import check_images, check_references, edit_images
 from ..flashlips_core.media import probe
 from ..flashlips_core.pipeline import DubSettings, Look
-from ..flashlips_core.types import POSE_DIM, FaceTrack, LipPoses
+from ..flashlips_core.types import POSE_DIM, FaceTrack, FlashLipsError, LipPoses
 from . import bridge
 from . import bridge_models as models
-from .sockets import DETECTOR_DOWNLOAD, Editor, LipEncoder, Poses, Track, download_input
+from .sockets import DETECTOR_DOWNLOAD, EDITOR_TOOLTIP, Editor, LipEncoder, Poses, Track, download_input
 
 CATEGORY = "FlashLips"
 EDIT_CATEGORY = "FlashLips/edit"
@@ -86,9 +86,20 @@ class LipSync(io.ComfyNode):
                 _crf_input(),
                 _tag_input(),
                 download_input(DETECTOR_DOWNLOAD),
+                io.Combo.Input(
+                    "editor",
+                    options=models.model_files("editor"),
+                    default=models.BUNDLED,
+                    optional=True,
+                    tooltip=EDITOR_TOOLTIP,
+                ),
             ],
             outputs=[io.Video.Output(display_name="video")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, editor: str = models.BUNDLED, **others: Any) -> str:
+        return models.fingerprint(editor)
 
     @classmethod
     def execute(
@@ -103,21 +114,21 @@ class LipSync(io.ComfyNode):
         crf: int = 16,
         tag: bool = True,
         download: bool = False,
+        editor: str = models.BUNDLED,
     ) -> io.NodeOutput:
         voice, out = bridge.audio_of(audio), bridge.temp_path(".mp4")
-        sampler = SamplerSettings(seed=seed)
-        batch = models.batch_size(DubSettings.batch)
+        drawer = models.load_network("editor", editor)
         settings = DubSettings(
-            face, length=length, gain=lip_motion, sampler=sampler, gate=close_in_silence, batch=batch, crf=crf, is_tagged=tag
-        )
-        roles = ("editor", "pose-model", "lip-encoder")
-        editor, pose_model, lip_encoder = (models.load_network(role, models.BUNDLED) for role in roles)
+            face, length=length, gain=lip_motion, sampler=SamplerSettings(seed=seed), gate=close_in_silence,
+            batch=models.batch_size(DubSettings.batch), crf=crf, is_tagged=tag, mode=_mode(drawer),
+        )  # fmt: skip
+        pose_model, lip_encoder = (models.load_network(role, models.BUNDLED) for role in ("pose-model", "lip-encoder"))
         vae, listener = models.load_vae(models.BUNDLED), models.load_audio_encoder(models.BUNDLED)
-        parts = (editor, vae, pose_model, lip_encoder, listener)
+        parts = (drawer, vae, pose_model, lip_encoder, listener)
         with bridge.running() as run, bridge.video_source(video, run.progress) as path:
             if download:
                 models.fetch_detector(run.progress)
-            with models.on_device(*parts, memory_bytes=_memory(editor, settings.batch)):
+            with models.on_device(*parts, memory_bytes=_memory(drawer, settings.batch)):
                 models.lipsync(*parts).dub(path, voice, out, settings, progress=run.progress, show=run.show)
         return io.NodeOutput(bridge.output_video(out))
 
@@ -300,6 +311,7 @@ class EditLatents(io.ComfyNode):
         strength: float = 1.0,
     ) -> io.NodeOutput:
         samples, shown = target["samples"] * SDXL_SCALE, references["samples"] * SDXL_SCALE
+        _check_crops(editor, CELL_PX * samples.shape[-1])
         batch = models.batch_size(8)
         with bridge.running(len(samples)) as run, models.on_device(editor, memory_bytes=_memory(editor, batch)):
             settings = (reference_poses, strength, editor.is_stage_1, batch)
@@ -341,8 +353,17 @@ def _mode(editor: models.LoadedNetwork) -> str:
     return "masked" if editor.is_stage_1 else "mask-free"
 
 
+def _check_crops(editor: models.LoadedNetwork, side: int) -> None:
+    """Refuse latents of another crop size than the editor's file names; a file that names none may be of any."""
+    if side != int(editor.notes.get("crop_px", side)):
+        raise FlashLipsError(
+            f"These are latents of {side} px crops, and the editor '{editor.name}' was trained on {editor.crop_px} px; "
+            f"set Crop Faces to {editor.crop_px}, or choose another editor."
+        )
+
+
 def _memory(editor: models.LoadedNetwork, batch: int) -> int:
-    return models.edit_bytes(batch, int(editor.notes.get("crop_px", 256)))
+    return models.edit_bytes(batch, editor.crop_px)
 
 
 def _crops_of(images: torch.Tensor) -> torch.Tensor:

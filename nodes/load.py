@@ -11,7 +11,7 @@ from ..flashlips_core.downloads import AUDIO_ENCODERS, AUDIO_FILES, CODEC_FILES,
 from ..flashlips_core.types import FlashLipsError
 from . import bridge
 from . import bridge_models as models
-from .sockets import Editor, LipEncoder, PoseModel, download_input
+from .sockets import EDITOR_TOOLTIP, Editor, LipEncoder, PoseModel, download_input
 
 CATEGORY = "FlashLips/load"
 FILES_TOOLTIP = "Bundled = the small one that comes with FlashLips; others are .safetensors files in models/flashlips."
@@ -31,11 +31,12 @@ class NetworkLoader(io.ComfyNode):
     ROLE: str
     OUTPUT: io.Output
     DESCRIPTION_TEXT: str
+    TOOLTIP = FILES_TOOLTIP
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         options = models.model_files(cls.ROLE)
-        name = io.Combo.Input("name", options=options, default=models.BUNDLED, optional=True, tooltip=FILES_TOOLTIP)
+        name = io.Combo.Input("name", options=options, default=models.BUNDLED, optional=True, tooltip=cls.TOOLTIP)
         about = {"display_name": cls.NAME, "category": CATEGORY, "description": cls.DESCRIPTION_TEXT}
         return io.Schema(node_id=cls.NODE_ID, **about, inputs=[name], outputs=[cls.OUTPUT])
 
@@ -54,6 +55,7 @@ class LoadEditor(NetworkLoader):
     NODE_ID, NAME, ROLE = "FlashLipsLoadEditor", "Load Lip Editor", "editor"
     OUTPUT = Editor.Output(display_name="editor")
     DESCRIPTION_TEXT = "Loads a lip editor: the network that gives a face crop another mouth."
+    TOOLTIP = EDITOR_TOOLTIP
 
 
 class LoadLipEncoder(NetworkLoader):

@@ -185,20 +185,20 @@ class CropFaces(io.ComfyNode):
                 Track.Input("track", tooltip="From Track Face, of these images or of the video they come from."),
                 io.Int.Input(
                     "size",
-                    default=256,
+                    default=384,
                     min=64,
                     max=2048,
                     step=8,
                     optional=True,
-                    tooltip="Side of the square crops in pixels. Higher = finer; above the face's size in the images (see "
-                    "Preview Track) nothing is gained.",
+                    tooltip="Side of the square crops in pixels. For Edit Lip Latents the editor's: bundled 384, bundled-fast 256. "
+                    "For other nodes: higher = finer; above the face's size in the images (see Preview Track) nothing is gained.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="crops"), io.Mask.Output(display_name="mask")],
         )
 
     @classmethod
-    def execute(cls, images: Tensor, track: FaceTrack, size=256) -> io.NodeOutput:
+    def execute(cls, images: Tensor, track: FaceTrack, size=384) -> io.NodeOutput:
         pictures = bridge.pictures_of(images)
         check_track_of_images(track, pictures)
         with bridge.running(len(pictures)) as run:

@@ -51,17 +51,23 @@ class PrepareDataset(io.ComfyNode):
                     advanced=True,
                     tooltip="Seconds of visible face that a clip must have. Lower = shorter clips pass, with poorer results.",
                 ),
+                Editor.Input(
+                    "editor",
+                    optional=True,
+                    tooltip="The editor that is to be fine-tuned: crops are cut at its size. Not connected: the bundled one's.",
+                ),
             ],
             outputs=[Dataset.Output(display_name="dataset"), io.String.Output(display_name="report")],
         )
 
     @classmethod
     def execute(
-        cls, video: Any, vae: Any, lip_encoder: models.LoadedNetwork, track: FaceTrack | None = None, shortest=SHORTEST_S
-    ) -> io.NodeOutput:
+        cls, video: Any, vae: Any, lip_encoder: models.LoadedNetwork, track: FaceTrack | None = None, shortest=SHORTEST_S,
+        editor: models.LoadedNetwork | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
         with bridge.running() as run, bridge.video_source(video, run.progress) as path:
             with models.on_device(vae, lip_encoder):
-                sync = models.lipsync(vae=vae, lip_encoder=lip_encoder)
+                sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
                 person = prepare_person(sync, path, track=track, shortest_s=shortest, progress=run.progress)
         return io.NodeOutput(person, person.describe())
 

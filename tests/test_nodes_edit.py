@@ -195,7 +195,7 @@ def test_a_video_and_a_voice_are_all_that_the_front_door_needs(engine, graph) ->
     run = engine.run(prompt, "sync")
     assert run.is_success, run.errors
     source, [made] = engine.base / "input" / "face.mp4", run.outputs["sync"]
-    assert temporary(engine)[-1] == Path(made.source)
+    assert Path(made.source) in temporary(engine)
     result = probe(made.source)
     assert (result.num_frames, result.fps, result.width) == (NUM_SEEN + NUM_EMPTY, Fraction(25), SIDE)
     assert result.audio_rate == load_audio(VOICE).sample_rate
@@ -204,6 +204,34 @@ def test_a_video_and_a_voice_are_all_that_the_front_door_needs(engine, graph) ->
         assert media.metadata["comment"] == PROVENANCE["comment"]
     assert any(np.abs(a.astype(int) - b).max() > 20 for a, b in zip(planes(source), planes(made.source), strict=True))
     assert "progress" in run.names
+
+
+@pytest.mark.comfy
+def test_the_front_door_takes_any_lip_editor(engine, graph) -> None:
+    prompt = {name: graph[name] for name in ("video", "voice")}
+    made = {}
+    for name in ("bundled-fast", "toy/editor.safetensors"):
+        prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1], editor=name)
+        run = engine.run(prompt, "sync")
+        assert run.is_success, run.errors
+        made[name] = np.stack(planes(run.outputs["sync"][0].source)[:NUM_SEEN])
+    first, second = made.values()
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.comfy
+def test_latents_of_another_crop_size_are_refused_with_the_size_to_choose(engine, graph) -> None:
+    prompt = {name: graph[name] for name in ("video", "track", "poses", "pose_model", "features", "listener", "voice")}
+    prompt |= {
+        "parts": node("GetVideoComponents", video=["video", 0]), "codec": node("FlashLipsLoadCodec"),
+        "crops": node("FlashLipsCropFaces", images=["parts", 0], track=["track", 0], size=256),
+        "latents": node("VAEEncode", pixels=["crops", 0], vae=["codec", 0]), "editor": node("FlashLipsLoadEditor"),
+        "edit": node(
+            "FlashLipsEditLatents", editor=["editor", 0], target=["latents", 0], references=["latents", 0], poses=["poses", 0]
+        ),
+    }  # fmt: skip
+    words = "These are latents of 256 px crops, and the editor 'bundled' was trained on 384 px; set Crop Faces to 384"
+    assert words in engine.run(prompt, "edit").errors["edit"]
 
 
 @pytest.mark.comfy

@@ -18,6 +18,7 @@ from test_pipeline import CROP_PX, lipsync, model_folder, toy_networks  # noqa: 
 from torch import nn
 
 from flashlips_core import checkpoint
+from flashlips_core.checkpoint import bundled_names
 from flashlips_core.codec import SDXL_SCALE, UnscaledCodec, load_codec, wrap_vae
 from flashlips_core.downloads import fetch
 from flashlips_core.loading import STAGE_1, folder_role, load_part, role_of
@@ -213,7 +214,7 @@ def test_a_loader_lists_the_bundled_and_the_files_of_its_role(stocked, role) -> 
     name = "FlashLipsLoad" + "".join(part.capitalize() for part in role.split("-"))
     info = stocked.node_info(name)["input"]["optional"]["name"]
     options = info[1]["options"] if isinstance(info[0], str) else info[0]
-    assert options == ["bundled", f"toy/{role}.safetensors"]
+    assert options == [*bundled_names(role), f"toy/{role}.safetensors"]
     for option in options:
         run = stocked.run({"load": node(name, name=option)}, "load")
         assert run.is_success, run.errors

@@ -214,6 +214,20 @@ def test_both_editor_stages_run_from_one_to_the_next(tmp_path, cells):
     assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters(), strict=False))
 
 
+def test_a_run_that_its_caller_stops_goes_on_at_that_very_step(tmp_path):
+    config = TrainConfig(str(tmp_path), 5, lr=1e-2)
+
+    def enough(done, total):
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), line_batch, line_step, config, progress=enough)
+    steps = []
+    fit(network(), line_batch, line_step, config, progress=lambda done, total: steps.append(done))
+    assert steps == [4, 5]
+
+
 def test_an_editors_run_leaves_sheets_of_the_same_pairs(tmp_path):
     train_editor(frames(), tiny_codec(), str(tmp_path), config=TINY_EDITOR, steps=4, batch_size=4, validate_every=2, ema=0.0)
     first, last = (np.array(Image.open(tmp_path / "sheets" / f"{step:07d}.png")) for step in (2, 4))
@@ -246,11 +260,15 @@ def test_an_editor_is_refined_against_a_critic(tmp_path):
 
 
 def test_detail_training_changes_the_decoder_alone(tmp_path):
-    codec, editor = tiny_codec(), EditorUNet(TINY_EDITOR)
-    before = {name: value.clone() for name, value in codec.network.state_dict().items()}
-    trained = train_detail(codec, editor, frames(), str(tmp_path), steps=3, batch_size=4).state_dict()
-    changed = {name.split(".")[0] for name, value in trained.items() if not torch.equal(value, before[name])}
+    editor, before = EditorUNet(TINY_EDITOR), tiny_codec().network.state_dict()
+    whole, half = (
+        train_detail(tiny_codec(), editor, frames(), str(tmp_path), steps=3, batch_size=4, blend=blend).state_dict()
+        for blend in (1.0, 0.5)  # the second finds the first one's run done
+    )
+    changed = {name.split(".")[0] for name, value in whole.items() if not torch.equal(value, before[name])}
     assert changed == {"decoder"}
+    assert all(torch.allclose(half[name], (before[name] + whole[name]) / 2, atol=1e-6) for name in before)
+    assert float(read_rows(tmp_path / "losses.csv")[-1]["anchor"]) > 0  # it has begun to leave what it was
 
 
 @pytest.mark.parametrize("cells", [32, 48])

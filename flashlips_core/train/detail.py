@@ -2,10 +2,13 @@
 
 B batch, h w latent cells; H W the pixel window of ``editor_data``. An L1 decoder leaves out what it cannot know to the pixel: the
 grain of skin, the creases of lips, the edges of teeth. The encoder stays, so latents and every network that works on them stay
-too. The decoder also learns from the editor's own edits, whose latents are softer than a frame's.
+too. The decoder also learns from the editor's own edits, whose latents are softer than a frame's; above the window, where no edit
+comes, it stays what it was.
 """
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +19,10 @@ from ..models.masks import mouth_mask
 from ..types import Progress
 from .critic import Critic, WithCritic, fit_with_critic
 from .editor import EDGE, EditorBatch, edit_neighbours, editor_batches, pair_target
-from .editor_data import EditorFrames, window_cells
+from .editor_data import EditorFrames, window_cells, window_of
 from .loop import Step, TrainConfig, Validate
 
-WEIGHTS = {"pixel": 2.0, "squared": 4.0, "sharpness": 4.0, "realism": 0.15, "critic": 1.0}
+WEIGHTS = {"pixel": 2.0, "squared": 4.0, "sharpness": 4.0, "realism": 0.15, "critic": 1.0, "anchor": 6.0}
 EDITED_SHARE = 0.6  # of a batch are the editor's edits, the rest frames as they are
 
 
@@ -33,18 +36,28 @@ def edits_and_frames(editor: nn.Module, batch: EditorBatch) -> tuple[Tensor, Ten
     return latents, torch.cat([paired[:count], batch.pixels[count:]])
 
 
-def detail_step(editor: nn.Module, critic: Critic) -> Step:
-    """Regression and realism of decoded windows."""
+def upper_face(latents: Tensor) -> Tensor:
+    """What lies above the window, whole rows of cells: eyes, brows, hair. (B, 4, h, w) -> (B, 4, h', w)"""
+    top, *_ = window_of(latents.shape[-1])
+    return latents[:, :, :top]
+
+
+def detail_step(editor: nn.Module, critic: Critic, before: MiniCodec) -> Step:
+    """Regression and realism of decoded windows; ``before`` is the codec as it was."""
 
     def step(network: MiniCodec, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
         latents, target = edits_and_frames(editor, batch)
         decoded = network.decode(window_cells(latents))
+        upper = upper_face(latents[::2])
+        with torch.no_grad():
+            kept = before.decode(upper)
         decoded, target = (x[:, :, EDGE:-EDGE, EDGE:-EDGE].float() for x in (decoded, target))
         difference = decoded - target
         return {
             "pixel": difference.abs().mean(),
             "squared": difference.square().mean(),
             "sharpness": sharpness_loss(decoded, target),
+            "anchor": (network.decode(upper) - kept).abs().mean(),
         } | critic.losses(decoded, target)
 
     return step
@@ -60,6 +73,7 @@ def train_detail(
     seed: int = 2,
     lr: float = 3e-4,
     realism: float = WEIGHTS["realism"],
+    blend: float = 0.75,
     ema: float = 0.995,
     validate: Validate | None = None,
     progress: Progress | None = None,
@@ -72,10 +86,17 @@ def train_detail(
         editor: what draws the edits, frozen.
         frames: encoded by this very codec.
         realism: weight of the critic's verdict; more draws more detail, and more of it invented.
+        blend: how far the decoder's weights go from what they were to what was learnt, as is done with generative enlargers (Wang et
+            al. 2018, arXiv:1809.00219, network interpolation): less invents less and is nearer to the pixel.
     """
     pair = WithCritic(codec.network.requires_grad_(True)).to(memory_format=torch.channels_last)
     pair.network.encoder.requires_grad_(False)
     weights = WEIGHTS | {"realism": realism}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, betas=betas, **loop)
-    step = detail_step(editor.eval().requires_grad_(False), pair.critic)
-    return fit_with_critic(pair, editor_batches(frames, batch_size), step, settings, validate, progress)
+    before = copy.deepcopy(pair.network).requires_grad_(False)
+    step = detail_step(editor.eval().requires_grad_(False), pair.critic, before)
+    trained = fit_with_critic(pair, editor_batches(frames, batch_size), step, settings, validate, progress)
+    with torch.no_grad():
+        for own, earlier in zip(trained.parameters(), before.parameters(), strict=True):
+            own.lerp_(earlier, 1 - blend)
+    return trained

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..checks import check_output
 from ..codec import CallableCodec, Codec
-from ..loading import CROP_PX, LoadedPart
+from ..loading import LoadedPart
 from ..types import FlashLipsError, Progress
 from .editor import WEIGHTS, Judge, editor_batches, refinement_step
 from .finetune_data import PersonFrames
@@ -112,9 +112,8 @@ def fine_tune(
     """
     out = Path(out)
     check_output(out, [], (".safetensors",))
-    crop_px = int(editor.notes.get("crop_px", CROP_PX))
-    if crop_px != person.crop_px:
-        raise FlashLipsError(f"The editor sees crops of {crop_px} px, these frames have {person.crop_px}; choose another editor.")
+    if editor.crop_px != person.crop_px:
+        raise FlashLipsError(f"The editor sees crops of {editor.crop_px} px, these frames have {person.crop_px}; prepare them for this editor.")
     if isinstance(codec, CallableCodec):
         raise FlashLipsError(f"The codec '{codec.name}' passes no gradients; use one of Load Codec's own, e.g. bundled.")
     if editor.is_stage_1:

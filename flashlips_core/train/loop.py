@@ -242,6 +242,7 @@ def fit(
         make_batch: Draws one batch from a generator.
         step: Computes named losses for a batch; the loop sums them with ``config.weights`` (1 where unnamed).
         validate: Called with the weights worth keeping and the step; its numbers are logged.
+        progress: Told of every step; what it raises stops the run, which is saved first.
         sheet: Called as often with those weights; its picture (3, H, W) in [-1, 1] is written to ``sheets/<step>.png``.
     Raises:
         FlashLipsError: The loss became NaN or infinite; the last good state stays.
@@ -266,7 +267,7 @@ def fit(
                 trainer.save()
                 saved = time.monotonic()
             if progress is not None:
-                progress(trainer.step, config.steps)
+                _tell(progress, trainer)
     return trainer.best()
 
 
@@ -286,6 +287,16 @@ def _introduce(trainer: Trainer) -> None:
         "%.2f M parameters, %s on %s, %d process(es), peak of each %.3g TFLOP/s (%s)",
         size / 1e6, trainer.config.precision, trainer.device, trainer.processes.count, peak / 1e12, source,
     )  # fmt: skip
+
+
+def _tell(progress: Progress, trainer: Trainer) -> None:
+    """Report a step. A caller who has had enough raises here, between two steps, so that none of them is lost."""
+    try:
+        progress(trainer.step, trainer.config.steps)
+    except BaseException:
+        if trainer.processes.is_first:
+            trainer.save()
+        raise
 
 
 def _look(trainer: Trainer, logs: RunLog, validate: Validate | None, sheet: Sheet | None) -> None:

@@ -275,15 +275,15 @@ def edit_latents(g: Sketch) -> None:
         decoded = g.node("VAEDecode", samples=edited, vae=codec)
     with g.group(
         "4. Where to paste",
-        "A soft square around mouth and chin, on a 256 px crop. Without a mask the whole crop is pasted, and the codec's loss "
+        "A soft square around mouth and chin, on a 384 px crop. Without a mask the whole crop is pasted, and the codec's loss "
         "shows in eyes and hair.",
         "face",
     ):
-        square = g.node("SolidMask", "Mouth and chin", value=1.0, width=144, height=144)
-        soft = g.node("FeatherMask", mask=square, left=36, top=36, right=36, bottom=36)
+        square = g.node("SolidMask", "Mouth and chin", value=1.0, width=216, height=216)
+        soft = g.node("FeatherMask", mask=square, left=54, top=54, right=54, bottom=54)
         g.column()
-        nowhere = g.node("SolidMask", "Nothing else", value=0.0, width=256, height=256)
-        mask = g.node("MaskComposite", destination=nowhere, source=soft, x=56, y=108, operation="add")
+        nowhere = g.node("SolidMask", "Nothing else", value=0.0, width=384, height=384)
+        mask = g.node("MaskComposite", destination=nowhere, source=soft, x=84, y=162, operation="add")
     with g.group("5. Back into the frames", f"The edited crops are blended into their frames.\n{CONSENT}", "out"):
         pasted = g.node("FlashLipsPasteFaces", images=frames, crops=decoded, track=track, mask=mask)
         made = g.node("CreateVideo", images=pasted, fps=parts.out("fps"), audio=voice.out("audio"))
@@ -341,8 +341,11 @@ def finetune_on_clip(g: Sketch) -> None:
         track = g.node("FlashLipsTrackFace", video=video)
         g.column()
         codec, lip_encoder = g.node("FlashLipsLoadCodec"), g.node("FlashLipsLoadLipEncoder")
+        editor = g.node("FlashLipsLoadEditor", "The editor to start from")
         g.column()
-        dataset = g.node("FlashLipsPrepareDataset", video=video, vae=codec, lip_encoder=lip_encoder, track=track, shortest=4.0)
+        dataset = g.node(
+            "FlashLipsPrepareDataset", video=video, vae=codec, lip_encoder=lip_encoder, track=track, shortest=4.0, editor=editor
+        )
     with g.group(
         "2. The training",
         "Saved as 'name' in models/flashlips: press R, and every Load Lip Editor lists it. 50 steps show how it works; with your "
@@ -351,8 +354,6 @@ def finetune_on_clip(g: Sketch) -> None:
         "and what is kept is the editor you started from.",
         "edit",
     ):
-        editor = g.node("FlashLipsLoadEditor", "The editor to start from")
-        g.column()
         tuned = g.node(
             "FlashLipsFineTuneLipEditor", editor=editor, dataset=dataset, vae=codec, lip_encoder=lip_encoder, name="my_editor",
             steps=50,
