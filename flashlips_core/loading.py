@@ -35,8 +35,8 @@ def load_network(
 
     Args:
         role: "editor", "lip-encoder" or "pose-model".
-        source: "bundled", "bundled-fast" (editors: smaller crops), a checkpoint, a folder with ``<role>.safetensors``, or a Hugging
-            Face id of such a folder.
+        source: "bundled", "bundled-fast" (editors: smaller crops), a checkpoint, a folder with ``<role>.safetensors``, or
+            a Hugging Face id of such a folder.
     """
     builders = {name: _builder(name, module) for name, module in NETWORKS[role].items()}
     path = find_checkpoint(role, source)

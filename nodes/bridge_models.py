@@ -58,7 +58,8 @@ def model_folders(kind: str = FOLDER) -> list[Path]:
 def model_files(role: str) -> list[str]:
     """Names for a combo: the bundled ones, then the files of models/flashlips whose header has this role."""
     paths = {name: folder_paths.get_full_path(FOLDER, name) for name in folder_paths.get_filename_list(FOLDER)}
-    return [*bundled_names(role), *(name for name, path in paths.items() if path is not None and role_of(path) == role)]  # None: a dead link
+    own = (name for name, path in paths.items() if path is not None and role_of(path) == role)  # None: a dead link
+    return [*bundled_names(role), *own]
 
 
 def model_choices(role: str, kinds: tuple[str, ...] = (FOLDER,)) -> list[str]:

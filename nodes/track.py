@@ -190,8 +190,9 @@ class CropFaces(io.ComfyNode):
                     max=2048,
                     step=8,
                     optional=True,
-                    tooltip="Side of the square crops in pixels. For Edit Lip Latents the editor's: bundled 384, bundled-fast 256. "
-                    "For other nodes: higher = finer; above the face's size in the images (see Preview Track) nothing is gained.",
+                    tooltip="Side of the square crops in pixels. For Edit Lip Latents the editor's: bundled 384, "
+                    "bundled-fast 256. For other nodes: higher = finer; above the face's size in the images (see Preview "
+                    "Track) nothing is gained.",
                 ),
             ],
             outputs=[io.Image.Output(display_name="crops"), io.Mask.Output(display_name="mask")],

@@ -18,6 +18,7 @@ from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.train import STAGES, codec, detail, editor, lip, paper, paper_stages, poses, run_stage, stages
+from flashlips_core.train.editor_data import window_of
 from flashlips_core.train.loop import TrainConfig
 from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
 from flashlips_core.types import FlashLipsError
@@ -169,3 +170,33 @@ def test_the_joint_stage_writes_the_editor_and_the_teacher_with_its_labels(place
     assert checkpoint.info(path).role == STAGE_1 and (place / "lip-teacher.safetensors").is_file()
     start = lip.start_teacher(samples.features)
     assert not torch.equal(start.linear.weight, written["teacher"].linear.weight)
+
+
+def test_the_detail_stage_starts_from_the_plain_codec_each_time(tmp_path):
+    torch.manual_seed(0)
+    config = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
+    checkpoint.save(MiniCodec(config), tmp_path / "codec.safetensors", "codec", {})
+    checkpoint.save(EditorUNet(TINY), tmp_path / "editor.safetensors", "editor", {})
+    save_looks(tmp_path / "looks_toy")
+    made = []
+    for _ in range(2):
+        run_stage("detail", tmp_path, tmp_path, tmp_path, {"steps": 2, "batch_size": 4})
+        made.append(checkpoint.read_tensors(tmp_path / "codec.safetensors")[0])
+    plain, _ = checkpoint.read_tensors(tmp_path / "codec-plain.safetensors")
+    assert all(torch.equal(made[0][name], made[1][name]) for name in plain)
+    assert any(not torch.equal(made[0][name], plain[name]) for name in plain)
+
+
+def save_looks(folder):
+    """Noise for frames: one clip of eight, as the stage "looks" saves it."""
+    folder.mkdir()
+    _, _, rows, columns = window_of(32)
+    rng = np.random.default_rng(0)
+    np.save(folder / "windows.npy", rng.integers(0, 255, (8, 8 * rows, 8 * columns, 3), dtype=np.uint8))
+    np.savez(
+        folder / "frames.npz", speakers=["a"], group=np.zeros(8, int), latents=rng.normal(size=(8, 4, 32, 32)).astype(np.float16),
+        poses=rng.normal(size=(8, 12)).astype(np.float32), lips=np.tile(np.float32([0.4, 0.55, 0.6, 0.7]), (8, 1)),
+        neighbours=np.stack([np.delete(np.arange(8), i)[:6] for i in range(8)]),
+        references=rng.normal(size=(1, 6, 4, 32, 32)).astype(np.float16),
+        reference_poses=rng.normal(size=(1, 6, 12)).astype(np.float32),
+    )  # fmt: skip

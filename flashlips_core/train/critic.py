@@ -1,4 +1,4 @@
-"""A critic (patch discriminator) for what regression leaves soft: the grain of skin, the creases of lips, the edges of teeth (ours).
+"""A critic (patch discriminator) for what regression leaves soft: grain of skin, creases of lips, edges of teeth (ours).
 
 B batch, H W pixels. It sees decoded and true pictures in pairs and tells which is which (relativistic pairing loss,
 Jolicoeur-Martineau 2018, arXiv:1807.00734).

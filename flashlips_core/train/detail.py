@@ -86,8 +86,8 @@ def train_detail(
         editor: what draws the edits, frozen.
         frames: encoded by this very codec.
         realism: weight of the critic's verdict; more draws more detail, and more of it invented.
-        blend: how far the decoder's weights go from what they were to what was learnt, as is done with generative enlargers (Wang et
-            al. 2018, arXiv:1809.00219, network interpolation): less invents less and is nearer to the pixel.
+        blend: how far the decoder's weights go from what they were to what was learnt (network interpolation, Wang et al. 2018,
+            arXiv:1809.00219): less invents less and is nearer to the pixel.
     """
     pair = WithCritic(codec.network.requires_grad_(True)).to(memory_format=torch.channels_last)
     pair.network.encoder.requires_grad_(False)

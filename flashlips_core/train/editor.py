@@ -77,8 +77,8 @@ def editor_batches(frames: EditorFrames, batch_size: int) -> MakeBatch:
 
 @dataclass(frozen=True)
 class Judge:
-    """What measures an edit: the frozen codec and, where given, the lip encoder that reads the edit back (ours), VGG, and a critic
-    that learns beside the editor (ours)."""
+    """What measures an edit: the frozen codec and, where given, the lip encoder that reads the edit back (ours), VGG, and a
+    critic that learns beside the editor (ours)."""
 
     codec: Codec
     lip_encoder: LipEncoder | None = None

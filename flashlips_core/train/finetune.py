@@ -113,7 +113,9 @@ def fine_tune(
     out = Path(out)
     check_output(out, [], (".safetensors",))
     if editor.crop_px != person.crop_px:
-        raise FlashLipsError(f"The editor sees crops of {editor.crop_px} px, these frames have {person.crop_px}; prepare them for this editor.")
+        raise FlashLipsError(
+            f"The editor sees crops of {editor.crop_px} px, these frames have {person.crop_px}; prepare them for this editor."
+        )
     if isinstance(codec, CallableCodec):
         raise FlashLipsError(f"The codec '{codec.name}' passes no gradients; use one of Load Codec's own, e.g. bundled.")
     if editor.is_stage_1:

@@ -35,7 +35,8 @@ MINI: dict[str, dict[str, Any]] = {
         "steps": 4000, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "seed": 1, "vgg_stages": 0, "realism": 0.0, "readback": 0.3,
     },
     "detail": LOOP | {
-        "steps": 2000, "batch_size": 10, "lr": 3e-4, "ema": 0.995, "betas": (0.5, 0.99), "seed": 2, "realism": 0.15, "blend": 0.75,
+        "steps": 2000, "batch_size": 10, "lr": 3e-4, "ema": 0.995, "betas": (0.5, 0.99), "seed": 2,
+        "realism": 0.15, "blend": 0.75,
     },
     "audio-encoder": LOOP | {"steps": 800, "lr": 2.5e-3, "ema": 0.99, "seed": 0, "log_every": 25},
     "poses": LOOP | {

@@ -7,6 +7,7 @@ The data folder holds ``grid_s1`` and ``grid_people`` (videos, and landmark file
 from __future__ import annotations
 
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,10 +206,12 @@ def refinement(run: Run) -> Path:
 
 def detail(run: Run) -> Path:
     """Sharpen the decoder on the refined editor's edits; its latents stay what they were."""
-    network = train_detail(
-        load_codec(str(run.folder / "codec.safetensors"), run.device), load_network("editor", run.folder, run.device), _frames(run),
-        run_dir=str(run.folder / "run_detail"), progress=run.progress, **run.options,
-    )  # fmt: skip
+    latest, plain = run.folder / "codec.safetensors", run.folder / "codec-plain.safetensors"
+    codec = load_codec(str(plain if plain.is_file() else latest), run.device)
+    editor, run_dir = load_network("editor", run.folder, run.device), str(run.folder / "run_detail")
+    network = train_detail(codec, editor, _frames(run), run_dir, progress=run.progress, **run.options)
+    if not plain.is_file() and is_first_process():
+        shutil.copy(latest, plain)  # what this stage starts from, also when it is run again
     return run.save(network, "codec", teacher=CODEC_TEACHER)
 
 
