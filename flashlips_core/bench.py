@@ -157,7 +157,7 @@ def _presets() -> dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module],
     """Name -> (build, what one frame costs); work done once per clip is done before. Latents are crop px / 8."""
     from .models.codec_mini import MiniCodec
     from .models.editor_transformer import TRANSFORMER_300M, EditorTransformer
-    from .models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
+    from .models.editor_unet import UNET_250M, UNET_MINI, UNET_MINI_384, EditorUNet
     from .models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipEncoder
     from .models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer
 
@@ -165,7 +165,8 @@ def _presets() -> dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module],
     return {
         "U-Net editor, 512 px, 4 references": (lambda: EditorUNet(UNET_250M), _edit(64)),
         "Transformer editor, 512 px, 4 references": (lambda: EditorTransformer(TRANSFORMER_300M), _edit(64)),
-        "bundled editor, 256 px, 4 references": (lambda: EditorUNet(UNET_MINI), _edit(32)),
+        "bundled editor, 384 px, 4 references": (lambda: EditorUNet(UNET_MINI_384), _edit(48)),
+        "bundled-fast editor, 256 px, 4 references": (lambda: EditorUNet(UNET_MINI), _edit(32)),
         "bundled codec, 256 px, both ways": (MiniCodec, lambda codec: lambda: codec.decode(codec.encode(picture))),
         "lip encoder ResNet-34": (lambda: LipEncoder(LIP_ENCODER_RESNET34), lambda encoder: lambda: encoder(picture)),
         "bundled lip encoder": (lambda: LipEncoder(LIP_ENCODER_MINI), lambda encoder: lambda: encoder(picture)),
