@@ -3,7 +3,7 @@
 B batch, h w latent cells; H W the pixel window of ``editor_data``. An L1 decoder leaves out what it cannot know to the pixel: the
 grain of skin, the creases of lips, the edges of teeth. The encoder stays, so latents and every network that works on them stay
 too. The decoder also learns from the editor's own edits, whose latents are softer than a frame's; above the window, where no edit
-comes, it stays what it was.
+comes, it is held to what it was.
 """
 
 from __future__ import annotations
