@@ -143,7 +143,7 @@ def load(
 
 def bundled(role: str, name: str = "bundled") -> Path:
     """The path of the bundled checkpoint for a role; ``name`` is one of ``BUNDLED``."""
-    path = BUNDLED_DIR / f"{role}{name.removeprefix('bundled')}.safetensors"
+    path = _bundled_path(role, name)
     if path.is_file():
         return path
     if bundled_names(role):
@@ -153,7 +153,11 @@ def bundled(role: str, name: str = "bundled") -> Path:
 
 def bundled_names(role: str) -> list[str]:
     """Which of ``BUNDLED`` there are for a role, the default one first."""
-    return [name for name in BUNDLED if (BUNDLED_DIR / f"{role}{name.removeprefix('bundled')}.safetensors").is_file()]
+    return [name for name in BUNDLED if _bundled_path(role, name).is_file()]
+
+
+def _bundled_path(role: str, name: str) -> Path:
+    return BUNDLED_DIR / f"{role}{name.removeprefix('bundled')}.safetensors"
 
 
 def _stored(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -85,7 +85,7 @@ def test_every_stage_is_in_a_preset_and_says_why_it_is_not_in_the_other():
     ("stage", "preset", "changes", "words"),
     [
         ("editor", "mini", {"stepz": 1}, "has no setting 'stepz'; did you mean steps"),
-        ("looks", "mini", {"lr": 1e-3}, "has no setting 'lr'; it has crop_px, only"),
+        ("looks", "mini", {"lr": 1e-3}, "has no setting 'lr'; it has crop_px, only, strength"),
         ("editor", "mini", {"steps": "many"}, "The setting 'steps' is 'many'; give it a value like 12000"),
         ("editor", "full", {"recompute": 1}, "give it a value like True"),
         ("editor", "huge", {}, "No preset is called 'huge'"),
@@ -170,6 +170,19 @@ def test_the_joint_stage_writes_the_editor_and_the_teacher_with_its_labels(place
     assert checkpoint.info(path).role == STAGE_1 and (place / "lip-teacher.safetensors").is_file()
     start = lip.start_teacher(samples.features)
     assert not torch.equal(start.linear.weight, written["teacher"].linear.weight)
+
+
+def test_the_looks_are_as_strong_and_as_large_as_was_asked(tmp_path, monkeypatch):
+    (tmp_path / "crops_s1").mkdir()
+    (tmp_path / "crops_s1" / "table.npz").touch()
+    made = []
+    for name, value in {
+        "load_codec": lambda path: "codec", "load_network": lambda role, folder: "reader", "CropStore": lambda folder: "store",
+        "encode_looks": lambda *given, **how: made.append(how),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(stages, name, value)
+    run_stage("looks", tmp_path, tmp_path, tmp_path, {"crop_px": 384, "strength": 0.5})
+    assert [(how["crop_px"], how["strength"]) for how in made] == [(384, 0.5)]
 
 
 def test_the_detail_stage_starts_from_the_plain_codec_each_time(tmp_path):

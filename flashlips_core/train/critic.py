@@ -6,15 +6,10 @@ Jolicoeur-Martineau 2018, arXiv:1807.00734).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
-
-from ..types import Progress
-from .loop import MakeBatch, Sheet, Step, TrainConfig, Validate, fit
 
 CHANNELS = (32, 64, 128)
 
@@ -36,9 +31,9 @@ class Critic(nn.Module):
 
     def losses(self, decoded: Tensor, real: Tensor) -> dict[str, Tensor]:
         """"critic", whose gradient reaches only the critic, and "realism", whose gradient reaches only what was decoded."""
-        told_apart = self(real) - self(decoded.detach())
-        frozen = {name: value.detach() for name, value in self.named_parameters()}
-        ahead = functional_call(self, frozen, (decoded,)) - functional_call(self, frozen, (real,))
+        truth, frozen = self(real), {name: value.detach() for name, value in self.named_parameters()}
+        told_apart = truth - self(decoded.detach())
+        ahead = functional_call(self, frozen, (decoded,)) - truth.detach()
         return {"critic": F.softplus(-told_apart).mean(), "realism": F.softplus(-ahead).mean()}
 
 
@@ -48,24 +43,3 @@ class WithCritic(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         self.network, self.critic = network, Critic()
-
-
-def fit_with_critic(
-    pair: WithCritic,
-    make_batch: MakeBatch,
-    step: Step,
-    config: TrainConfig,
-    validate: Validate | None = None,
-    progress: Progress | None = None,
-    sheet: Sheet | None = None,
-) -> nn.Module:
-    """:func:`loop.fit` for both; ``step``, ``validate`` and ``sheet`` are given the network alone, which is what is returned.
-
-    Args:
-        step: adds the losses of ``pair.critic`` to its own.
-    """
-
-    def of_network(function: Callable | None) -> Callable | None:
-        return function and (lambda both, *rest: function(both.network, *rest))
-
-    return fit(pair, make_batch, of_network(step), config, of_network(validate), progress, of_network(sheet)).network

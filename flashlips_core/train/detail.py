@@ -17,10 +17,10 @@ from ..codec import Codec
 from ..models.codec_mini import MiniCodec, sharpness_loss
 from ..models.masks import mouth_mask
 from ..types import Progress
-from .critic import Critic, WithCritic, fit_with_critic
+from .critic import WithCritic
 from .editor import EDGE, EditorBatch, edit_neighbours, editor_batches, pair_target
 from .editor_data import EditorFrames, window_cells, window_of
-from .loop import Step, TrainConfig, Validate
+from .loop import Step, TrainConfig, fit
 
 WEIGHTS = {"pixel": 2.0, "squared": 4.0, "sharpness": 4.0, "realism": 0.15, "critic": 1.0, "anchor": 6.0}
 EDITED_SHARE = 0.6  # of a batch are the editor's edits, the rest frames as they are
@@ -29,11 +29,11 @@ EDITED_SHARE = 0.6  # of a batch are the editor's edits, the rest frames as they
 def edits_and_frames(editor: nn.Module, batch: EditorBatch) -> tuple[Tensor, Tensor]:
     """Latents to decode (B, 4, h, w), edits first and then frames as they are, and the pixels they stand for (B, 3, H, W)."""
     count = round(EDITED_SHARE * len(batch.pose))
+    first = EditorBatch(*(value if value is None else value[:count] for value in vars(batch).values()))
     with torch.no_grad():
-        edited = edit_neighbours(editor, batch)
-    _, paired = pair_target(batch, mouth_mask(*batch.z_src.shape[2:]))
-    latents = torch.cat([edited[:count], batch.z_src[count:]]).float()
-    return latents, torch.cat([paired[:count], batch.pixels[count:]])
+        edited = edit_neighbours(editor, first)
+    _, paired = pair_target(first, mouth_mask(*batch.z_src.shape[2:]))
+    return torch.cat([edited, batch.z_src[count:]]).float(), torch.cat([paired, batch.pixels[count:]])
 
 
 def upper_face(latents: Tensor) -> Tensor:
@@ -42,12 +42,12 @@ def upper_face(latents: Tensor) -> Tensor:
     return latents[:, :, :top]
 
 
-def detail_step(editor: nn.Module, critic: Critic, before: MiniCodec) -> Step:
+def detail_step(editor: nn.Module, before: MiniCodec) -> Step:
     """Regression and realism of decoded windows; ``before`` is the codec as it was."""
 
-    def step(network: MiniCodec, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def step(pair: WithCritic, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
         latents, target = edits_and_frames(editor, batch)
-        decoded = network.decode(window_cells(latents))
+        decoded = pair.network.decode(window_cells(latents))
         upper = upper_face(latents[::2])
         with torch.no_grad():
             kept = before.decode(upper)
@@ -57,8 +57,8 @@ def detail_step(editor: nn.Module, critic: Critic, before: MiniCodec) -> Step:
             "pixel": difference.abs().mean(),
             "squared": difference.square().mean(),
             "sharpness": sharpness_loss(decoded, target),
-            "anchor": (network.decode(upper) - kept).abs().mean(),
-        } | critic.losses(decoded, target)
+            "anchor": (pair.network.decode(upper) - kept).abs().mean(),
+        } | pair.critic.losses(decoded, target)
 
     return step
 
@@ -75,7 +75,6 @@ def train_detail(
     realism: float = WEIGHTS["realism"],
     blend: float = 0.75,
     ema: float = 0.995,
-    validate: Validate | None = None,
     progress: Progress | None = None,
     betas: tuple[float, float] = (0.5, 0.99),
     **loop: object,
@@ -94,8 +93,8 @@ def train_detail(
     weights = WEIGHTS | {"realism": realism}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, betas=betas, **loop)
     before = copy.deepcopy(pair.network).requires_grad_(False)
-    step = detail_step(editor.eval().requires_grad_(False), pair.critic, before)
-    trained = fit_with_critic(pair, editor_batches(frames, batch_size), step, settings, validate, progress)
+    step = detail_step(editor.eval().requires_grad_(False), before)
+    trained = fit(pair, editor_batches(frames, batch_size), step, settings, progress=progress).network
     with torch.no_grad():
         for own, earlier in zip(trained.parameters(), before.parameters(), strict=True):
             own.lerp_(earlier, 1 - blend)

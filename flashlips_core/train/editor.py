@@ -24,7 +24,6 @@ from ..models.editor_unet import UNET_MINI, UNET_MINI_384, EditorUNet, EditorUNe
 from ..models.lip_encoder import MOUTH_REGION, LipEncoder
 from ..models.masks import lower_face_mask, mouth_mask
 from ..types import Progress
-from .critic import Critic, WithCritic, fit_with_critic
 from .editor_data import EditorFrames, draw_references, draw_rows, lip_weights, near_lips, window_cells, window_of, window_pixels
 from .loop import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, Validate, fit, step_generator
 from .processes import on_device
@@ -77,13 +76,11 @@ def editor_batches(frames: EditorFrames, batch_size: int) -> MakeBatch:
 
 @dataclass(frozen=True)
 class Judge:
-    """What measures an edit: the frozen codec and, where given, the lip encoder that reads the edit back (ours), VGG, and a
-    critic that learns beside the editor (ours)."""
+    """What measures an edit, all frozen: the codec and, where given, the lip encoder that reads the edit back (ours) and VGG."""
 
     codec: Codec
     lip_encoder: LipEncoder | None = None
     perceptual: PerceptualLoss | None = None
-    critic: Critic | None = None
 
     def losses(
         self, z_hat: Tensor, target: tuple[Tensor, Tensor], batch: EditorBatch, region: Tensor, rows: slice
@@ -110,8 +107,6 @@ class Judge:
         }
         if self.lip_encoder is not None:
             losses["readback"] = self._readback(decoded, batch.pose[rows], cells)
-        if self.critic is not None:
-            losses |= self.critic.losses(_without_edge(decoded), _without_edge(pixels))
         if self.perceptual is not None:
             height, width = decoded.shape[2:]
             left, top, right, bottom = (round(s * n) for s, n in zip(LIPS_PART, (width, height) * 2, strict=True))
@@ -251,6 +246,7 @@ def train_editor(
     seed: int = 0,
     lr: float = 1e-3,
     ema: float = 0.998,
+    readback: float = WEIGHTS["readback"],
     start: EditorUNet | None = None,
     validate: Validate | None = None,
     progress: Progress | None = None,
@@ -260,13 +256,15 @@ def train_editor(
 
     Args:
         config: None is the small network for crops of this size.
+        readback: weight of the lip encoder's verdict; more moves the lips further.
     """
     config = config or (UNET_MINI_384 if frames.latents.shape[-1] == 48 else UNET_MINI)
     network = EditorUNet(config).to(memory_format=torch.channels_last)
     if start is not None:
         network.load_state_dict(start.state_dict())
     judge = Judge(codec, lip_encoder, perceptual)
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=ema, **loop)
+    weights = WEIGHTS | {"readback": readback}
+    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
     batches = editor_batches(frames, batch_size)
     sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
     return fit(network, batches, reconstruction_step(judge), settings, validate, progress, sheet)
@@ -284,7 +282,6 @@ def refine_editor(
     seed: int = 1,
     lr: float = 5e-4,
     ema: float = 0.998,
-    realism: float = 0.0,
     readback: float = WEIGHTS["readback"],
     validate: Validate | None = None,
     progress: Progress | None = None,
@@ -293,15 +290,11 @@ def refine_editor(
     """Stage 1b from the weights of stage 1, whose editor also draws the variants.
 
     Args:
-        realism: weight of a critic's verdict on the edits; 0 trains without one.
-        readback: weight of the lip encoder's; more moves the lips further.
+        readback: weight of the lip encoder's verdict; more moves the lips further.
     """
-    network = copy.deepcopy(drawer).requires_grad_(True)
-    pair = WithCritic(network) if realism else None
-    judge = Judge(codec, lip_encoder, perceptual, pair and pair.critic)
-    weights = WEIGHTS | {"realism": realism, "readback": readback}
+    network, judge = copy.deepcopy(drawer).requires_grad_(True), Judge(codec, lip_encoder, perceptual)
+    weights = WEIGHTS | {"readback": readback}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
     batches = editor_batches(frames, batch_size)
     sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
-    rest = (batches, refinement_step(judge, drawer), settings, validate, progress, sheet)
-    return fit(network, *rest) if pair is None else fit_with_critic(pair, *rest)
+    return fit(network, batches, refinement_step(judge, drawer), settings, validate, progress, sheet)

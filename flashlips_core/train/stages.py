@@ -170,7 +170,8 @@ LOOKS = {"crops_people": (3, 20), "crops_s1": (1, 20), "crops_heads": (3, 12)}  
 
 def looks(run: Run) -> Path:
     """Encode augmented looks of every training clip for the editor; the option ``only`` names one store, to share the work."""
-    only, crop_px = run.options["only"], run.options["crop_px"]
+    options = dict(run.options)
+    only = options.pop("only")
     codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
     for seed, (name, (count, frames)) in enumerate(LOOKS.items()):
         out = run.folder / f"looks_{name}"
@@ -178,9 +179,7 @@ def looks(run: Run) -> Path:
         if is_wanted and not (out / "frames.npz").is_file():
             is_still = name == "crops_heads"
             store = CropStore(run.folder / name)
-            encode_looks(
-                store, codec, reader, out, count, frames, seed, is_still=is_still, crop_px=crop_px, progress=run.progress
-            )
+            encode_looks(store, codec, reader, out, count, frames, seed, is_still=is_still, progress=run.progress, **options)
     return run.folder
 
 
