@@ -69,7 +69,8 @@ def read_phones(path: Path) -> list[Phone]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         phones = [Phone(str(name).rstrip("012").upper(), float(start), float(end)) for name, start, end in rows]
     except (OSError, ValueError, TypeError) as error:
-        raise FlashLipsError(f"{path} cannot be read as phone times ({error}); write [[ARPAbet, start s, end s], ...].") from error
+        message = f"{path} cannot be read as phone times ({error}); write [[ARPAbet, start s, end s], ...]."
+        raise FlashLipsError(message) from error
     unknown = sorted({phone.name for phone in phones} - OPENING.keys())
     if unknown:
         raise FlashLipsError(f"{path.name} names phones that are not ARPAbet's: {', '.join(unknown)}; write e.g. B, AH.")
