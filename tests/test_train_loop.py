@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import sys
 
 import numpy as np
@@ -15,6 +16,8 @@ from torch import nn
 
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.train import loop
+from flashlips_core.train.attentive import attentive
 from flashlips_core.train.logs import add_row, read_rows
 from flashlips_core.train.loop import TrainConfig, Trainer, fit, recompute_blocks
 from flashlips_core.train.plan import pose_cost, table
@@ -205,3 +208,62 @@ def test_the_plans_count_agrees_with_what_a_pose_step_must_cost():
     assert 1 < cost.flops / (6 * blocks * 50) < 1.3
     assert cost.parameters == pytest.approx(150e6, rel=0.01) and cost.state_bytes == 20 * cost.parameters
     assert "| pose transformer, 50 frames (fp32) | 149.7 M | 0.0" in table([cost])
+
+
+# ---- stops within a step ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["forward", "backward"])
+def test_a_stop_within_a_step_loses_nothing_but_that_step(tmp_path, monkeypatch, part):
+    monkeypatch.setattr(loop, "attentive", functools.partial(attentive, every_s=0))
+    config = TrainConfig(str(tmp_path / "whole"), steps=4, ema=0.9)
+    whole = fit(editor("unet"), make_batch, edit_step, config, is_attentive=True)
+    calls, computed = [], []
+
+    def stop(done, total):
+        calls.append(done)
+        is_there = bool(computed) if part == "forward" else "lost" in computed
+        if done == 2 and is_there:
+            raise KeyboardInterrupt
+
+    def told_step(network, batch, generator):
+        losses = edit_step(network, batch, generator)
+        if calls and calls[-1] == 2:
+            computed.append("forward")
+            losses["fit"].register_hook(lambda _: computed.append("lost"))
+        return losses
+
+    config = dataclasses.replace(config, run_dir=str(tmp_path / "parts"))
+    with pytest.raises(KeyboardInterrupt):
+        fit(editor("unet"), make_batch, told_step, config, progress=stop, is_attentive=True)
+    assert computed and max(calls) == 2
+    resumed = fit(editor("unet"), make_batch, edit_step, config, is_attentive=True)
+    for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_validation_that_was_cut_off_is_repeated(tmp_path):
+    config, looked = TrainConfig(str(tmp_path), steps=4, validate_every=2), []
+
+    def validate(network, step):
+        looked.append(step)
+        if len(looked) == 1:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(editor("unet"), make_batch, edit_step, config, validate, is_attentive=True)
+    fit(editor("unet"), make_batch, edit_step, config, validate, is_attentive=True)
+    assert looked == [2, 2, 4]
+
+
+def test_attentive_asks_between_operations_and_not_more_often_than_it_should():
+    asked = []
+    with attentive(lambda: asked.append(1), every_s=1000):
+        torch.ones(3) + 1
+    assert not asked
+    with attentive(lambda: asked.append(1), every_s=0):
+        torch.ones(3) + 1
+    assert len(asked) == 2
+    with attentive(None):
+        assert (torch.ones(3) + 1).sum() == 6

@@ -20,9 +20,9 @@ class MiniCodecConfig:
 
     latent_channels: int = 4
     encoder_widths: tuple[int, int] = (64, 96)
-    encoder_blocks: tuple[int, int] = (1, 3)
+    encoder_blocks: tuple[int, int] = (1, 4)
     decoder_widths: tuple[int, int] = (64, 128)
-    decoder_blocks: tuple[int, int] = (2, 3)
+    decoder_blocks: tuple[int, int] = (4, 4)
 
 
 class Encoder(nn.Sequential):

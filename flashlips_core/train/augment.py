@@ -70,7 +70,7 @@ def after_motion(view: View, motion: Tensor) -> View:
 def apply(wide: Tensor, view: View, generator: torch.Generator, size: int = CROP_PX) -> Tensor:
     """Wide crops (B, 3, S, S) in [-1, 1] -> augmented crops (B, 3, size, size) in [-1, 1]."""
     grid = F.affine_grid(view.geometry, [len(wide), 3, size, size], align_corners=False)
-    image = F.grid_sample(wide, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    image = F.grid_sample(wide, grid, mode="bicubic", padding_mode="border", align_corners=False)
     image = (image + 1) / 2
     image = torch.einsum("bij,bjhw->bihw", view.colour, image) + view.offset[:, :, None, None]
     image = image.clamp(0, 1).pow(view.gamma[:, None, None, None])

@@ -1,76 +1,105 @@
 """Stage "codec": distil TAESDXL into the small face codec.
 
-The encoder learns TAESDXL's latents; the decoder learns the image from TAESDXL's latents and from the encoder's own, so that
-latents of either decode through either.
+The encoder learns TAESDXL's latents; the decoder learns the picture from TAESDXL's latents and from the encoder's own, so that
+latents of either decode through either. Where the picture itself leaves the fine detail open, TAESDXL's own drawing decides: it
+is a function of the latents, so that regression towards it does not blur.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..codec import load_codec
-from ..data import CropStore
-from ..models.codec_mini import MiniCodec, sharpness_loss
-from ..types import Progress
+from ..codec import Codec, load_codec
+from ..data import STORED_MARGIN, CropStore
+from ..models.codec_mini import MiniCodec, MiniCodecConfig, sharpness_loss
+from ..models.layers import ConvBlock
+from ..pixels import from_bytes, to_bytes
+from ..types import FlashLipsError, Progress
 from . import augment
 from .loop import MakeBatch, TrainConfig, fit
 
 OWN_LATENTS = 0.65  # share of images that are decoded from the encoder's own latents rather than the teacher's
 WEIGHTS = {"latent": 1.0, "pixel": 2.0, "sharpness": 4.0, "squared": 8.0}
+SIZES = (192, 256, 384)  # px of the crops: small ones hold sharp pixels of any video, large ones are what editors see
+WINDOW_PX = 192  # what is learnt from of each crop
+HEAD_SHARE = 0.5  # of the crops are rendered heads, where there are any: people's faces in the data are small and soft
 
 
 @dataclass(frozen=True)
 class CodecBatch:
-    images: Tensor  # (B, 3, 256, 256)
-    latents: Tensor  # (B, 4, 32, 32) the teacher's
+    images: Tensor  # (B, 3, H, W) in [-1, 1]
+    latents: Tensor  # (B, 4, H/8, W/8) the teacher's
+    redrawn: Tensor  # (B, 3, H, W) what the teacher draws from them
 
 
-def balanced_rows(stores: list[CropStore], count: int, generator: torch.Generator) -> list[tuple[CropStore, int]]:
-    """Rows drawn by speaker first, so that the speaker with most clips does not fill the batch."""
+def balanced_row(stores: list[CropStore], generator: torch.Generator) -> tuple[CropStore, int]:
+    """A row drawn by speaker first, so that the speaker with most clips is not seen most."""
     pools = [(store, clip) for store in stores for clip in range(len(store.speakers))]
+    heads, people = ([p for p in pools if _is_head(p) == wanted] for wanted in (True, False))
+    is_head = bool(heads) and (not people or float(torch.rand((), generator=generator)) < HEAD_SHARE)
+    pools = heads if is_head else people
     speakers = sorted({str(store.speakers[clip]) for store, clip in pools})
-    chosen = []
-    for _ in range(count):
-        speaker = speakers[int(torch.randint(len(speakers), (), generator=generator))]
-        own = [(s, c) for s, c in pools if s.speakers[c] == speaker]
-        store, clip = own[int(torch.randint(len(own), (), generator=generator))]
-        rows = np.flatnonzero(store.clip_of == clip)
-        chosen.append((store, int(rows[int(torch.randint(len(rows), (), generator=generator))])))
-    return chosen
+    speaker = _pick(speakers, generator)
+    store, clip = _pick([(s, c) for s, c in pools if s.speakers[c] == speaker], generator)
+    return store, int(_pick(np.flatnonzero(store.clip_of == clip), generator))
 
 
-def build_cache(stores: list[CropStore], teacher_path: str, path: Path, count: int, seed: int, progress: Progress | None) -> None:
-    """Augmented crops and the teacher's latents for them, computed once (the teacher costs ten times the student)."""
-    teacher = load_codec(teacher_path)
-    images, latents = [], []
+def _is_head(pool: tuple[CropStore, int]) -> bool:
+    store, clip = pool
+    return str(store.speakers[clip]).startswith("head")
+
+
+def _pick(items: list | np.ndarray, generator: torch.Generator):
+    return items[int(torch.randint(len(items), (), generator=generator))]
+
+
+def draw_window(stores: list[CropStore], generator: torch.Generator) -> Tensor:
+    """A part of an augmented crop of one of ``SIZES``, antialiased. -> (1, 3, WINDOW_PX, WINDOW_PX) in [-1, 1]."""
+    store, row = balanced_row(stores, generator)
+    wide, size = store.batch(np.array([row])), int(_pick(SIZES, generator))
+    if (inner := round(size * STORED_MARGIN)) < wide.shape[-1]:
+        wide = F.interpolate(wide, size=(inner, inner), mode="bicubic", antialias=True).clamp(-1, 1)
+    crop = augment.apply(wide, augment.draw_view(1, generator, 0.7), generator, size)
+    top, left = torch.randint(size - WINDOW_PX + 1, (2,), generator=generator).tolist()
+    return crop[..., top : top + WINDOW_PX, left : left + WINDOW_PX]
+
+
+def build_cache(stores: list[CropStore], teacher: Codec, path: Path, count: int, seed: int, progress: Progress | None) -> None:
+    """Windows of augmented crops, the teacher's latents and what it draws from them, computed once (it costs seven times more)."""
+    parts: dict[str, list[np.ndarray]] = {"images": [], "latents": [], "redrawn": []}
     generator = torch.Generator().manual_seed(seed)
-    for start in range(0, count, 8):
-        chosen = balanced_rows(stores, 8, generator)
-        wide = torch.cat([store.batch(np.array([row])) for store, row in chosen])
-        crops = augment.apply(wide, augment.draw_view(8, generator, 0.7), generator)
+    for start in range(0, count, 4):
+        images = torch.cat([draw_window(stores, generator) for _ in range(4)])
         with torch.inference_mode():
-            latents.append(teacher.encode(crops).half())
-        images.append(((crops + 1) * 127.5).round().byte())
+            latents = teacher.encode(images)
+            redrawn = teacher.decode(latents)
+        parts["latents"].append(latents.half().numpy())
+        for name, pictures in (("images", images), ("redrawn", redrawn)):
+            parts[name].append(np.stack([to_bytes(picture) for picture in pictures]))
         if progress is not None:
-            progress(start + 8, count)
+            progress(start + 4, count)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, images=torch.cat(images).numpy(), latents=torch.cat(latents).numpy())
+    part = path.with_suffix(".part.npz")
+    np.savez(part, **{name: np.concatenate(arrays) for name, arrays in parts.items()})
+    part.rename(path)
 
 
 def cached_batches(path: Path, batch_size: int) -> MakeBatch:
     """Random rows of the cache."""
     cache = np.load(path)
-    images, latents = torch.from_numpy(cache["images"]), torch.from_numpy(cache["latents"])
+    images, latents, redrawn = (cache[name] for name in ("images", "latents", "redrawn"))
 
     def make(generator: torch.Generator) -> CodecBatch:
-        rows = torch.randint(len(images), (batch_size,), generator=generator)
-        pixels = (images[rows].float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        return CodecBatch(pixels, latents[rows].float())
+        rows = torch.randint(len(images), (batch_size,), generator=generator).numpy()
+        pictures, drawn = (from_bytes(of[rows]).contiguous(memory_format=torch.channels_last) for of in (images, redrawn))
+        return CodecBatch(pictures, torch.from_numpy(latents[rows]).float(), drawn)
 
     return make
 
@@ -88,15 +117,47 @@ def polish_step(network: nn.Module, batch: CodecBatch, generator: torch.Generato
 
 
 def codec_step(network: nn.Module, batch: CodecBatch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Latent regression for the encoder; image regression for both, from a mix of the two encoders' latents."""
+    """Latent regression for the encoder; image regression for both, from a mix of the two encoders' latents.
+
+    Colours and shapes are the picture's, fine detail is the teacher's drawing of it.
+    """
     latents = network.encode(batch.images)
     mine = torch.rand(len(latents), 1, 1, 1, generator=generator) < OWN_LATENTS
     decoded = network.decode(torch.where(mine, latents, batch.latents))
     return {
         "latent": (latents - batch.latents).square().mean(),
         "pixel": (decoded - batch.images).abs().mean(),
-        "sharpness": sharpness_loss(decoded, batch.images),
+        "sharpness": sharpness_loss(decoded, batch.redrawn),
     }
+
+
+def grown(network: MiniCodec, config: MiniCodecConfig) -> MiniCodec:
+    """The same function with as many residual blocks as ``config`` has: those that are added do nothing yet.
+
+    Raises:
+        FlashLipsError: ``config`` has other widths, or fewer blocks.
+    """
+    larger = MiniCodec(config)
+    try:
+        for half, half_before in ((larger.encoder, network.encoder), (larger.decoder, network.decoder)):
+            for new, old in zip(_stretches(half), _stretches(half_before), strict=True):
+                for module, before in zip(new, old, strict=False):
+                    module.load_state_dict(before.state_dict())
+                for added in new[len(old) :]:
+                    nn.init.zeros_(added.conv_2.weight)
+                    nn.init.zeros_(added.conv_2.bias)
+                if len(new) < len(old):
+                    raise ValueError(f"{len(new)} blocks instead of {len(old)}")
+    except (RuntimeError, ValueError) as error:
+        raise FlashLipsError(f"A codec of {network.config} does not grow into one of {config}; train anew.") from error
+    return larger
+
+
+def _stretches(half: nn.Sequential) -> list[list[nn.Module]]:
+    """Residual blocks that follow each other together, every other layer by itself."""
+    numbered = enumerate(half)
+    groups = itertools.groupby(numbered, lambda item: -1 if isinstance(item[1], ConvBlock) else item[0])
+    return [[module for _, module in group] for _, group in groups]
 
 
 def train_codec(
@@ -118,15 +179,15 @@ def train_codec(
 
     Args:
         teacher: what :func:`codec.load_codec` takes.
-        start: a checkpoint to go on from.
+        start: a checkpoint to go on from; it grows to the present number of blocks.
         decoder_only: keep the encoder, whose latents an editor may have been trained on.
         loop: further settings of TrainConfig.
     """
     cache = Path(run_dir) / f"cache_{cached}_{seed}.npz"
     if not cache.is_file():
-        build_cache(stores, teacher, cache, cached, seed, progress)
+        build_cache(stores, load_codec(teacher), cache, cached, seed, progress)
     config = TrainConfig(run_dir, steps, lr=lr, ema=ema, seed=seed, weights=WEIGHTS, **loop)
-    network = load_codec(start).network.requires_grad_(True) if start else MiniCodec()
+    network = grown(load_codec(start).network, MiniCodecConfig()).requires_grad_(True) if start else MiniCodec()
     network = network.to(memory_format=torch.channels_last)
     network.encoder.requires_grad_(not decoder_only)
     step = polish_step if decoder_only else codec_step

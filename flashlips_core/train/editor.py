@@ -30,7 +30,7 @@ from .processes import on_device
 
 WEIGHTS = {"latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "readback": 0.3, "forth": 1.0, "perceptual": 0.2}
 MASKED_SHARE = 0.25  # of a batch reconstructs masked frames; the rest edits a neighbour mask-free
-REFERENCE_COUNTS = (1, 6)  # a batch has one of these, the second four times out of five
+NUM_REFERENCES = 6  # of a batch, four times out of five; else there is one
 UNREAD_SHARE = 0.15  # of the batches do not say what the references' lips do, as callers may not know
 BLUR_PX = 11  # averages a camera's noise away, leaves what moved
 MOVED = (0.08, 0.18)  # blurred difference, of 2 between black and white, from which a place counts as moved a little, and wholly
@@ -54,11 +54,11 @@ class EditorBatch:
     other_pose: Tensor  # (B, 12) borrowed across identities
 
 
-def editor_batches(frames: EditorFrames, batch_size: int) -> MakeBatch:
+def editor_batches(frames: EditorFrames, batch_size: int, num_references: int = NUM_REFERENCES) -> MakeBatch:
     """Frames with a neighbour, references of their own clip, and a pose borrowed from anybody's."""
 
     def make(generator: torch.Generator) -> EditorBatch:
-        count = REFERENCE_COUNTS[int(torch.rand((), generator=generator) < 0.8)]
+        count = num_references if torch.rand((), generator=generator) < 0.8 else 1
         rows, near = draw_rows(frames, batch_size, generator)
         borrowed, _ = draw_rows(frames, batch_size, generator)
         noise = torch.randn(batch_size, frames.poses.shape[1], generator=generator)
@@ -165,12 +165,12 @@ def _first(batch_size: int, share: float) -> Tensor:
     return (torch.arange(batch_size) < round(share * batch_size))[:, None, None, None]
 
 
-def reconstruction_step(judge: Judge) -> Step:
-    """Stage 1: a part of the batch redraws the hidden lower face of its own frame (Eqs. 1-3), the rest edits the neighbour."""
+def reconstruction_step(judge: Judge, masked: float = MASKED_SHARE) -> Step:
+    """Stage 1: a share of the batch redraws the hidden lower face of its own frame (Eqs. 1-3), the rest edits the neighbour."""
 
     def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
         cells = batch.z_src.shape[2:]
-        is_masked = _first(len(batch.pose), MASKED_SHARE)
+        is_masked = _first(len(batch.pose), masked)
         region = torch.where(is_masked, lower_face_mask(*cells), mouth_mask(*cells))
         given = torch.where(is_masked, batch.z_src * (1 - region), batch.z_near)
         drawn = network(given, network.prepare_references(batch.references, batch.reference_poses), batch.pose)
@@ -247,6 +247,8 @@ def train_editor(
     lr: float = 1e-3,
     ema: float = 0.998,
     readback: float = WEIGHTS["readback"],
+    masked: float = MASKED_SHARE,
+    references: int = NUM_REFERENCES,
     start: EditorUNet | None = None,
     validate: Validate | None = None,
     progress: Progress | None = None,
@@ -257,6 +259,8 @@ def train_editor(
     Args:
         config: None is the small network for crops of this size.
         readback: weight of the lip encoder's verdict; more moves the lips further.
+        masked: share of a batch whose lower face is hidden.
+        references: how many a batch has, four times out of five.
     """
     config = config or (UNET_MINI_384 if frames.latents.shape[-1] == 48 else UNET_MINI)
     network = EditorUNet(config).to(memory_format=torch.channels_last)
@@ -265,9 +269,9 @@ def train_editor(
     judge = Judge(codec, lip_encoder, perceptual)
     weights = WEIGHTS | {"readback": readback}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
-    batches = editor_batches(frames, batch_size)
+    batches = editor_batches(frames, batch_size, references)
     sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
-    return fit(network, batches, reconstruction_step(judge), settings, validate, progress, sheet)
+    return fit(network, batches, reconstruction_step(judge, masked), settings, validate, progress, sheet)
 
 
 def refine_editor(
@@ -283,6 +287,7 @@ def refine_editor(
     lr: float = 5e-4,
     ema: float = 0.998,
     readback: float = WEIGHTS["readback"],
+    references: int = NUM_REFERENCES,
     validate: Validate | None = None,
     progress: Progress | None = None,
     **loop: object,
@@ -291,10 +296,11 @@ def refine_editor(
 
     Args:
         readback: weight of the lip encoder's verdict; more moves the lips further.
+        references: how many a batch has, four times out of five.
     """
     network, judge = copy.deepcopy(drawer).requires_grad_(True), Judge(codec, lip_encoder, perceptual)
     weights = WEIGHTS | {"readback": readback}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
-    batches = editor_batches(frames, batch_size)
+    batches = editor_batches(frames, batch_size, references)
     sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
     return fit(network, batches, refinement_step(judge, drawer), settings, validate, progress, sheet)

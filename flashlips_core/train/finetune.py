@@ -26,6 +26,7 @@ from ..checks import check_output
 from ..codec import CallableCodec, Codec
 from ..loading import LoadedPart
 from ..types import FlashLipsError, Progress
+from .attentive import attentive
 from .editor import WEIGHTS, Judge, editor_batches, refinement_step
 from .finetune_data import PersonFrames
 from .finetune_report import Check, Examiner, write_sheet
@@ -156,7 +157,7 @@ class _Run:
         self.examiner = Examiner(person, self.codec, self.device)
         self.folder = out.with_suffix(".run")
         self.checks: list[Check] = []
-        self.first_step = 0  # of this run or of what it goes on from
+        self.step = self.first_step = 0  # the last one; and where this run began, or what it goes on from ended
         self.started = time.monotonic()
 
     def __call__(self) -> FineTuned:
@@ -171,12 +172,14 @@ class _Run:
         )  # fmt: skip
         batches, ended = editor_batches(self.person.learnt, self.settings.batch), "steps"
         try:
-            fit(network, batches, refinement_step(self.judge, self.drawer), config, self._validate, self._report)
+            step = refinement_step(self.judge, self.drawer)
+            fit(network, batches, step, config, self._validate, self._report, is_attentive=True)
         except _Ended as why:
             ended = str(why)
         sheet = self.out.with_suffix(".png")
         best = checkpoint.load(self.out, "editor", {type(self.drawer).__name__: self._rebuilt}, self.device)
-        write_sheet(self.examiner, self.drawer, best, sheet)
+        with attentive(self._again):
+            write_sheet(self.examiner, self.drawer, best, sheet)
         return FineTuned(str(self.out), str(sheet), ended, self.checks)
 
     def _rebuilt(self, fields: dict[str, Any]) -> nn.Module:
@@ -206,7 +209,7 @@ class _Run:
                     "or its run was deleted; choose another name."
                 )
             self.checks = [Check(**row) for row in json.loads(table.read_text(encoding="utf-8"))]
-            self.first_step = self.checks[-1].step
+            self.step = self.first_step = self.checks[-1].step
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
@@ -223,7 +226,8 @@ class _Run:
         known = next((check for check in self.checks if check.step == step), None)  # a stop came between this and its state
         if known is not None:
             return known
-        edits = self.examiner.edits(network)
+        with attentive(self._again):
+            edits = self.examiner.edits(network)
         check = self.examiner.check(edits, step)
         self.checks.append(check)
         if best_of(self.checks) is check:
@@ -245,11 +249,22 @@ class _Run:
         done = step - self.first_step
         return f", {spent / done * (self.settings.steps - step):.0f} s left" if done > 0 else ""
 
-    def _report(self, step: int, steps: int) -> None:
-        spent = time.monotonic() - self.started
+    def _tell(self, step: int) -> None:
+        """Seconds where minutes are the limit, else steps."""
+        self.step = step
         if self.progress is not None:
-            limit = round(60 * self.settings.minutes) if self.settings.minutes else steps
-            self.progress(min(round(spent), limit) if self.settings.minutes else step, limit)
+            limit = round(60 * self.settings.minutes) if self.settings.minutes else self.settings.steps
+            spent = round(time.monotonic() - self.started)
+            self.progress(min(spent, limit) if self.settings.minutes else step, limit)
+
+    def _again(self) -> None:
+        """No step more yet."""
+        self._tell(self.step)
+
+    def _report(self, step: int, steps: int) -> None:
+        del steps  # the limit may be minutes
+        self._tell(step)
+        spent = time.monotonic() - self.started
         if self.settings.minutes and spent > 60 * self.settings.minutes:
             raise _Ended("minutes")
         since = [check for check in self.checks if check.step > best_of(self.checks).step]

@@ -8,10 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.nn import functional as F
-
-from ..data import CROP_PX, STORED_MARGIN, Clip, CropStore
+from ..data import STORED_MARGIN, Clip, CropStore
 from ..expression import MEDIAPIPE_BLENDSHAPES
 from ..face_motion import LANDMARKS, FaceMotion, measure_frames, measure_video
 from ..types import Progress
@@ -43,7 +40,7 @@ def head_clips(
     """Rendered heads as clips: one per group of renders that differ in the expression alone; and each clip's rows of ``images``.
 
     Args:
-        images: (N, 256, 256, 3) uint8, each the editor's crop.
+        images: (N, S, S, 3) uint8, each the editor's crop.
     """
     motion: FaceMotion = measure_frames(images, model, progress)
     clips, rows_of_clip = [], []
@@ -60,23 +57,21 @@ def head_clips(
 
 
 def build_head_store(images: np.ndarray, clips: list[Clip], rows: list[np.ndarray], folder: str | Path) -> CropStore:
-    """Save rendered crops as a store of wide crops; what lies beyond a render repeats its edge."""
+    """Save rendered crops (N, S, S, 3) uint8 as a store of wide crops; what lies beyond a render repeats its edge."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    order = np.concatenate(rows)
-    inner = round(CROP_PX / STORED_MARGIN)
-    before = (CROP_PX - inner) // 2
-    padding = (before, CROP_PX - inner - before) * 2
-    wide = np.lib.format.open_memmap(folder / "crops.npy", "w+", np.uint8, (len(order), CROP_PX, CROP_PX, 3))
+    order, inner = np.concatenate(rows), images.shape[1]
+    size = round(STORED_MARGIN * inner)
+    before = (size - inner) // 2
+    padding = ((before, size - inner - before),) * 2 + ((0, 0),)
+    wide = np.lib.format.open_memmap(folder / "crops.npy", "w+", np.uint8, (len(order), size, size, 3))
     for place, row in enumerate(order):
-        pixels = torch.from_numpy(images[row]).permute(2, 0, 1)[None].float()
-        small = F.interpolate(pixels, size=(inner, inner), mode="bilinear", antialias=True)
-        wide[place] = F.pad(small, padding, mode="replicate")[0].round().byte().permute(1, 2, 0).numpy()
+        wide[place] = np.pad(images[row], padding, mode="edge")
     wide.flush()
     np.savez(
         folder / "table.npz", clip_of=np.concatenate([np.full(len(c), i) for i, c in enumerate(clips)]),
         frame_of=np.concatenate([np.arange(len(c)) for c in clips]),
-        landmarks=np.concatenate([c.landmarks / CROP_PX for c in clips]),
+        landmarks=np.concatenate([c.landmarks / inner for c in clips]),
         clip_ids=[c.id for c in clips], speakers=[c.speaker for c in clips],
     )  # fmt: skip
     return CropStore(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import time
@@ -21,7 +22,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from ..checkpoint import read_tensors, write_tensors
 from ..models.layers import RecomputedBlock
-from ..types import FlashLipsError, Progress
+from ..types import FlashLipsError, Progress, Waiting
+from .attentive import attentive
 from .logs import RunLog
 from .processes import join, on_device, size_of
 from .speed import Meter, peak_flops
@@ -114,12 +116,17 @@ class Trainer:
         cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * (done - warm) / (1 - warm))).item())
         return self.config.lr * (1e-4 + (1 - 1e-4) * cosine)
 
-    def update(self, make_batch: MakeBatch, step: Step) -> dict[str, float]:
-        """One optimiser step; returns the unweighted losses, means over its batches in all processes."""
+    def update(self, make_batch: MakeBatch, step: Step, waiting: Waiting | None = None) -> dict[str, float]:
+        """One optimiser step; returns the unweighted losses, means over its batches in all processes.
+
+        Args:
+            waiting: called now and then before the weights change; what it raises leaves them as they were.
+        """
         for group in self.optimiser.param_groups:
             group["lr"] = self.learning_rate()
         with self.meter.step():
-            losses = self._gradients(make_batch, step)
+            with attentive(waiting):
+                losses = self._gradients(make_batch, step)
             norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip).item()
             if not math.isfinite(norm):
                 raise FlashLipsError(self._complaint(losses, norm))
@@ -235,6 +242,7 @@ def fit(
     validate: Validate | None = None,
     progress: Progress | None = None,
     sheet: Sheet | None = None,
+    is_attentive: bool = False,
 ) -> nn.Module:
     """Train ``network`` to ``config.steps`` and return the weights worth keeping.
 
@@ -244,6 +252,8 @@ def fit(
         validate: Called with the weights worth keeping and the step; its numbers are logged.
         progress: Told of every step; what it raises stops the run, which is saved first.
         sheet: Called as often with those weights; its picture (3, H, W) in [-1, 1] is written to ``sheets/<step>.png``.
+        is_attentive: ``progress`` is also told within steps, so that a stop need not wait for one (networks without running
+            statistics only). The state is saved before a validation, which a stop may cut off and the next run repeats.
     Raises:
         FlashLipsError: The loss became NaN or infinite; the last good state stays.
     """
@@ -254,14 +264,19 @@ def fit(
     logs = RunLog(config.run_dir, config.tensorboard and is_first)
     _introduce(trainer)
     saved, recent = time.monotonic(), []
+    waiting = functools.partial(_tell, progress, trainer) if is_attentive and progress is not None else None
     with contextlib.closing(logs):
+        if is_attentive and trainer.step and trainer.step % config.validate_every == 0:
+            _look(trainer, logs, validate, sheet)
         while trainer.step < config.steps:
-            recent.append(trainer.update(make_batch, step))
+            recent.append(trainer.update(make_batch, step, waiting))
             is_last = trainer.step == config.steps
             if is_first and (trainer.step % config.log_every == 0 or is_last):
                 logs.numbers("losses", trainer.step, trainer.meter.report() | _means(recent) | {"lr": trainer.learning_rate()})
                 recent = []
             if is_first and (trainer.step % config.validate_every == 0 or is_last):
+                if is_attentive:
+                    trainer.save()
                 _look(trainer, logs, validate, sheet)
             if is_first and (time.monotonic() - saved > config.save_every_s or is_last):
                 trainer.save()
@@ -290,7 +305,7 @@ def _introduce(trainer: Trainer) -> None:
 
 
 def _tell(progress: Progress, trainer: Trainer) -> None:
-    """Report a step. A caller who has had enough raises here, between two steps, so that none of them is lost."""
+    """Report the steps so far. A caller who has had enough raises here, and none of them is lost."""
     try:
         progress(trainer.step, trainer.config.steps)
     except BaseException:
