@@ -12,15 +12,17 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
 from .children import end_with_parent
 from .long_clip import write_long_clip, write_long_voice
-from .measures import flops_of, peak_resident_bytes
+from .measures import flops_of, peak_resident_bytes, resident_bytes
 from .media import probe
 from .pipeline import LipSync
 from .types import POSE_DIM, FlashLipsError, Progress
@@ -72,8 +74,50 @@ def stage_shares(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]
     return {name: {"seconds": value, "share": value / total if total else 0.0} for name, value in medians.items()}
 
 
-def peak_memory(video: Path, audio: Path, batch: int, models: Path | None = None) -> int | None:
-    """Peak resident bytes of a fresh process that loads the models and dubs ``video``; None where the system cannot tell."""
+@dataclass(frozen=True)
+class Memory:
+    """What a process held while it dubbed a clip, in bytes; None where the system cannot tell."""
+
+    peak: int | None
+    loaded: int | None  # with Python and all models, before the dub
+    growth: float | None  # per minute of the clip, over the last three quarters of its frames
+
+    def in_mb(self, minutes: float) -> dict[str, int | None]:
+        """For people: labelled with the clip's length."""
+        above = None if self.peak is None or self.loaded is None else self.peak - self.loaded
+        values = {"peak": self.peak, "peak above the loaded models": above, "growth per minute": self.growth}
+        return {f"MB, {minutes:g} min: {name}": None if v is None else round(v / 1e6) for name, v in values.items()}
+
+
+@dataclass
+class MemoryTrace:
+    """Frames and bytes as a dub goes on; its :meth:`progress` is the dub's."""
+
+    samples: list[tuple[int, int]] = field(default_factory=list)
+
+    def progress(self, done: int, total: int) -> None:
+        """Look once a frame."""
+        is_new = not self.samples or done > self.samples[-1][0]
+        if is_new and (held := resident_bytes()) is not None:
+            self.samples.append((done, held))
+
+    def growth(self, fps: float) -> float | None:
+        """Bytes per minute of the clip, by a straight line through the last three quarters of the second pass."""
+        seen = np.array(self.samples, np.float64).reshape(-1, 2)
+        last = seen[seen[:, 0] > 5 / 8 * seen[:, 0].max(initial=0)]  # the first half is tracking
+        return float(np.polyfit(last[:, 0], last[:, 1], 1)[0] * fps * 60) if len(last) > 2 else None
+
+
+def traced_dub(lipsync: LipSync, video: str | Path, audio: str | Path, out: str | Path, batch: int) -> Memory:
+    """Dub, and say what this process held."""
+    lipsync.load_all()
+    loaded, trace = resident_bytes(), MemoryTrace()
+    report = lipsync.dub(video, audio, out, batch=batch, progress=trace.progress)
+    return Memory(peak_resident_bytes(), loaded, trace.growth(report.fps))
+
+
+def memory_of_dub(video: Path, audio: Path, batch: int, models: Path | None = None) -> Memory:
+    """What a fresh process holds that loads the models and dubs ``video``."""
     context = multiprocessing.get_context("spawn")
     results = context.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
@@ -86,23 +130,20 @@ def peak_memory(video: Path, audio: Path, batch: int, models: Path | None = None
             child.kill()  # nothing happens to one that has ended
         if child.exitcode or results.empty():
             raise FlashLipsError(f"The dub was killed (exit code {child.exitcode}); if memory ran out, try fewer minutes.")
-        peak, message = results.get()
+        memory, message = results.get()
         if message:
             raise FlashLipsError(message)
-        return peak
+        return memory
 
 
 def long_clip_memory(minutes: float, face: Path, voice: Path, batch: int, models: Path | None = None) -> dict:
-    """Peak memory on a synthetic 1080p clip of one minute and one of ``minutes``: equal means constant in length."""
+    """Memory on a synthetic 1080p clip of ``minutes``: constant in length where it does not grow."""
     result: dict = {"clip": "the face scaled to 1920x1080, repeated", "includes": "Python, PyTorch, all models; a new process"}
     with tempfile.TemporaryDirectory() as folder:
-        for length in sorted({min(1.0, minutes), minutes}):
-            video = write_long_clip(face, Path(folder) / "long.mp4", Fraction(length).limit_denominator(600) * 60)
-            sound = write_long_voice(voice, Path(folder) / "long.wav", Fraction(length).limit_denominator(600) * 60)
-            peak = peak_memory(video, sound, batch, models)
-            key = f"peak MB, {length:g} min"
-            result[key] = None if peak is None else round(peak / 1e6)
-    return result
+        seconds = Fraction(minutes).limit_denominator(600) * 60
+        video = write_long_clip(face, Path(folder) / "long.mp4", seconds)
+        sound = write_long_voice(voice, Path(folder) / "long.wav", seconds)
+        return result | memory_of_dub(video, sound, batch, models).in_mb(minutes)
 
 
 def network_sizes() -> list[dict]:
@@ -193,11 +234,9 @@ def _dub_and_report(
 ) -> None:
     end_with_parent()
     try:
-        LipSync.load(models).dub(video, audio, out, batch=batch)
+        results.put((traced_dub(LipSync.load(models), video, audio, out, batch), ""))
     except FlashLipsError as error:
         results.put((None, str(error)))
-    else:
-        results.put((peak_resident_bytes(), ""))
 
 
 def _demo_file(pattern: str) -> Path:

@@ -234,7 +234,7 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     from .evaluate import run
 
     lipsync = load_lipsync(args)
-    with progress_bar("eval", args, unit=" dubs") as progress:
+    with progress_bar("eval", args, unit=" dubs and minutes" if args.finetune else " dubs") as progress:
         return run(args, lipsync, progress)
 
 

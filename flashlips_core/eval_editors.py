@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -44,7 +45,7 @@ def with_editor(session: Session, editor: LoadedPart, name: str) -> Session:
 def compare(session: Session, given: Material, editors: Sequence[str]) -> Columns:
     """What each editor changes outside the mouth, how it draws mouths, and what it does in silence."""
     session.motion(given.own[0])  # a missing MediaPipe is said before the long work, not after
-    session.num_dubs = len(editors) * len(given.silent)
+    session.total = len(editors) * len(given.silent)
     silence = write_silence(session.out / "silence.wav", seconds=3)
     frames, columns = given.suite.frames, {}
     for name, source in zip(_names(editors), editors, strict=True):
@@ -109,10 +110,11 @@ def before_and_after(session: Session, given: Material, cpu_minutes: float) -> t
         raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one to fine-tune.")
     session.motion(others[0])  # a missing MediaPipe is said before the long work, not after
     base = LoadedPart(old.editor, "editor", "base", {"crop_px": old.crop_px})
-    session.num_dubs = 2 * len(others)
+    session.total = 2 * len(others) + math.ceil(cpu_minutes)
     before = _person_rows(with_editor(session, base, "before"), given, others)
     session.done = len(others)
     tuning = _tuned(session, base, learnt, out, cpu_minutes)
+    session.done += math.ceil(cpu_minutes)
     editor = load_part("editor", out, old.device, old.dtype)
     return {"before": before, "after": _person_rows(with_editor(session, editor, "after"), given, others)}, tuning
 
@@ -130,9 +132,10 @@ def _tuned(session: Session, base: LoadedPart, learnt: Sequence[Path], out: Path
         checks[:] = found
 
     def spend(done: int, total: int) -> None:
+        minutes = (time.process_time() - cpu) / 60
         if session.progress is not None:
-            session.progress(session.done, session.num_dubs)
-        if checks and time.process_time() - cpu > 60 * cpu_minutes:
+            session.progress(session.done + int(min(minutes, cpu_minutes)), session.total)
+        if checks and minutes > cpu_minutes:
             raise _Spent
 
     person = prepare_person(lipsync, join_clips(learnt, out.with_suffix(".mp4")))

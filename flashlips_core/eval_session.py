@@ -35,8 +35,8 @@ class Session:
     lipsync: LipSync
     landmarker: Path
     out: Path
-    progress: Progress | None = None  # counts dubs
-    num_dubs: int = 0
+    progress: Progress | None = None  # counts dubs, and the CPU minutes of a fine-tuning
+    total: int = 0
     done: int = 0
     tracks: dict[Path, FaceTrack] = field(default_factory=dict)
     motions: dict[Path, FaceMotion] = field(default_factory=dict)
@@ -65,7 +65,7 @@ class Session:
         self.lipsync.dub(clip, driver, output, track=self.track(clip), poses=poses, mode=self.mode)
         self.done += 1
         if self.progress is not None:
-            self.progress(self.done, self.num_dubs)
+            self.progress(self.done, self.total)
         return Dub(clip, driver, output)
 
     def crop_editor(self, clip: Path) -> CropEditor:

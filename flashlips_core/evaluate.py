@@ -123,7 +123,7 @@ PARTS = {
 def evaluate(session: Session, given: Material, parts: Sequence[str]) -> list[Measure]:
     """The rows of these parts."""
     session.motion(given.own[0])  # a missing MediaPipe is said before the long work, not after
-    session.num_dubs = sum(PARTS[name].num_dubs(given) for name in parts)
+    session.total = sum(PARTS[name].num_dubs(given) for name in parts)
     return [row for name in parts for row in PARTS[name].rows(session, given)]
 
 

@@ -194,6 +194,11 @@ class Parts:
             parts = {name: path for name, path in names.items() if path.is_file()} | parts
         return cls(**parts)
 
+    def load_all(self) -> None:
+        """Load every part now; each is otherwise loaded when it is first needed."""
+        for name in ("codec", "editor", "lip_encoder", "pose_model", "audio_encoder", "emotion_encoder", "detector"):
+            getattr(self, name)
+
     @functools.cached_property
     def codec(self) -> Any:
         """Pixels to latents and back."""

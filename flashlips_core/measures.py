@@ -6,9 +6,11 @@ T frames. Curves are (T,) arrays, one value per video frame, with NaN where no f
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -232,6 +234,15 @@ def peak_resident_bytes() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds now; None where the system cannot tell."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    except OSError:  # only Linux says it there
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def markdown_table(measures: Sequence[Measure], command: str = "") -> str:

@@ -15,6 +15,7 @@ from flashlips_core.types import FlashLipsError
 
 SMALL = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(1, 1), decoder_widths=(8, 8), decoder_blocks=(1, 1))
 DEEPER = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(1, 3), decoder_widths=(8, 8), decoder_blocks=(2, 2))
+WIDER = MiniCodecConfig(encoder_widths=(8, 12), encoder_blocks=(2, 1), decoder_widths=(10, 12), decoder_blocks=(1, 2))
 
 
 def store(folder, speakers, size):
@@ -31,19 +32,23 @@ def store(folder, speakers, size):
     return CropStore(folder)
 
 
-def test_a_grown_codec_is_the_same_function_and_can_learn_more():
+@pytest.mark.parametrize("config", [DEEPER, WIDER])
+def test_a_grown_codec_is_the_same_function_and_can_learn_more(config):
     torch.manual_seed(0)
     small, images = MiniCodec(SMALL), torch.rand(2, 3, 32, 32) * 2 - 1
-    grown = stage.grown(small, DEEPER)
+    grown = stage.grown(small, config)
     assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in small.parameters())
     torch.testing.assert_close(grown(images), small(images))
     grown(images).square().mean().backward()
     added = grown.decoder[3].conv_2.weight.grad  # the second block of the decoder's first stretch
     assert added is not None and added.abs().sum() > 0
+    unheard = grown.decoder[-2].weight.grad[:, SMALL.decoder_widths[0] :]  # new channels that no output takes from yet
+    assert config is DEEPER or unheard.abs().sum() > 0
 
 
-@pytest.mark.parametrize("config", [MiniCodecConfig(), MiniCodecConfig(**{**vars(SMALL), "decoder_blocks": (1, 0)})])
-def test_another_width_and_fewer_blocks_are_refused(config):
+@pytest.mark.parametrize("field", ["decoder_blocks", "decoder_widths", "encoder_widths"])
+def test_fewer_channels_and_fewer_blocks_are_refused(field):
+    config = MiniCodecConfig(**{**vars(SMALL), field: (1, 0) if "blocks" in field else (8, 4)})
     with pytest.raises(FlashLipsError, match="does not grow"):
         stage.grown(MiniCodec(SMALL), config)
 

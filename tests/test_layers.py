@@ -18,7 +18,7 @@ CORE = ROOT / "flashlips_core"
 LEVELS = [
     {"types", "checks", "pixels"},
     {"checkpoint"},
-    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory"},
+    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory", "locks"},
     {"compose"},
     {"references", "sidecar", "loading", "editing"},
     {"steps"},

@@ -7,10 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 
+from flashlips_core.data import Clip
 from flashlips_core.train.head_mesh import Camera, HeadMesh, arkit_weights, from_arrays, load_head, rotation
 from flashlips_core.train.head_render import HeadRenderer, Look
 from flashlips_core.train.head_skin import fit_photo, texture_map
 from flashlips_core.train.head_speech import PHONES, VISEMES, random_expression, speech_curves
+from flashlips_core.train.labels import build_head_store
 from flashlips_core.train.synthetic import SetConfig, load_set, main, make_set
 from flashlips_core.types import FlashLipsError
 
@@ -170,3 +172,15 @@ def test_a_missing_or_foreign_mesh_is_named_and_exits_with_2(tmp_path, caplog):
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
     with pytest.raises(FlashLipsError, match="lacks"):
         load_head(tmp_path / "other.npz")
+
+
+def test_heads_are_stored_with_all_their_pixels_and_their_edges_repeated(tmp_path):
+    rng = np.random.default_rng(0)
+    images, points = rng.integers(0, 256, (5, 64, 64, 3), np.uint8), rng.uniform(0, 64, (5, 99, 2)).astype(np.float32)
+    found, five = np.ones(4, bool), points[1:, :5]
+    clip = Clip("heads/train/0000", "head000", "", found, points[1:], np.zeros((4, 52), np.float32), five)
+    store = build_head_store(images, [clip], [np.arange(1, 5)], tmp_path / "heads")
+    assert store.images.shape == (4, 80, 80, 3) and list(store.speakers) == ["head000"]
+    assert np.array_equal(store.images[:, 8:72, 8:72], images[1:])
+    assert np.array_equal(store.images[:, 0, 8:72], images[1:, 0])
+    np.testing.assert_allclose(store.landmarks, points[1:] / 64)

@@ -24,6 +24,7 @@ from typing import Any
 
 from torch import nn
 
+from ..locks import alone_with
 from ..pipeline import LipSync
 from ..types import FlashLipsError, Progress
 from .report import write_report
@@ -32,6 +33,7 @@ from .sources import SPLITS, Source, find_sources
 from .videos import DEFAULTS, NO_FACE, UNREADABLE, BuildSettings, measure_all, sample_path, state_path
 
 FORMAT, VERSION = "flashlips-dataset", 1
+LOCK = ".lock"  # there while a process builds
 
 
 def build(
@@ -51,13 +53,14 @@ def build(
     _check(settings)
     out = Path(out)
     sources = find_sources(videos, settings.identity, settings.val, settings.test, settings.seed)
-    _claim(out, sources, lipsync, settings)
-    if not (out / "index.json").is_file():
-        if not (out / "work" / "plan.json").is_file():
-            measure_all(sources, out, lipsync, settings, progress, workers)
-        _finish(sources, out, settings)
-    shutil.rmtree(out / "work", ignore_errors=True)
-    return summary(out)
+    with alone_with(out, out / LOCK):
+        _claim(out, sources, lipsync, settings)
+        if not (out / "index.json").is_file():
+            if not (out / "work" / "plan.json").is_file():
+                measure_all(sources, out, lipsync, settings, progress, workers)
+            _finish(sources, out, settings)
+        shutil.rmtree(out / "work", ignore_errors=True)
+        return summary(out)
 
 
 def summary(out: str | Path) -> dict[str, Any]:
@@ -91,11 +94,12 @@ def _claim(out: Path, sources: Sequence[Source], lipsync: LipSync, settings: Bui
     }  # fmt: skip
     if settings.has_latents:
         made_of["codec"] = _digest(lipsync.codec)
-    claim = out / "build.json"
-    if claim.is_file() and any(path != claim for path in out.iterdir()):  # else nothing was made: a first try that went wrong
+    claim, lock = out / "build.json", out / LOCK
+    is_made = any(path not in (claim, lock) for path in out.iterdir())
+    if claim.is_file() and is_made:  # else nothing was made: a first try that went wrong
         if json.loads(claim.read_text(encoding="utf-8")) != made_of:
             raise FlashLipsError(f"{out} holds a set of other videos, settings or networks; choose another folder, or delete it.")
-    elif out.is_dir() and not claim.is_file() and any(out.iterdir()):
+    elif is_made:
         raise FlashLipsError(f"{out} is not empty and holds no training set; choose another folder.")
     else:
         write_json(claim, made_of)

@@ -19,8 +19,8 @@ class MiniCodecConfig:
     """Widths at a quarter and at an eighth of the image's size, and the number of residual blocks at each."""
 
     latent_channels: int = 4
-    encoder_widths: tuple[int, int] = (64, 96)
-    encoder_blocks: tuple[int, int] = (1, 4)
+    encoder_widths: tuple[int, int] = (64, 128)
+    encoder_blocks: tuple[int, int] = (3, 4)
     decoder_widths: tuple[int, int] = (64, 128)
     decoder_blocks: tuple[int, int] = (4, 4)
 

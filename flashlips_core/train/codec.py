@@ -72,7 +72,7 @@ def draw_window(stores: list[CropStore], generator: torch.Generator) -> Tensor:
 
 
 def build_cache(stores: list[CropStore], teacher: Codec, path: Path, count: int, seed: int, progress: Progress | None) -> None:
-    """Windows of augmented crops, the teacher's latents and what it draws from them, computed once (it costs seven times more)."""
+    """Windows of augmented crops, the teacher's latents and what it draws from them, computed once: the teacher is slow."""
     parts: dict[str, list[np.ndarray]] = {"images": [], "latents": [], "redrawn": []}
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, 4):
@@ -131,23 +131,23 @@ def codec_step(network: nn.Module, batch: CodecBatch, generator: torch.Generator
     }
 
 
+@torch.no_grad()
 def grown(network: MiniCodec, config: MiniCodecConfig) -> MiniCodec:
-    """The same function with as many residual blocks as ``config`` has: those that are added do nothing yet.
+    """The same function with the widths and residual blocks of ``config``: what is added changes nothing yet, and can learn.
 
     Raises:
-        FlashLipsError: ``config`` has other widths, or fewer blocks.
+        FlashLipsError: ``config`` is narrower, or has fewer blocks.
     """
     larger = MiniCodec(config)
     try:
         for half, half_before in ((larger.encoder, network.encoder), (larger.decoder, network.decoder)):
             for new, old in zip(_stretches(half), _stretches(half_before), strict=True):
-                for module, before in zip(new, old, strict=False):
-                    module.load_state_dict(before.state_dict())
+                for module, before in zip(new[: len(old)], old, strict=True):
+                    for weight, weight_before in zip(module.parameters(), before.parameters(), strict=True):
+                        _fill(weight, weight_before)
                 for added in new[len(old) :]:
                     nn.init.zeros_(added.conv_2.weight)
                     nn.init.zeros_(added.conv_2.bias)
-                if len(new) < len(old):
-                    raise ValueError(f"{len(new)} blocks instead of {len(old)}")
     except (RuntimeError, ValueError) as error:
         raise FlashLipsError(f"A codec of {network.config} does not grow into one of {config}; train anew.") from error
     return larger
@@ -155,9 +155,15 @@ def grown(network: MiniCodec, config: MiniCodecConfig) -> MiniCodec:
 
 def _stretches(half: nn.Sequential) -> list[list[nn.Module]]:
     """Residual blocks that follow each other together, every other layer by itself."""
-    numbered = enumerate(half)
-    groups = itertools.groupby(numbered, lambda item: -1 if isinstance(item[1], ConvBlock) else item[0])
+    groups = itertools.groupby(enumerate(half), lambda item: -1 if isinstance(item[1], ConvBlock) else item[0])
     return [[module for _, module in group] for _, group in groups]
+
+
+def _fill(weight: Tensor, before: Tensor) -> None:
+    """The smaller weight in the corner of the larger: old channels take nothing from new ones, which start at random."""
+    corner = tuple(slice(size) for size in before.shape)
+    weight[: len(before)] = 0
+    weight[corner] = before
 
 
 def train_codec(

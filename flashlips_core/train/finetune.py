@@ -25,6 +25,7 @@ from .. import checkpoint
 from ..checks import check_output
 from ..codec import CallableCodec, Codec
 from ..loading import LoadedPart
+from ..locks import alone_with
 from ..types import FlashLipsError, Progress
 from .attentive import attentive
 from .editor import WEIGHTS, Judge, editor_batches, refinement_step
@@ -121,7 +122,7 @@ def fine_tune(
         raise FlashLipsError(f"The codec '{codec.name}' passes no gradients; use one of Load Codec's own, e.g. bundled.")
     if editor.is_stage_1:
         raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one.")
-    with torch.inference_mode(False), torch.enable_grad():
+    with alone_with(out, out.with_suffix(".lock")), torch.inference_mode(False), torch.enable_grad():
         run = _Run(editor, person, codec, lip_encoder, out, settings, progress, watch)
         try:
             return run()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+
 from ..data import STORED_MARGIN, Clip, CropStore
 from ..expression import MEDIAPIPE_BLENDSHAPES
 from ..face_motion import LANDMARKS, FaceMotion, measure_frames, measure_video

@@ -48,7 +48,7 @@ class SetConfig:
     looks: int = 1  # skin, light and camera, each with its own groups
     same_pose: int = 12  # pictures that differ in the mouth alone
     other_poses: int = 4  # further pictures, each with its own pose
-    size: int = 256
+    size: int = 384  # px of a picture: enlarging smaller ones would teach soft mouths
     skins: int = 20  # painted skins, shared with a tint; as many again from photographs where there are any
     seed: int = 0
 
