@@ -202,12 +202,15 @@ def load_codec(source: str | Path = "bundled", device: torch.device | str = "cpu
     """Load a codec, frozen, in eval mode, channels_last.
 
     Args:
-        source: "bundled"; "taesdxl" or "sdxl" (from the Hugging Face hub); a FlashLips codec checkpoint (.safetensors); a folder
-            with ``taesdxl_encoder*.safetensors`` and ``taesdxl_decoder*.safetensors`` or a diffusers model; or another hub id.
+        source: "bundled" or "bundled-fast"; "taesdxl" or "sdxl" (from the Hugging Face hub); a FlashLips codec checkpoint
+            (.safetensors); a folder with ``taesdxl_encoder*.safetensors`` and ``taesdxl_decoder*.safetensors`` or a diffusers
+            model; or another hub id.
     """
     path = Path(source).expanduser()
-    if str(source) == "bundled" or path.is_file():
-        codec = _load_flashlips(checkpoint.bundled("codec") if str(source) == "bundled" else path)
+    if str(source) in checkpoint.BUNDLED:
+        codec = _load_flashlips(checkpoint.bundled("codec", str(source)), str(source))
+    elif path.is_file():
+        codec = _load_flashlips(path, f"flashlips-{path.stem}")
     elif path.is_dir():
         codec = _load_folder(path)
     elif str(source) in HUB_IDS:
@@ -219,14 +222,14 @@ def load_codec(source: str | Path = "bundled", device: torch.device | str = "cpu
     return codec.to(device=device, dtype=_safe_dtype(codec, dtype), memory_format=torch.channels_last)
 
 
-def _load_flashlips(path: Path) -> Codec:
+def _load_flashlips(path: Path, name: str) -> Codec:
     from .models.codec_mini import MiniCodec, MiniCodecConfig
 
     def build(fields: dict) -> nn.Module:
         return MiniCodec(checkpoint.config_from_dict(MiniCodecConfig, fields))
 
     network = checkpoint.load(path, "codec", {"MiniCodec": build})
-    return Codec(network, f"flashlips-{path.stem}", network.halo)
+    return Codec(network, name, network.halo)
 
 
 def _load_folder(folder: Path, name: str | None = None) -> Codec:

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from . import eval_rows
+from .checkpoint import BUNDLED
 from .eval_material import Material
 from .eval_session import Session, clips_under, drivers_for, sheets, write_silence
 from .loading import LoadedPart, load_part
@@ -33,8 +34,10 @@ Columns = dict[str, list[Measure]]
 def with_editor(session: Session, editor: LoadedPart, name: str) -> Session:
     """The same session and all other networks with another editor, whose dubs go into a folder of their own."""
     old = session.lipsync
-    names = ("codec", "pose_model", "audio_encoder", "lip_encoder", "emotion_encoder")
+    names = ("pose_model", "audio_encoder", "lip_encoder", "emotion_encoder")
     parts = {part: getattr(old, part) for part in names}
+    if old.codec.name not in BUNDLED:  # a bundled one is the editor's own
+        parts["codec"] = old.codec
     lipsync = LipSync(**parts, editor=editor, detector=lambda: old.detector, device=old.device, dtype=old.dtype)
     return replace(session, lipsync=lipsync, out=session.out / name)
 

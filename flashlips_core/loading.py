@@ -6,6 +6,7 @@ import functools
 import importlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,11 @@ class LoadedPart:
         """Side of the square crops that an editor was trained on."""
         return int(self.notes.get("crop_px", CROP_PX))
 
+    @property
+    def codec(self) -> str:
+        """Which of the bundled codecs an editor was trained with."""
+        return codec_of_editor(self.name, self.notes)
+
 
 def load_part(
     role: str, source: str | Path = "bundled", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -73,6 +79,12 @@ def load_part(
     path = find_checkpoint(role, source)
     info = checkpoint.info(path)
     return LoadedPart(load_network(role, path, device, dtype), info.role, path.stem, info.notes)
+
+
+def codec_of_editor(name: str, notes: Mapping[str, Any]) -> str:
+    """The bundled codec that an editor works with: its notes say it, or its name where it is bundled itself ("editor-fast")."""
+    twin = name.replace("editor", "bundled", 1)
+    return notes.get("codec") or (twin if twin in checkpoint.bundled_names("codec") else checkpoint.BUNDLED[0])
 
 
 def role_of(path: str | Path) -> str | None:
@@ -150,8 +162,9 @@ class Parts:
     """The networks of a lip-sync. Every part may be an object, or a name to load it by when it is first needed.
 
     Args:
-        codec, editor, pose_model, audio_encoder, lip_encoder: "bundled", a path, a hub id, or the loaded part. A network that
-            comes as a :class:`LoadedPart` keeps what its file says of it.
+        editor, pose_model, audio_encoder, lip_encoder: "bundled", a path, a hub id, or the loaded part. A network that comes as
+            a :class:`LoadedPart` keeps what its file says of it.
+        codec: The same; None is the bundled one that the editor was trained with.
         detector: weights of the face detector, an object with its ``detect``, or a function that gives one when it is first
             needed; None for the default one.
         emotion_encoder: path, hub id or object, for pose models that take an audio-emotion embedding; None goes without.
@@ -162,7 +175,7 @@ class Parts:
 
     def __init__(
         self,
-        codec: Any = "bundled",
+        codec: Any = None,
         editor: Any = "bundled",
         pose_model: Any = "bundled",
         audio_encoder: Any = "bundled",
@@ -204,7 +217,18 @@ class Parts:
         """Pixels to latents and back."""
         from .codec import load_codec
 
-        return load_codec(self._given["codec"], self.device, self.dtype) if self._is_name("codec") else self._given["codec"]
+        source = self._editors_codec() if self._given["codec"] is None else self._given["codec"]
+        return load_codec(source, self.device, self.dtype) if isinstance(source, (str, Path)) else source
+
+    def _editors_codec(self) -> str:
+        """The bundled codec that belongs to the editor."""
+        editor = self._given["editor"]
+        if isinstance(editor, LoadedPart):
+            return editor.codec
+        if not self._is_name("editor"):
+            return checkpoint.BUNDLED[0]
+        path = find_checkpoint("editor", editor)
+        return codec_of_editor(path.stem, checkpoint.info(path).notes)
 
     @functools.cached_property
     def editor(self) -> nn.Module:

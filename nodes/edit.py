@@ -123,7 +123,7 @@ class LipSync(io.ComfyNode):
             batch=models.batch_size(DubSettings.batch), crf=crf, is_tagged=tag, mode=_mode(drawer),
         )  # fmt: skip
         pose_model, lip_encoder = (models.load_network(role, models.BUNDLED) for role in ("pose-model", "lip-encoder"))
-        vae, listener = models.load_vae(models.BUNDLED), models.load_audio_encoder(models.BUNDLED)
+        vae, listener = models.load_vae(drawer.codec), models.load_audio_encoder(models.BUNDLED)
         parts = (drawer, vae, pose_model, lip_encoder, listener)
         with bridge.running() as run, bridge.video_source(video, run.progress) as path:
             if download:

@@ -93,8 +93,9 @@ class LoadCodec(io.ComfyNode):
                     options=models.codec_names(),
                     default=models.BUNDLED,
                     optional=True,
-                    tooltip="Bundled = small and fast, made for faces. SDXL's own VAE is the sharpest and by far the slowest, "
-                    "taesdxl lies between. Files of models/vae are listed where their name says XL.",
+                    tooltip="Bundled = small, made for faces; bundled-fast belongs to the editor of that name. SDXL's own VAE is "
+                    "the sharpest and by far the slowest, taesdxl lies between. Files of models/vae are listed where their name "
+                    "says XL.",
                 ),
                 download_input(DOWNLOAD),
             ],
@@ -107,7 +108,7 @@ class LoadCodec(io.ComfyNode):
 
     @classmethod
     def execute(cls, name: str = models.BUNDLED, download: bool = False) -> io.NodeOutput:
-        if name == models.BUNDLED:
+        if name in models.BUNDLED_NAMES:
             return io.NodeOutput(models.load_vae(name))
         if name in CODECS:
             return io.NodeOutput(models.load_vae(_fetched(name, CODECS, CODEC_FILES, download)))

@@ -56,6 +56,16 @@ def test_a_folder_is_told_by_its_config(tmp_path) -> None:
     assert folder_role(tmp_path) == "codec"
 
 
+def test_an_editor_brings_the_bundled_codec_that_it_was_trained_with(model_folder, tmp_path) -> None:  # noqa: F811
+    for name in bundled_names("editor"):
+        assert LipSync(editor=name).codec.name == LipSync(editor=load_part("editor", name)).codec.name == name
+    assert LipSync(editor="bundled-fast", codec="bundled").codec.name == "bundled"
+    tuned = tmp_path / "me.safetensors"
+    checkpoint.save(toy_networks()["editor"], tuned, "editor", {"codec": "bundled-fast"})
+    assert load_part("editor", tuned).codec == LipSync(editor=tuned).codec.name == "bundled-fast"
+    assert load_part("editor", model_folder / "editor.safetensors").codec == "bundled"
+
+
 def test_a_loaded_part_brings_its_files_notes_into_the_pipeline(model_folder, lipsync) -> None:  # noqa: F811
     part = load_part("editor", model_folder / "editor.safetensors")
     made = LipSync(editor=part, codec=lipsync.codec, device="cpu")
@@ -275,6 +285,20 @@ def test_our_audio_encoder_runs_in_cores_audio_encoder_encode(stocked) -> None:
         [encoded] = run.outputs["encoded"]
         assert encoded["encoded_audio"].shape[:2] == (1, 25) and encoded["audio_samples"] == 8000
         assert dim is None or encoded["encoded_audio"].shape[2] == dim
+
+
+@pytest.mark.comfy
+def test_a_bundled_codec_that_the_editor_does_not_know_is_refused(stocked) -> None:
+    prompt = {
+        "video": node("FlashLipsLoadVideo", path=str(DEMO)),
+        "editor": node("FlashLipsLoadEditor", name="bundled-fast"),
+        "codec": node("FlashLipsLoadCodec", name="bundled"),
+        "reader": node("FlashLipsLoadLipEncoder", name="bundled"),
+        "set": node("FlashLipsPrepareDataset", video=["video", 0], vae=["codec", 0], lip_encoder=["reader", 0],
+                    editor=["editor", 0]),
+    }  # fmt: skip
+    run = stocked.run(prompt, "set")
+    assert "trained with the codec 'bundled-fast', this one is 'bundled'; choose 'bundled-fast' in" in run.errors["set"]
 
 
 @pytest.mark.comfy

@@ -276,6 +276,7 @@ class _Run:
         before = self.checks[0]
         return self.base.notes | {
             "base": self.base.name,
+            "codec": self.codec.name if self.codec.name in checkpoint.BUNDLED else self.base.codec,
             "crop_px": self.person.crop_px,
             "trained_on": {
                 "file": self.person.name,
