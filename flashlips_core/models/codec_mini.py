@@ -1,7 +1,7 @@
 """The bundled codec: a convolution-only autoencoder for faces, distilled into SDXL's latent space from TAESDXL.
 
 B batch, C latent channels (4), h = H / 8, w = W / 8. Pixel shuffles replace the full-resolution layers that cost TAESDXL most
-of its time: at 256 px it needs under a tenth of TAESDXL's operations.
+of its time: at 256 px it needs a sixth of TAESDXL's operations.
 """
 
 from __future__ import annotations

@@ -110,7 +110,8 @@ def fine_tune(
         progress: counts steps, or seconds where minutes are the limit; what it raises stops the run and keeps the best so far.
         watch: gets all checks after each one, and the held-out mouths (B, 3, H, W) in [-1, 1] as the network now edits them.
     Raises:
-        FlashLipsError: The editor is of stage 1, ``out`` cannot be written or is another's, or the loss is no number any more.
+        FlashLipsError: The editor is of stage 1, ``out`` cannot be written, is another's or is being written by another process,
+            or the loss is no number any more.
     """
     out = Path(out)
     check_output(out, [], (".safetensors",))

@@ -266,7 +266,7 @@ def fit(
     saved, recent = time.monotonic(), []
     waiting = functools.partial(_tell, progress, trainer) if is_attentive and progress is not None else None
     with contextlib.closing(logs):
-        if is_attentive and trainer.step and trainer.step % config.validate_every == 0:
+        if is_first and is_attentive and trainer.step and trainer.step % config.validate_every == 0:
             _look(trainer, logs, validate, sheet)
         while trainer.step < config.steps:
             recent.append(trainer.update(make_batch, step, waiting))
