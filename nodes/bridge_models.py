@@ -182,14 +182,14 @@ def lipsync(
     given = {"editor": editor, "pose_model": pose_model, "lip_encoder": lip_encoder, "detector": detector}
     if vae is not None:
         given["codec"] = codec_of(vae)
-        _check_pair(editor, given["codec"].name)
+        check_pair(editor, given["codec"].name)
     if audio_encoder is not None:
         given["audio_encoder"] = getattr(audio_encoder, "encoder", audio_encoder)
     parts = {name: part for name, part in given.items() if part is not None}
     return LipSync(**parts, device=device(), dtype=dtype_for(device()))
 
 
-def _check_pair(editor: LoadedNetwork | None, codec: str) -> None:
+def check_pair(editor: LoadedNetwork | None, codec: str) -> None:
     """Refuse a bundled codec that this editor was not trained with; any other VAE is the user's own choice."""
     if editor is not None and codec in BUNDLED_NAMES and codec != editor.codec:
         raise FlashLipsError(

@@ -164,8 +164,10 @@ class FineTuneLipEditor(io.ComfyNode):
         with bridge.running(steps) as run:
             memory = models.train_bytes(batch, dataset.crop_px)
             with models.on_device(editor, vae, lip_encoder, memory_bytes=memory):
+                codec = models.codec_of(vae)
+                models.check_pair(editor, codec.name)
                 done = fine_tune(
-                    editor, dataset, models.codec_of(vae), lip_encoder.network, out, settings, run.progress,
+                    editor, dataset, codec, lip_encoder.network, out, settings, run.progress,
                     lambda checks, edits: run.show(progress_picture(checks, edits)),
                 )  # fmt: skip
         curve = torch.from_numpy(curve_picture(done.checks))[None].float() / 255
