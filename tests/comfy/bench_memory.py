@@ -37,7 +37,7 @@ RUN_S = 7200
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=3.0)
-    parser.add_argument("--version", choices=VERSIONS, default=VERSIONS[-1], help="of ComfyUI")
+    parser.add_argument("--version", choices=VERSIONS, default=VERSIONS[0], help="of ComfyUI")
     parser.add_argument("--every", type=int, default=1, help="track every n-th frame; does not touch what is measured")
     print(json.dumps(measure(**vars(parser.parse_args())), indent=2))
 
