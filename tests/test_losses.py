@@ -24,6 +24,8 @@ from flashlips_core.losses import (
     lips_l1,
     load_identity,
     load_perceptual,
+    sharpness_loss,
+    texture_loss,
 )
 from flashlips_core.models.identity import DlibFaceNet, FaceNet, face_chip
 from flashlips_core.types import FlashLipsError
@@ -268,3 +270,17 @@ def test_dlib_stand_in_tells_real_people_apart():
     distances = torch.cdist(*[torch.cat(embeddings)] * 2)
     is_same = torch.arange(6)[:, None] // 2 == torch.arange(6) // 2
     assert distances[is_same].max() < 0.4 and distances[~is_same].min() > 0.55
+
+
+def test_sharpness_loss_is_zero_for_equal_images_and_blind_to_flat_offsets():
+    image = torch.randn(1, 3, 32, 32)
+    assert sharpness_loss(image, image) == 0
+    assert sharpness_loss(image + 0.5, image) < 1e-6 < sharpness_loss(F.avg_pool2d(image, 3, 1, 1), image)
+
+
+def test_texture_loss_prefers_edges_in_a_wrong_place_to_a_blur():
+    teeth = (torch.arange(64) // 4 % 2 * 2.0 - 1).expand(1, 3, 64, 64)
+    moved, blurred = teeth.roll(4, dims=3), F.avg_pool2d(F.pad(teeth, (3, 4, 3, 4), "reflect"), 8, 1)
+    assert texture_loss(teeth, teeth) == 0 and texture_loss(teeth + 0.5, teeth) < 1e-6
+    assert texture_loss(moved, teeth) < 0.1 * texture_loss(blurred, teeth)
+    assert sharpness_loss(moved, teeth) > sharpness_loss(blurred, teeth)  # what it is for

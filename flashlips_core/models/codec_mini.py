@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .layers import ConvBlock
 
@@ -85,14 +84,3 @@ class MiniCodec(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.decode(self.encode(images))
-
-
-def sharpness_loss(image: Tensor, target: Tensor, levels: int = 3) -> Tensor:
-    """L1 between Laplacian pyramids: weighs lip and tooth edges that a plain L1 blurs. (B 3 H W) each."""
-    total = image.new_zeros(())
-    difference = image - target  # the pyramid is linear
-    for _ in range(levels):
-        small = F.avg_pool2d(difference, 2)
-        total = total + (difference - F.interpolate(small, scale_factor=2, mode="bilinear")).abs().mean()
-        difference = small
-    return total / levels

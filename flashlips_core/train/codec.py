@@ -18,7 +18,8 @@ from torch.nn import functional as F
 
 from ..codec import Codec, load_codec
 from ..data import STORED_MARGIN, CropStore
-from ..models.codec_mini import MiniCodec, MiniCodecConfig, sharpness_loss
+from ..losses import sharpness_loss
+from ..models.codec_mini import MiniCodec, MiniCodecConfig
 from ..models.layers import ConvBlock
 from ..pixels import from_bytes, to_bytes
 from ..types import FlashLipsError, Progress

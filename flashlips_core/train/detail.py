@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import Codec
-from ..models.codec_mini import MiniCodec, sharpness_loss
+from ..losses import sharpness_loss
+from ..models.codec_mini import MiniCodec
 from ..models.masks import mouth_mask
 from ..types import Progress
 from .critic import WithCritic

@@ -1,0 +1,275 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flashlips_core.codec import Codec
+from flashlips_core.data import CropStore
+from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
+from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
+from flashlips_core.models.masks import lower_face_mask, mouth_mask
+from flashlips_core.train import augment
+from flashlips_core.train.critic import Critic
+from flashlips_core.train.detail import train_detail
+from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
+from flashlips_core.train.editor_data import (
+    EditorFrames,
+    draw_references,
+    draw_rows,
+    encode_looks,
+    laid_upon,
+    lip_weights,
+    load_frames,
+    window_cells,
+    window_of,
+)
+from flashlips_core.train.logs import read_rows
+from flashlips_core.types import FlashLipsError
+
+TINY_EDITOR = EditorUNetConfig(
+    channels=(16, 16),
+    encoder_blocks=(1, 1),
+    decoder_blocks=(1, 1),
+    reference_channels=16,
+    reference_blocks=1,
+    condition_dim=16,
+    head_dim=16,
+)
+
+
+def frames(cells: int = 32):
+    torch.manual_seed(0)
+    count = 24
+    groups = [np.arange(0, 8), np.arange(8, 16), np.arange(16, 24)]
+    lips = torch.tensor([[0.4, 0.55, 0.6, 0.7]]).repeat(count, 1)
+    _, _, rows, columns = window_of(cells)
+    windows = np.random.default_rng(0).integers(0, 255, (count, 8 * rows, 8 * columns, 3), dtype=np.uint8)
+    latents = torch.randn(count, 4, cells, cells).half()
+    neighbours = np.stack([np.delete(np.arange(8), i % 8)[:6] + i // 8 * 8 for i in range(count)])
+    return EditorFrames(
+        latents=latents, poses=torch.randn(count, 12), windows=windows, lips=lips, neighbours=neighbours,
+        group_of=np.arange(count) // 8, references=torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 6, 4, cells, cells),
+        reference_poses=torch.arange(3.0)[:, None, None].expand(3, 6, 12),
+        rows_of_group=groups, groups_of_speaker={"a": [0, 1], "b": [2]},
+    )  # fmt: skip
+
+
+def tiny_codec():
+    torch.manual_seed(0)
+    config = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
+    return Codec(MiniCodec(config), "tiny", None)
+
+
+def test_targets_and_references_come_from_one_group_and_speakers_evenly():
+    data, generator = frames(), torch.Generator().manual_seed(0)
+    targets, near = draw_rows(data, 400, generator)
+    references, poses = draw_references(data, targets, 2, generator)
+    group = data.group_of
+    assert references.shape == (400, 2, 4, 32, 32)
+    assert (references[:, :, 0, 0, 0].numpy() == group[targets][:, None]).all()
+    assert torch.equal(references[:, :, 0, 0, 0], poses[:, :, 0])
+    assert (group[targets] == group[near]).all() and (targets != near).all()
+    assert 0.4 < (group[targets] == 2).mean() < 0.6
+
+
+def test_faces_that_were_moved_turned_and_scaled_are_laid_upon_each_other():
+    rng = np.random.default_rng(0)
+    face = rng.random((11, 2)) - 0.5
+    turns, scales, shifts = rng.normal(0, 0.2, 6), rng.uniform(0.8, 1.2, 6), rng.normal(0, 0.1, (6, 1, 2))
+    turn = np.stack([np.stack([np.cos(turns), -np.sin(turns)], -1), np.stack([np.sin(turns), np.cos(turns)], -1)], 1)
+    matrices = scales[:, None, None] * turn
+    points = np.einsum("nij,lj->nli", matrices, face) + shifts + 0.5
+    _, left = laid_upon(points)
+    assert np.ptp(left, axis=0).max() < 1e-12
+
+
+@pytest.mark.parametrize("cells", [32, 48])
+def test_both_editor_stages_run_from_one_to_the_next(tmp_path, cells):
+    data = frames(cells)
+    masked = train_editor(data, tiny_codec(), str(tmp_path / "a"), config=TINY_EDITOR, steps=2, batch_size=4)
+    start = [p.clone() for p in masked.parameters()]
+    refined = refine_editor(masked, data, tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=4)
+    assert all(torch.equal(a, b) for a, b in zip(start, masked.parameters(), strict=False))
+    assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters(), strict=False))
+
+
+def test_an_editors_run_leaves_sheets_of_the_same_pairs(tmp_path):
+    train_editor(frames(), tiny_codec(), str(tmp_path), config=TINY_EDITOR, steps=4, batch_size=4, validate_every=2, ema=0.0)
+    first, last = (np.array(Image.open(tmp_path / "sheets" / f"{step:07d}.png")) for step in (2, 4))
+    _, _, rows, columns = window_of(32)
+    assert first.shape == (3 * 8 * rows, 4 * 8 * columns, 3)
+    assert (first[: 8 * rows] == last[: 8 * rows]).all() and (first[16 * rows :] == last[16 * rows :]).all()
+    assert (first[8 * rows : 16 * rows] != last[8 * rows : 16 * rows]).any()
+
+
+def test_the_critics_loss_moves_the_critic_and_the_realism_loss_the_decoder():
+    critic, (decoded, real) = Critic(), torch.rand(2, 2, 3, 64, 64) * 2 - 1
+    decoded.requires_grad_(True)
+    losses = critic.losses(decoded, real)
+    assert torch.autograd.grad(losses["critic"], decoded, retain_graph=True, allow_unused=True) == (None,)
+    losses["realism"].backward()
+    assert decoded.grad.abs().sum() > 0 and all(p.grad is None for p in critic.parameters())
+
+
+@pytest.mark.parametrize("stage", [train_editor, refine_editor])
+@pytest.mark.parametrize("verdict", ["readback", "realism", "texture"])
+def test_a_verdict_weighs_what_it_is_told_to(tmp_path, stage, verdict):
+    torch.manual_seed(0)
+    reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval().requires_grad_(False)
+    start = EditorUNet(TINY_EDITOR)
+    first = {"start": start, "config": TINY_EDITOR} if stage is train_editor else {"drawer": start}
+    shown = []
+    made = [
+        stage(frames=frames(), codec=tiny_codec(), run_dir=str(tmp_path / str(weight)), lip_encoder=reader, steps=2, batch_size=4,
+              validate=lambda network, step: shown.append(network) or {}, **first, **{verdict: weight}).conv_out.weight
+        for weight in (0.0, 5.0)
+    ]  # fmt: skip
+    assert not torch.equal(*made)
+    assert shown and all(isinstance(network, EditorUNet) for network in shown)
+
+
+def test_detail_training_changes_the_decoder_alone(tmp_path):
+    editor, before = EditorUNet(TINY_EDITOR), tiny_codec().network.state_dict()
+    whole, half = (
+        train_detail(tiny_codec(), editor, frames(), str(tmp_path), steps=3, batch_size=4, blend=blend).state_dict()
+        for blend in (1.0, 0.5)  # the second finds the first one's run done
+    )
+    changed = {name.split(".")[0] for name, value in whole.items() if not torch.equal(value, before[name])}
+    assert changed == {"decoder"}
+    assert all(torch.allclose(half[name], (before[name] + whole[name]) / 2, atol=1e-6) for name in before)
+    assert float(read_rows(tmp_path / "losses.csv")[-1]["anchor"]) > 0  # it has begun to leave what it was
+
+
+@pytest.mark.parametrize("cells", [32, 48])
+def test_the_small_network_suits_either_crop_size(tmp_path, cells):
+    network = train_editor(frames(cells), tiny_codec(), str(tmp_path), steps=1, batch_size=4)
+    rows, columns = network.window_slices((cells, cells))
+    allowed = mouth_mask(cells, cells)[0, 0] > 0.1
+    outside = torch.ones(cells, cells, dtype=torch.bool)
+    outside[rows, columns] = False
+    assert not (allowed & outside).any()
+
+
+@pytest.mark.parametrize("cells", [32, 48, 64])
+def test_a_pose_that_is_there_is_read_back(cells):
+    """The mouth that the readback loss cuts out of the window is the one that the lip encoder sees in whole crops."""
+    torch.manual_seed(0)
+    codec, latents = tiny_codec(), torch.randn(2, 4, cells, cells)
+    reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval().requires_grad_(False)
+    whole = reader(codec.decode(latents).clamp(-1.2, 1.2))
+    judge = Judge(codec, reader)
+    assert judge.readback(latents, whole) < 1e-4 < judge.readback(latents, whole + 1)
+
+
+def test_losses_are_zero_for_a_perfect_edit_of_decodable_pixels():
+    codec, latents = tiny_codec(), torch.randn(2, 4, 32, 32)
+    pixels = codec.decode(window_cells(latents))
+    lips = torch.tensor([[0.4, 0.5, 0.6, 0.7]] * 2)
+    batch = EditorBatch(latents, latents, torch.zeros(2, 12), latents[:, None], None, pixels, pixels, lips, torch.zeros(2, 12))
+    region, target = mouth_mask(32, 32).expand(2, -1, -1, -1), (latents, pixels)
+    assert all(value < 1e-6 for value in Judge(codec).losses(latents, target, batch, region, slice(None)).values())
+    worse = Judge(codec).losses(latents + 0.1 * torch.randn_like(latents), target, batch, region, slice(None))
+    assert all(value > 1e-4 for value in worse.values())
+
+
+def test_what_moved_is_told_from_noise():
+    generator = torch.Generator().manual_seed(0)
+    still = torch.rand(2, 3, 152, 144, generator=generator) - 0.5
+    other = still + 0.1 * torch.randn(still.shape, generator=generator)
+    other[1, :, 60:90, 50:90] += 0.3
+    share = moved(still, other)
+    assert share[0].mean() < 0.1 and share[1, :, 62:88, 52:88].min() > 0.95
+    assert share[1, :, :40].mean() < 0.1
+
+
+def test_a_pairs_target_is_the_neighbour_where_nothing_moved():
+    data = frames()
+    batch = editor_batches(data, 4)(torch.Generator().manual_seed(0))
+    batch = dataclasses.replace(batch, z_near=batch.z_src.clone(), near_pixels=batch.pixels.clone())
+    z_target, pixels = pair_target(batch, mouth_mask(32, 32))
+    assert torch.equal(z_target, batch.z_near) and torch.equal(pixels, batch.near_pixels)
+
+
+def test_the_mask_hides_the_lower_face_and_nothing_else():
+    mask = lower_face_mask(32, 32)[0, 0]
+    assert mask[20, 16] == 1 and mask[31, 16] == 1
+    mouth = mouth_mask(32, 32)[0, 0]
+    assert mouth[20, 16] == 1 and mouth[26, 16] == 1 and mouth[13].sum() == 0 and mouth[:, 6].sum() == 0
+    assert (mouth <= mask).all()
+    assert mask[10].sum() == 0 and mask[:, 0].sum() == 0 and mask[:, 31].sum() == 0
+
+
+@pytest.mark.parametrize(("cells", "top", "left"), [(32, 12, 7), (48, 18, 10)])
+def test_lip_weights_cover_the_lips(cells, top, left):
+    assert window_of(cells)[:2] == (top, left)
+    weights = lip_weights(torch.tensor([[0.4, 0.55, 0.6, 0.7]]), cells)[0, 0]
+    row, column = round(0.62 * 8 * cells) - top * 8, round(0.5 * 8 * cells) - left * 8
+    assert weights[row, column] == 1
+    assert weights[5, column] == 0 and weights[row, 2] == 0
+
+
+def stored_crops(folder):
+    """Two clips of one speaker, one dark and one bright."""
+    folder.mkdir()
+    images = np.repeat(np.array([60, 190], np.uint8), 12)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
+    np.save(folder / "crops.npy", images)
+    points = np.random.default_rng(0).uniform(0.3, 0.7, (1, 99, 2)).astype(np.float32)
+    np.savez(
+        folder / "table.npz", clip_of=np.repeat([0, 1], 12), frame_of=np.tile(np.arange(12), 2),
+        landmarks=np.repeat(points, 24, 0), clip_ids=["a/1", "a/2"], speakers=["a", "a"],
+    )  # fmt: skip
+    return CropStore(folder)
+
+
+def test_every_second_look_takes_its_references_from_another_clip(tmp_path):
+    reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval()
+    store, codec = stored_crops(tmp_path / "crops"), tiny_codec()
+    encode_looks(store, codec, reader, tmp_path / "looks", 2, 5, seed=0, strength=0.0, crop_px=128)
+    data = load_frames([tmp_path / "looks"])
+    assert data.latents.shape == (20, 4, 16, 16) and len(data.references) == 4
+    top, left, height, width = window_of(16)
+    assert data.windows.shape == (20, 8 * height, 8 * width, 3)
+    own = [data.latents[rows].float().mean() for rows in data.rows_of_group]
+    dark, bright = own[0], own[2]
+    seen = [group.float().mean() for group in data.references]
+    for expected, value in zip((dark, bright, bright, dark), seen, strict=True):
+        assert abs(value - expected) < 0.1 * abs(dark - bright)
+
+
+@pytest.mark.parametrize("frames", [5, 10, 12, 40])
+def test_no_target_is_among_its_own_references(tmp_path, frames):
+    store, codec = stored_crops(tmp_path / "crops"), tiny_codec()
+    store.images = (np.arange(24, dtype=np.uint8) * 10)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
+    reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval()
+    encode_looks(store, codec, reader, tmp_path / "looks", 1, frames, seed=0, strength=0.0, is_still=True, crop_px=128)
+    data = load_frames([tmp_path / "looks"])
+    assert len(data.rows_of_group[0]) == min(frames, 11)
+    for group, rows in enumerate(data.rows_of_group):
+        distance = (data.references[group][:, None] - data.latents[rows][None]).abs().amax((2, 3, 4))
+        assert distance.min() > 0.001  # frames one step of brightness apart differ by 0.004
+
+
+def test_looks_of_two_crop_sizes_are_not_joined(tmp_path):
+    for name, cells in (("a", 32), ("b", 48)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "frames.npz", latents=np.zeros((1, 4, cells, cells), np.float16))
+    with pytest.raises(FlashLipsError, match="256 and 384 px"):
+        load_frames([tmp_path / "a", tmp_path / "b"])
+
+
+def test_augmentation_moves_points_with_their_pixels():
+    wide = torch.full((1, 3, 256, 256), -1.0)
+    point = torch.tensor([[[0.6, 0.7]]])  # in the editor's crop
+    place = ((point[0, 0] - 0.5) / 1.25 + 0.5) * 256
+    x, y = int(place[0]), int(place[1])
+    wide[:, :, y - 1 : y + 2, x - 1 : x + 2] = 1.0
+    generator = torch.Generator().manual_seed(3)
+    view = augment.draw_view(1, generator, 0.0)
+    turned = dataclasses.replace(view, geometry=augment.draw_view(1, generator).geometry)
+    crop = augment.apply(wide, turned, generator)
+    row, column = divmod(int(crop[0].mean(0).argmax()), 256)
+    moved = augment.move_points(point, turned)[0, 0] * 256
+    assert abs(moved[0] - column) < 3 and abs(moved[1] - row) < 3
