@@ -115,20 +115,18 @@ def test_the_critics_loss_moves_the_critic_and_the_realism_loss_the_decoder():
 
 
 @pytest.mark.parametrize("stage", [train_editor, refine_editor])
-@pytest.mark.parametrize("verdict", ["readback", "realism", "texture"])
+@pytest.mark.parametrize("verdict", ["readback", "texture"])
 def test_a_verdict_weighs_what_it_is_told_to(tmp_path, stage, verdict):
     torch.manual_seed(0)
     reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval().requires_grad_(False)
     start = EditorUNet(TINY_EDITOR)
     first = {"start": start, "config": TINY_EDITOR} if stage is train_editor else {"drawer": start}
-    shown = []
     made = [
-        stage(frames=frames(), codec=tiny_codec(), run_dir=str(tmp_path / str(weight)), lip_encoder=reader, steps=2, batch_size=4,
-              validate=lambda network, step: shown.append(network) or {}, **first, **{verdict: weight}).conv_out.weight
+        stage(frames=frames(), codec=tiny_codec(), run_dir=str(tmp_path / str(weight)), lip_encoder=reader, steps=2,
+              batch_size=4, **first, **{verdict: weight}).conv_out.weight
         for weight in (0.0, 5.0)
     ]  # fmt: skip
     assert not torch.equal(*made)
-    assert shown and all(isinstance(network, EditorUNet) for network in shown)
 
 
 def test_detail_training_changes_the_decoder_alone(tmp_path):

@@ -2,8 +2,8 @@
 
 B batch, R references; h w latent cells, 32x32 of a 256 px crop; H W the pixel window, 152x144 of a 256 px crop. Of the paper's
 loss terms those that fit a CPU are used: latent L1 inside the mask, pixel L1 in the mouth window and on the lips; a Laplacian
-term stands where the paper has VGG19 features. Where ``realism`` is asked for, a critic compares the edits with the codec's own
-round trip (ours): regression averages what 12 numbers leave open, teeth and creases, and a critic does not let it.
+term stands where the paper has VGG19 features. All of these are least for a blur where 12 numbers leave open how teeth and
+creases lie; a term for the amount of fine detail stands against that (ours, ``losses.texture_loss``).
 
 Ours: real frames of one clip are laid upon each other (``editor_data``), so that two of them are a pair that differs in the mouth
 alone. Such pairs supervise the mask-free editor from the start, beside the paper's masked reconstruction and its pseudo-pairs.
@@ -24,12 +24,14 @@ from ..models.editor_unet import UNET_MINI, UNET_MINI_384, EditorUNet, EditorUNe
 from ..models.lip_encoder import MOUTH_REGION, LipEncoder
 from ..models.masks import lower_face_mask, mouth_mask
 from ..types import Progress
-from .critic import Critic, WithCritic
 from .editor_data import EditorFrames, draw_references, draw_rows, lip_weights, near_lips, window_cells, window_of, window_pixels
 from .loop import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, Validate, fit, step_generator
 from .processes import on_device
 
-WEIGHTS = {"latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "readback": 0.3, "forth": 1.0, "perceptual": 0.2}
+WEIGHTS = {
+    "latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "texture": 350.0,
+    "readback": 0.3, "forth": 1.0, "perceptual": 0.2,
+}  # fmt: skip
 MASKED_SHARE = 0.25  # of a batch reconstructs masked frames; the rest edits a neighbour mask-free
 NUM_REFERENCES = 6  # of a batch, four times out of five; else there is one
 UNREAD_SHARE = 0.15  # of the batches do not say what the references' lips do, as callers may not know
@@ -84,18 +86,12 @@ class Judge:
     codec: Codec
     lip_encoder: LipEncoder | None = None
     perceptual: PerceptualLoss | None = None
-    is_textured: bool = False  # whether edits must have the grain of what they should have been
+    is_textured: bool = True  # whether edits must have as much detail as what they should have been
 
     def losses(
-        self,
-        z_hat: Tensor,
-        target: tuple[Tensor, Tensor],
-        batch: EditorBatch,
-        region: Tensor,
-        rows: slice,
-        critic: Critic | None = None,
+        self, z_hat: Tensor, target: tuple[Tensor, Tensor], batch: EditorBatch, region: Tensor, rows: slice
     ) -> dict[str, Tensor]:
-        """The losses of edits towards what they should have been: regression, and the critic's where there is one.
+        """The regression losses of edits towards what they should have been.
 
         Args:
             target: latents (B, 4, h, w) and the pixels of their window (B, 3, H, W).
@@ -122,14 +118,10 @@ class Judge:
             left, top, right, bottom = (round(s * n) for s, n in zip(LIPS_PART, (width, height) * 2, strict=True))
             ours, theirs = (x[::2, :, top:bottom, left:right] for x in (decoded, pixels))
             losses["perceptual"] = self.perceptual(ours, theirs)
-        if critic is not None or self.is_textured:
+        if self.is_textured:
             with torch.no_grad():  # what the codec itself loses is not the editor's to add
                 round_trip = self.codec.decode(window_cells(z_target[rows]))
-            ours, theirs = _without_edge(decoded), _without_edge(round_trip)
-            if self.is_textured:
-                losses["texture"] = texture_loss(ours, theirs)
-            if critic is not None:
-                losses |= critic.losses(ours, theirs)
+            losses["texture"] = texture_loss(_without_edge(decoded), _without_edge(round_trip))
         return losses
 
     def readback(self, z_hat: Tensor, poses: Tensor) -> Tensor:
@@ -185,11 +177,6 @@ def _first(batch_size: int, share: float) -> Tensor:
     return (torch.arange(batch_size) < round(share * batch_size))[:, None, None, None]
 
 
-def parts_of(network: nn.Module) -> tuple[nn.Module, Critic | None]:
-    """The editor and, where it is trained with one, its critic."""
-    return (network.network, network.critic) if isinstance(network, WithCritic) else (network, None)
-
-
 def reconstruction_step(judge: Judge, masked: float = MASKED_SHARE) -> Step:
     """Stage 1: a share of the batch redraws the hidden lower face of its own frame (Eqs. 1-3), the rest edits the neighbour."""
 
@@ -198,12 +185,11 @@ def reconstruction_step(judge: Judge, masked: float = MASKED_SHARE) -> Step:
         is_masked = _first(len(batch.pose), masked)
         region = torch.where(is_masked, lower_face_mask(*cells), mouth_mask(*cells))
         given = torch.where(is_masked, batch.z_src * (1 - region), batch.z_near)
-        editor, critic = parts_of(network)
-        drawn = editor(given, editor.prepare_references(batch.references, batch.reference_poses), batch.pose)
+        drawn = network(given, network.prepare_references(batch.references, batch.reference_poses), batch.pose)
         z_hat = torch.lerp(torch.where(is_masked, batch.z_src, batch.z_near), drawn, region)
         paired = pair_target(batch, mouth_mask(*cells))
         target = tuple(torch.where(is_masked, own, pair) for own, pair in zip((batch.z_src, batch.pixels), paired, strict=True))
-        return judge.losses(z_hat, target, batch, region, slice(None, None, 2), critic)
+        return judge.losses(z_hat, target, batch, region, slice(None, None, 2))
 
     return step
 
@@ -226,12 +212,11 @@ def refinement_step(judge: Judge, drawer: nn.Module) -> Step:
         is_back, is_forth = _first(size, quarter / size), ~_first(size, 1 - quarter / size)
         given = torch.where(is_back, z_mod, torch.where(is_forth, batch.z_src, batch.z_near))
         pose = torch.where(is_forth[:, 0, 0], batch.other_pose, batch.pose)
-        editor, critic = parts_of(network)
-        drawn = editor(given, editor.prepare_references(batch.references, batch.reference_poses), pose)
+        drawn = network(given, network.prepare_references(batch.references, batch.reference_poses), pose)
         z_hat = torch.lerp(given, drawn, mask)
         paired = pair_target(batch, mask)
         target = tuple(torch.where(is_back, own, pair) for own, pair in zip((batch.z_src, batch.pixels), paired, strict=True))
-        losses = judge.losses(z_hat, target, batch, mask * (~is_forth), slice(0, size - quarter, 2), critic)
+        losses = judge.losses(z_hat, target, batch, mask * (~is_forth), slice(0, size - quarter, 2))
         forth = slice(size - quarter, None)
         around = mask * (1 - near_lips(batch.lips[forth], cells))
         losses["forth"] = ((z_hat[forth] - z_mod[forth]).abs() * around).sum() / (around.sum() * z_hat.shape[1])
@@ -254,7 +239,7 @@ def edit_sheet(batch: EditorBatch, codec: Codec) -> Sheet:
     @torch.no_grad()
     def draw(network: nn.Module) -> Tensor:
         shown = on_device(batch, next(network.parameters()).device)
-        edits = codec.decode(window_cells(edit_neighbours(parts_of(network)[0], shown)))
+        edits = codec.decode(window_cells(edit_neighbours(network, shown)))
         rows = [torch.cat(list(pixels[:NUM_SHOWN]), 2) for pixels in (shown.near_pixels, edits, shown.pixels)]
         return torch.cat(rows, 1).clamp(-1, 1)
 
@@ -274,8 +259,7 @@ def train_editor(
     lr: float = 1e-3,
     ema: float = 0.998,
     readback: float = WEIGHTS["readback"],
-    realism: float = 0.0,
-    texture: float = 0.0,
+    texture: float = WEIGHTS["texture"],
     masked: float = MASKED_SHARE,
     references: int = NUM_REFERENCES,
     start: EditorUNet | None = None,
@@ -288,8 +272,7 @@ def train_editor(
     Args:
         config: None is the small network for crops of this size.
         readback: weight of the lip encoder's verdict; more moves the lips further.
-        realism: weight of the critic's verdict, 0 trains without one; more draws more detail, and more of it invented.
-        texture: weight of the difference in grain (``losses.texture_loss``), which regression leaves out.
+        texture: weight of the amount of fine detail; 0 leaves it out.
         masked: share of a batch whose lower face is hidden.
         references: how many a batch has, four times out of five.
     """
@@ -297,11 +280,12 @@ def train_editor(
     network = EditorUNet(config).to(memory_format=torch.channels_last)
     if start is not None:
         network.load_state_dict(start.state_dict())
-    step = reconstruction_step(Judge(codec, lip_encoder, perceptual, texture > 0), masked)
-    batches = editor_batches(frames, batch_size, references)
-    weights = WEIGHTS | {"readback": readback, "realism": realism, "texture": texture}
+    judge = Judge(codec, lip_encoder, perceptual, texture > 0)
+    weights = WEIGHTS | {"readback": readback, "texture": texture}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
-    return _fit_editor(network, batches, step, codec, settings, validate, progress)
+    batches = editor_batches(frames, batch_size, references)
+    sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
+    return fit(network, batches, reconstruction_step(judge, masked), settings, validate, progress, sheet)
 
 
 def refine_editor(
@@ -317,8 +301,7 @@ def refine_editor(
     lr: float = 5e-4,
     ema: float = 0.998,
     readback: float = WEIGHTS["readback"],
-    realism: float = 0.0,
-    texture: float = 0.0,
+    texture: float = WEIGHTS["texture"],
     references: int = NUM_REFERENCES,
     validate: Validate | None = None,
     progress: Progress | None = None,
@@ -328,29 +311,12 @@ def refine_editor(
 
     Args:
         readback: weight of the lip encoder's verdict; more moves the lips further.
-        realism: weight of the critic's verdict, 0 trains without one; more draws more detail, and more of it invented.
-        texture: weight of the difference in grain (``losses.texture_loss``), which regression leaves out.
+        texture: weight of the amount of fine detail; 0 leaves it out.
         references: how many a batch has, four times out of five.
     """
-    network = copy.deepcopy(drawer).requires_grad_(True)
-    step = refinement_step(Judge(codec, lip_encoder, perceptual, texture > 0), drawer)
-    batches = editor_batches(frames, batch_size, references)
-    weights = WEIGHTS | {"readback": readback, "realism": realism, "texture": texture}
+    network, judge = copy.deepcopy(drawer).requires_grad_(True), Judge(codec, lip_encoder, perceptual, texture > 0)
+    weights = WEIGHTS | {"readback": readback, "texture": texture}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
-    return _fit_editor(network, batches, step, codec, settings, validate, progress)
-
-
-def _fit_editor(
-    editor: EditorUNet,
-    batches: MakeBatch,
-    step: Step,
-    codec: Codec,
-    settings: TrainConfig,
-    validate: Validate | None,
-    progress: Progress | None,
-) -> EditorUNet:
-    """Train the editor, beside a critic where realism weighs anything; validation sees the editor alone."""
-    network = WithCritic(editor) if settings.weights["realism"] > 0 else editor
-    sheet = edit_sheet(batches(step_generator(settings.seed, SHEET_BATCH)), codec)
-    check = None if validate is None else lambda trained, number: validate(parts_of(trained)[0], number)
-    return parts_of(fit(network, batches, step, settings, check, progress, sheet))[0]
+    batches = editor_batches(frames, batch_size, references)
+    sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
+    return fit(network, batches, refinement_step(judge, drawer), settings, validate, progress, sheet)

@@ -32,11 +32,11 @@ MINI: dict[str, dict[str, Any]] = {
     "looks": {"only": None, "crop_px": 256, "strength": 1.0},
     "editor": LOOP | {
         "steps": 12_000, "batch_size": 16, "lr": 1e-3, "ema": 0.998, "seed": 0, "start": None, "vgg_stages": 0, "readback": 0.3,
-        "realism": 0.0, "texture": 0.0, "masked": 0.25, "references": 6,
+        "texture": 350.0, "masked": 0.25, "references": 6,
     },
     "refinement": LOOP | {
         "steps": 4000, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "seed": 1, "vgg_stages": 0, "readback": 0.3,
-        "realism": 0.0, "texture": 0.0, "references": 6,
+        "texture": 350.0, "references": 6,
     },
     "detail": LOOP | {
         "steps": 2000, "batch_size": 10, "lr": 3e-4, "ema": 0.995, "betas": (0.5, 0.99), "seed": 2,
