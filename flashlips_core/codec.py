@@ -129,7 +129,7 @@ def wrap_vae(vae: Any) -> CallableCodec:
     network = vae.first_stage_model
     ratio = getattr(vae, "downscale_ratio", CELL_PX)
     scale = getattr(network, "vae_scale", None)  # a tiny autoencoder's, where ComfyUI knows its latent space
-    is_other = scale is not None and abs(float(scale) - SDXL_SCALE) > 1e-4
+    is_other = scale is not None and abs(float(torch.as_tensor(scale).detach()) - SDXL_SCALE) > 1e-4
     if getattr(vae, "latent_channels", 4) != 4 or getattr(vae, "latent_dim", 2) != 2 or ratio != CELL_PX or is_other:
         channels = getattr(vae, "latent_channels", 4)
         raise FlashLipsError(

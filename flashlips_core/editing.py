@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -187,6 +187,7 @@ def edit_latents(
     is_masked: bool = False,
     batch: int = 8,
     progress: Progress | None = None,
+    show: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """The editor alone, between an encoder and a decoder. -> (T, 4, h, w) float32 on the CPU.
 
@@ -196,8 +197,9 @@ def edit_latents(
         poses: T or more; those past the last target are not used.
         reference_poses: R, what the references' lips do; None lets the editor judge by their latents alone.
         strength: 0 leaves the target as it is, 1 is the edit.
+        show: gets the first latent of each batch when it is edited, (4, h, w).
     """
-    _check_latents(target, references, poses)
+    check_latents(target, references, poses)
     if reference_poses is not None and len(reference_poses) != len(references):
         raise FlashLipsError(f"Got {len(reference_poses)} reference poses for {len(references)} references; give one for each.")
     weight = next(editor.parameters())
@@ -212,12 +214,15 @@ def edit_latents(
     for source, rows in zip(target.split(batch), poses.values[: len(target)].split(batch), strict=True):
         (result,) = within_memory(edit, source, rows)
         edited.append(torch.lerp(source.float().cpu(), result, strength))
+        if show is not None:
+            show(edited[-1][0])
         if progress is not None:
             progress(sum(map(len, edited)), len(target))
     return torch.cat(edited)
 
 
-def _check_latents(target: Tensor, references: Tensor, poses: LipPoses) -> None:
+def check_latents(target: Tensor, references: Tensor, poses: LipPoses) -> None:
+    """Refuse what :func:`edit_latents` cannot use."""
     for name, latents in (("target", target), ("references", references)):
         if latents.ndim != 4 or latents.shape[1] != 4 or not len(latents):
             raise FlashLipsError(

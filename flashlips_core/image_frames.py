@@ -6,7 +6,7 @@ of one call in the same. Nothing is rounded to 8 bits but the frames, which are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -21,6 +21,8 @@ from .types import ClipInfo, FaceTrack, FlashLipsError, Frame, Progress
 RGB_TO_YUV = torch.tensor([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])
 YUV_ZERO = torch.tensor([16.0, 128.0, 128.0])
 BT601, LIMITED_RANGE = 6, 1  # FFmpeg's AVColorSpace, AVColorRange
+ShowImage = Callable[[Tensor], None]
+"""Gets each picture when it is done, (C, H, W) in the range of its batch."""
 
 
 # ---- to be looked at -------------------------------------------------------------------------------------------------------
@@ -70,7 +72,13 @@ def check_rate(track: FaceTrack, fps: Fraction) -> None:
 # ---- crops out and back ----------------------------------------------------------------------------------------------------
 
 
-def cut_images(images: Tensor, boxes: np.ndarray | Tensor, size: int, progress: Progress | None = None) -> Tensor:
+def cut_images(
+    images: Tensor,
+    boxes: np.ndarray | Tensor,
+    size: int,
+    progress: Progress | None = None,
+    show: ShowImage | None = None,
+) -> Tensor:
     """The box of each image, resized with antialiasing; edges are replicated where it leaves the picture.
 
     Args:
@@ -86,13 +94,20 @@ def cut_images(images: Tensor, boxes: np.ndarray | Tensor, size: int, progress: 
         columns, left, right = sampling(box[0], box[2], size, image.shape[2])
         region = image[:, top:bottom, left:right].float()
         crop.copy_(_within(region, rows.to(region) @ region @ columns.to(region).T))
+        if show is not None:
+            show(crop)
         if progress is not None:
             progress(done, len(images))
     return crops
 
 
 def paste_images(
-    images: Tensor, boxes: np.ndarray | Tensor, crops: Tensor, alpha: Tensor, progress: Progress | None = None
+    images: Tensor,
+    boxes: np.ndarray | Tensor,
+    crops: Tensor,
+    alpha: Tensor,
+    progress: Progress | None = None,
+    show: ShowImage | None = None,
 ) -> Tensor:
     """Blend crops into copies of their images. Where alpha is 0, and outside the boxes, pixels keep their bits.
 
@@ -110,6 +125,8 @@ def paste_images(
     result = images.clone()
     for done, (image, box, crop, weight) in enumerate(zip(result, boxes.tolist(), crops, alpha, strict=True), 1):
         _paste(image, box, crop.to(image.device, torch.float32), weight.float().cpu())
+        if show is not None:
+            show(image)
         if progress is not None:
             progress(done, len(images))
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from fractions import Fraction
@@ -27,7 +27,12 @@ LARGEST_DENOMINATOR = 1_000_000  # frame rates arrive as floats: 29.97 is 2997/1
 
 
 def write_part(
-    source: str | Path, out: str | Path, start_s: float, duration_s: float = 0, progress: Progress | None = None
+    source: str | Path,
+    out: str | Path,
+    start_s: float,
+    duration_s: float = 0,
+    progress: Progress | None = None,
+    show: Callable[[Frame], None] | None = None,
 ) -> None:
     """Write the frames from ``start_s`` on, ``duration_s`` long (0: to the end), with their sound, as a clip that starts at 0."""
     clip = probe(source)
@@ -43,18 +48,23 @@ def write_part(
         shifted = (replace(frame, pts=frame.pts - back) for frame in itertools.chain([first], frames))
         expected = max(1, round((Fraction(duration_s) or clip.duration - Fraction(start_s)) * clip.fps))
         sound = _sound_from(source, first.pts * clip.time_base - _picture_start(source)) if clip.audio_rate else None
-        write_video(out, counted(shifted, expected, progress), clip, sound, crf=CRF, preset=PRESET)
+        write_video(out, counted(shifted, expected, progress, show), clip, sound, crf=CRF, preset=PRESET)
 
 
 def write_images(
-    images: Tensor, fps: float | Fraction, out: str | Path, audio: Audio | None = None, progress: Progress | None = None
+    images: Tensor,
+    fps: float | Fraction,
+    out: str | Path,
+    audio: Audio | None = None,
+    progress: Progress | None = None,
+    show: Callable[[Frame], None] | None = None,
 ) -> None:
     """Write RGB images (T, H, W, 3 or 4) in [0, 1] as a clip, converted one at a time."""
     rate = Fraction(fps).limit_denominator(LARGEST_DENOMINATOR)
     if not len(images) or rate <= 0:
         raise FlashLipsError(f"Got {len(images)} images at {float(fps):g} frames per second; a video needs both above 0.")
     clip = images_clip(len(images), images.shape[2], images.shape[1], rate)
-    write_video(out, counted(_pictures(images), len(images), progress), clip, audio, crf=CRF, preset=PRESET)
+    write_video(out, counted(_pictures(images), len(images), progress, show), clip, audio, crf=CRF, preset=PRESET)
 
 
 def images_clip(count: int, width: int, height: int, fps: Fraction) -> ClipInfo:

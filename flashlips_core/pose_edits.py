@@ -321,6 +321,8 @@ def from_json(text: str) -> list[Operation]:
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise FlashLipsError(f"The operations are no JSON ({error.msg} at {where}); write a list such as {_EXAMPLE}.") from error
+    except RecursionError as error:
+        raise FlashLipsError(f"The operations are nested too deeply; write a list such as {_EXAMPLE}.") from error
     if not isinstance(items, list):
         raise FlashLipsError(f"The operations must be a JSON list such as {_EXAMPLE}, got {_shown(items)}.")
     return [_parsed(number, item) for number, item in enumerate(items, 1)]

@@ -30,6 +30,7 @@ from torch import Tensor
 from ..flashlips_core.compose import whole_picture
 from ..flashlips_core.media import load_audio, open_sound, sound_rate
 from ..flashlips_core.media_cut import write_images, write_part
+from ..flashlips_core.media_read import open_media
 from ..flashlips_core.pixels import to_bytes
 from ..flashlips_core.types import Audio, FlashLipsError, Frame, Recording
 
@@ -80,6 +81,10 @@ class Run:
         """Remember a picture for the preview: a frame, or an image (3, H, W) in [-1, 1]. Costs nothing."""
         self.frame = picture
 
+    def show_image(self, picture: Tensor) -> None:
+        """The same of one of ComfyUI's images, (3, H, W) in [0, 1]."""
+        self.show(picture * 2 - 1)
+
     def progress(self, done: int, total: int) -> None:
         """Move the bar; now and then with the picture that was shown last."""
         self.beat()
@@ -108,7 +113,7 @@ def _picture(picture: Frame | Tensor) -> Image.Image:
 
 
 @contextmanager
-def video_source(video: Any, progress: Any = None) -> Iterator[str]:
+def video_source(video: Any, run: Run) -> Iterator[str]:
     """The path of a file that shows this VIDEO. One of ComfyUI's own files is used where it lies; others are temporary.
 
     A trimmed file is encoded once, nearly without loss, frame by frame, and found again by the next node that asks for the same
@@ -119,7 +124,7 @@ def video_source(video: Any, progress: Any = None) -> Iterator[str]:
     trim = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
     source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
     if isinstance(source, (str, os.PathLike)):
-        yield os.fspath(_trimmed(source, trim, progress) if any(trim) else source)
+        yield os.fspath(_trimmed(source, trim, run) if any(trim) else source)
         return
     made = temp_path(".mov")
     upload, other = made.with_suffix(".media"), made.with_suffix(".mp4")
@@ -129,9 +134,9 @@ def video_source(video: Any, progress: Any = None) -> Iterator[str]:
                 shutil.copyfileobj(source, file)
             source = upload
         if source is None:
-            source = _write_other(video, made, other, progress)
+            source = _write_other(video, made, other, run)
         elif any(trim):
-            write_part(source, made, *trim, progress)
+            write_part(source, made, *trim, run.progress, run.show)
             source = made
         yield os.fspath(source)
     finally:
@@ -140,24 +145,25 @@ def video_source(video: Any, progress: Any = None) -> Iterator[str]:
                 path.unlink(missing_ok=True)
 
 
-def _trimmed(source: str | Path, trim: tuple[float, float], progress: Any) -> Path:
+def _trimmed(source: str | Path, trim: tuple[float, float], run: Run) -> Path:
     """A part of a file as a file of its own, which stays in the temp folder under a name that only this part has."""
-    stat = os.stat(source)
+    with open_media(source):  # else the sentence that says what is wrong with it
+        stat = os.stat(source)
     key = f"{os.path.realpath(source)}:{stat.st_size}:{stat.st_mtime_ns}:{trim}"
     part = temp_path(".mov").with_name(f"{PART_PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:24]}.mov")
     if not part.is_file():  # it appears whole or not at all
-        write_part(source, part, *trim, progress)
+        write_part(source, part, *trim, run.progress, run.show)
     return part
 
 
-def _write_other(video: Any, out: Path, other: Path, progress: Any) -> Path:
+def _write_other(video: Any, out: Path, other: Path, run: Run) -> Path:
     """A video that is no file: its images one by one as ``out``, or what an unknown class saves as ``other``."""
     if not isinstance(video, InputImpl.VideoFromComponents):
         video.save_to(os.fspath(other))
         return other
     parts = video.get_components()  # already in memory; only the references are handed over
     sound = None if not parts.audio else audio_of(parts.audio)
-    write_images(parts.images, parts.frame_rate, out, sound, progress)
+    write_images(parts.images, parts.frame_rate, out, sound, run.progress, run.show)
     return out
 
 
@@ -250,5 +256,5 @@ def images_of(pictures: Tensor) -> Tensor:
 def check_one_clip(video: Any, images: Tensor | None) -> None:
     """Refuse none, and both."""
     if (video is None) == (images is None):
-        got = "neither" if video is None else "both"
+        got = "neither; a file without a picture gives no video" if video is None else "both"
         raise FlashLipsError(f"Connect either a video or images; got {got}.")

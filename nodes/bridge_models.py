@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.sd
@@ -27,7 +28,7 @@ from ..flashlips_core import audio as core_audio
 from ..flashlips_core.audio import encoded_audio, to_mono_16k
 from ..flashlips_core.checkpoint import BUNDLED as BUNDLED_NAMES
 from ..flashlips_core.checkpoint import bundled_names
-from ..flashlips_core.codec import SDXL_SCALE, Codec, UnscaledCodec, load_codec, wrap_vae
+from ..flashlips_core.codec import CELL_PX, SDXL_SCALE, Codec, UnscaledCodec, load_codec, wrap_vae
 from ..flashlips_core.downloads import CODECS, DETECTOR, DETECTOR_FILES, fetch
 from ..flashlips_core.face.detect import YUNET_FILES, found_weights, load_detector
 from ..flashlips_core.loading import LoadedPart, folder_role, load_part, role_of
@@ -38,6 +39,7 @@ FOLDER = "flashlips"  # of ComfyUI's models folder
 BUNDLED = BUNDLED_NAMES[0]
 EDIT_BYTES_PER_PIXEL = 4096  # activations of editor and codec in 16 bits, per crop pixel and frame of a batch, generously
 TRAIN_SHARE = 3  # of that, when gradients are computed in 32 bits
+OWN_CODEC = object()  # in place of a VAE: the bundled codec that the editor was trained with
 CPU_BATCH = 2  # larger batches are no faster on a CPU, and Cancel waits for the batch under way
 
 
@@ -75,11 +77,25 @@ def model_folder(name: str, kinds: tuple[str, ...] = (FOLDER,)) -> Path | None:
 
 
 def fingerprint(name: str | None, *kinds: str) -> str:
-    """Changes when the file behind a combo's name does; None is a name that comes over a wire."""
-    paths = (folder_paths.get_full_path(kind, name) for kind in (FOLDER, *kinds) if name is not None)
-    path = next((path for path in paths if path is not None), None)
-    stat = os.stat(path) if path else None
-    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}" if stat else str(name)
+    """Changes when the file or folder behind a combo's name does; None is a name that comes over a wire."""
+    kinds = (FOLDER, *kinds)
+    paths = (folder_paths.get_full_path(kind, name) for kind in kinds if name is not None)
+    path = next((Path(path) for path in paths if path is not None), None)
+    if path is None and name is not None:
+        path = model_folder(name, kinds)
+    return str(name) if path is None else _stamp(path)
+
+
+def detector_fingerprint() -> str:
+    """Changes when other weights of the face detector are found: the same clip is then tracked anew."""
+    path = _detector_weights() or found_weights()
+    return "" if path is None else _stamp(Path(path))
+
+
+def _stamp(path: Path) -> str:
+    """Changes when a file, or a file of a folder, does."""
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return "|".join(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files)
 
 
 def model_path(name: str, kind: str = FOLDER) -> Path:
@@ -173,14 +189,17 @@ def edit_bytes(batch: int, crop_px: int) -> int:
 
 def lipsync(
     editor: LoadedNetwork | None = None,
-    vae: Any = None,
+    vae: Any = OWN_CODEC,
     pose_model: LoadedNetwork | None = None,
     lip_encoder: LoadedNetwork | None = None,
     audio_encoder: Any = None,
 ) -> LipSync:
-    """The pipeline made of loaded parts, on ComfyUI's device; parts that are not given are bundled, loaded when first used."""
+    """The pipeline made of loaded parts, on ComfyUI's device; parts that are not given are bundled, loaded when first used.
+
+    ``vae`` may be anything that arrives over a wire: what is no VAE is refused.
+    """
     given = {"editor": editor, "pose_model": pose_model, "lip_encoder": lip_encoder, "detector": detector}
-    if vae is not None:
+    if vae is not OWN_CODEC:
         given["codec"] = codec_of(vae)
         check_pair(editor, given["codec"].name)
     if audio_encoder is not None:
@@ -280,10 +299,21 @@ def load_core_vae(name: str) -> Any:
         return vae
     weights = {"vae_scale": torch.tensor(SDXL_SCALE), "vae_shift": torch.tensor(0.0)}
     for half in ("encoder", "decoder"):
-        file, *_ = [f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(f"taesdxl_{half}.")]
+        file = next((f for f in folder_paths.get_filename_list("vae_approx") if f.startswith(f"taesdxl_{half}.")), None)
+        if file is None:
+            raise FlashLipsError(f"There is no taesdxl_{half} in models/vae_approx; put it there, or choose another codec.")
         tensors = comfy.utils.load_torch_file(str(model_path(file, "vae_approx")))
         weights |= {f"taesd_{half}.{key}": value for key, value in tensors.items()}
     return comfy.sd.VAE(sd=weights)
+
+
+def latent_picture(latent: Tensor) -> Tensor:
+    """A rough picture of a scaled latent, as ComfyUI's samplers preview theirs: (4, h, w) -> (3, 8h, 8w) in [-1, 1]."""
+    space = comfy.latent_formats.SDXL()
+    mixed = torch.einsum("chw,cr->rhw", latent, torch.tensor(space.latent_rgb_factors))
+    if space.latent_rgb_factors_bias is not None:
+        mixed = mixed + torch.tensor(space.latent_rgb_factors_bias)[:, None, None]
+    return mixed.clamp(-1, 1).repeat_interleave(CELL_PX, 1).repeat_interleave(CELL_PX, 2)
 
 
 def codec_of(vae: Any) -> Codec:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..flashlips_core.checks import check_whole_track
 from ..flashlips_core.codec import CELL_PX, SDXL_SCALE
-from ..flashlips_core.editing import edit_latents
+from ..flashlips_core.editing import check_latents, edit_latents
 from ..flashlips_core.flow import SamplerSettings
 from ..flashlips_core.image_edit import check_images, check_references, edit_images
 from ..flashlips_core.media import probe
@@ -99,7 +99,7 @@ class LipSync(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, editor: str = models.BUNDLED, **others: Any) -> str:
-        return models.fingerprint(editor)
+        return f"{models.fingerprint(editor)}:{models.detector_fingerprint()}"
 
     @classmethod
     def execute(
@@ -125,7 +125,7 @@ class LipSync(io.ComfyNode):
         pose_model, lip_encoder = (models.load_network(role, models.BUNDLED) for role in ("pose-model", "lip-encoder"))
         vae, listener = models.load_vae(drawer.codec), models.load_audio_encoder(models.BUNDLED)
         parts = (drawer, vae, pose_model, lip_encoder, listener)
-        with bridge.running() as run, bridge.video_source(video, run.progress) as path:
+        with bridge.running() as run, bridge.video_source(video, run) as path:
             if download:
                 models.fetch_detector(run.progress)
             with models.on_device(*parts, memory_bytes=_memory(drawer, settings.batch)):
@@ -201,7 +201,7 @@ class LipSyncVideo(io.ComfyNode):
             length=length, batch=models.batch_size(batch), crf=crf, preset=preset, is_tagged=tag, mode=_mode(editor)
         )
         lip_encoder = lip_encoder or models.load_network("lip-encoder", models.BUNDLED)
-        with bridge.running(len(track)) as run, bridge.video_source(video, run.progress) as path:
+        with bridge.running(len(track)) as run, bridge.video_source(video, run) as path:
             check_whole_track(track, probe(path))
             with models.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
                 sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
@@ -311,11 +311,13 @@ class EditLatents(io.ComfyNode):
         strength: float = 1.0,
     ) -> io.NodeOutput:
         samples, shown = target["samples"] * SDXL_SCALE, references["samples"] * SDXL_SCALE
+        check_latents(samples, shown, poses)
         _check_crops(editor, CELL_PX * samples.shape[-1])
         batch = models.batch_size(8)
         with bridge.running(len(samples)) as run, models.on_device(editor, memory_bytes=_memory(editor, batch)):
             settings = (reference_poses, strength, editor.is_stage_1, batch)
-            edited = edit_latents(editor.network, samples, shown, poses, *settings, progress=run.progress)
+            callbacks = {"progress": run.progress, "show": lambda latent: run.show(models.latent_picture(latent))}
+            edited = edit_latents(editor.network, samples, shown, poses, *settings, **callbacks)
         return io.NodeOutput({**target, "samples": edited / SDXL_SCALE})
 
 

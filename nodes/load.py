@@ -117,6 +117,8 @@ class LoadCodec(io.ComfyNode):
             return io.NodeOutput(models.load_vae(folder))
         if name in models.model_files("codec"):
             return io.NodeOutput(models.load_vae(models.model_path(name)))
+        if name not in models.codec_names():
+            raise FlashLipsError(f"There is no codec '{name}' any more; refresh the node list (R) and choose another.")
         return io.NodeOutput(models.load_core_vae(name))
 
 
@@ -158,7 +160,7 @@ class LoadAudioEncoder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: str = models.BUNDLED, layer: int = -1, download: bool = False) -> str:
-        return f"{models.fingerprint(name)}:{layer}"
+        return f"{models.fingerprint(name, 'audio_encoders')}:{layer}"
 
     @classmethod
     def execute(cls, name: str = models.BUNDLED, layer: int = -1, download: bool = False) -> io.NodeOutput:

@@ -140,7 +140,7 @@ class SaveVideo(io.ComfyNode):
         audio: Any = None,
     ) -> io.NodeOutput:
         sound = None if audio is None else bridge.audio_of(audio)
-        with bridge.running() as run, bridge.video_source(video, run.progress) as path:
+        with bridge.running() as run, bridge.video_source(video, run) as path:
             clip, has_packets = probe(path), bridge.is_whole_file(video)
             codec = "h264" if codec == "copy" and not has_packets else codec
             suffix = f".{container}" if container != "auto" else suffix_like(path) if has_packets else ".mp4"

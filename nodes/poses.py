@@ -69,6 +69,10 @@ class EncodeAudio(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, emotion_encoder: str = NO_EMOTION, **others: Any) -> str:
+        return models.fingerprint(emotion_encoder, "audio_encoders")
+
+    @classmethod
     def execute(cls, audio_encoder: Any, audio: dict, emotion_encoder: str = NO_EMOTION) -> io.NodeOutput:
         samples = to_mono_16k(bridge.audio_of(audio))
         with bridge.running() as run:
@@ -81,7 +85,7 @@ class EncodeAudio(io.ComfyNode):
                 run.beat()
                 classifier = models.load_emotion_encoder(_classifier(emotion_encoder))
                 with models.on_device(classifier, memory_bytes=ENCODE_BYTES):
-                    encoded = with_emotion(encoded, classifier.encoder.encode(samples))
+                    encoded = with_emotion(encoded, classifier.encoder.encode(samples, run.progress))
         return io.NodeOutput(encoded)
 
 
@@ -212,6 +216,10 @@ class EncodePoses(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return models.detector_fingerprint()
+
+    @classmethod
     def execute(
         cls, lip_encoder: models.LoadedNetwork, video=None, images=None, track: FaceTrack | None = None, fps=25.0, download=False
     ) -> io.NodeOutput:
@@ -223,7 +231,7 @@ class EncodePoses(io.ComfyNode):
             if images is not None:
                 pictures, rate = bridge.pictures_of(images), frame_rate(fps)
                 return io.NodeOutput(poses_from_images(lipsync, pictures, rate, track, progress=run.progress, show=run.show))
-            with bridge.video_source(video, run.progress) as path:
+            with bridge.video_source(video, run) as path:
                 if track is None:
                     track = lipsync.track(path, progress=run.progress, show=run.show)
                 check_whole_track(track, probe(path))
@@ -331,7 +339,7 @@ class PreviewPoses(io.ComfyNode):
             return network.opening(values.to(network.opening_weight))
 
         level = None if audio is None else level_db(to_mono_16k(bridge.audio_of(audio)))
-        picture = torch.from_numpy(draw_poses(poses, opening, other, level))[None].float() / 255
+        picture = torch.from_numpy(draw_poses(poses, opening, other, level).copy())[None].float() / 255
         return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
 
 

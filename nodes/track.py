@@ -113,6 +113,10 @@ class TrackFace(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return models.detector_fingerprint()
+
+    @classmethod
     def execute(
         cls, video=None, images=None, face="largest", index=0, reference=None, fps=25.0,
         threshold=0.5, every=1, stabilise="smooth", download=False,
@@ -203,7 +207,7 @@ class CropFaces(io.ComfyNode):
         pictures = bridge.pictures_of(images)
         check_track_of_images(track, pictures)
         with bridge.running(len(pictures)) as run:
-            crops = cut_images(pictures, track.boxes, size, run.progress)
+            crops = cut_images(pictures, track.boxes, size, run.progress, run.show_image)
         mask = torch.from_numpy(track.present).float()[:, None, None].repeat(1, size, size)
         return io.NodeOutput(bridge.images_of(crops), mask)
 
@@ -249,7 +253,7 @@ class PasteFaces(io.ComfyNode):
         check_track_of_images(track, pictures)
         alpha = paste_alpha(track, faces, feather, mask)
         with bridge.running(len(pictures)) as run:
-            pasted = paste_images(pictures, track.boxes, faces, alpha, run.progress)
+            pasted = paste_images(pictures, track.boxes, faces, alpha, run.progress, run.show_image)
         return io.NodeOutput(bridge.images_of(pasted))
 
 
@@ -277,7 +281,7 @@ def _clip(run: bridge.Run, video: Any, images: Tensor | None, fps: float) -> Ite
         pictures = bridge.pictures_of(images)
         yield as_frames(pictures), images_info(pictures, frame_rate(fps))
         return
-    with bridge.video_source(video, run.progress) as path:
+    with bridge.video_source(video, run) as path:
         info = probe(path)
         with closing(prefetch(read_frames(path), DECODED_AHEAD)) as frames:
             yield frames, info

@@ -65,10 +65,11 @@ class PrepareDataset(io.ComfyNode):
         cls, video: Any, vae: Any, lip_encoder: models.LoadedNetwork, track: FaceTrack | None = None, shortest=SHORTEST_S,
         editor: models.LoadedNetwork | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        with bridge.running() as run, bridge.video_source(video, run.progress) as path:
+        with bridge.running() as run, bridge.video_source(video, run) as path:
             with models.on_device(vae, lip_encoder):
                 sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
-                person = prepare_person(sync, path, track=track, shortest_s=shortest, progress=run.progress)
+                callbacks = {"progress": run.progress, "show": run.show}
+                person = prepare_person(sync, path, track=track, shortest_s=shortest, **callbacks)
         return io.NodeOutput(person, person.describe())
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..types import SAMPLE_RATE, FlashLipsError, device_of
+from ..stream import counted
+from ..types import SAMPLE_RATE, FlashLipsError, Progress, device_of
 from .samples import check_finite
 from .speech_models import from_pretrained, load_weights, name_of, read_config
 
@@ -35,14 +36,15 @@ class EmotionEncoder:
     def _remember(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
         self._seen.append(inputs[0])
 
-    def encode(self, samples: Tensor) -> Tensor:
-        """The embedding of a whole clip, (S,) at 16 kHz -> (E,) float32 on the CPU."""
+    def encode(self, samples: Tensor, progress: Progress | None = None) -> Tensor:
+        """The embedding of a whole clip, (S,) at 16 kHz -> (E,) float32 on the CPU; ``progress`` counts windows of 8 s."""
         if len(samples) == 0:
             raise FlashLipsError("The audio has zero length; choose a file with sound in it.")
         check_finite(samples)
         windows = samples.split(WINDOW_S * SAMPLE_RATE)
         weights = torch.tensor([float(len(w)) for w in windows])[:, None]
-        return (torch.stack([self._embed(w) for w in windows]) * weights).sum(0) / weights.sum()
+        heard = [self._embed(window) for window in counted(windows, len(windows), progress)]
+        return (torch.stack(heard) * weights).sum(0) / weights.sum()
 
     @torch.inference_mode()
     def _embed(self, window: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..checks import check_output
-from ..codec import CallableCodec, Codec
+from ..codec import Codec
 from ..loading import LoadedPart
 from ..locks import alone_with
 from ..types import FlashLipsError, Progress
 from .attentive import attentive
 from .editor import WEIGHTS, Judge, editor_batches, refinement_step
-from .finetune_data import PersonFrames
+from .finetune_data import PersonFrames, check_trainable
 from .finetune_report import Check, Examiner, write_sheet
 from .loop import TrainConfig, fit
 from .lora import add_lora, merged
@@ -119,8 +119,11 @@ def fine_tune(
         raise FlashLipsError(
             f"The editor sees crops of {editor.crop_px} px, these frames have {person.crop_px}; prepare them for this editor."
         )
-    if isinstance(codec, CallableCodec):
-        raise FlashLipsError(f"The codec '{codec.name}' passes no gradients; use one of Load Codec's own, e.g. bundled.")
+    check_trainable(codec)
+    if codec.name != person.codec:
+        raise FlashLipsError(
+            f"These frames are latents of the codec '{person.codec}', this one is '{codec.name}'; use one codec for both."
+        )
     if editor.is_stage_1:
         raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one.")
     with alone_with(out, out.with_suffix(".lock")), torch.inference_mode(False), torch.enable_grad():

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from ..checks import check_whole_track, no_face_in
+from ..codec import CallableCodec, Codec
 from ..compose import cut_batch
 from ..media import probe, read_frames
 from ..pipeline import DubSettings, LipSync
 from ..references import NUM_REFERENCES, candidate_frames
-from ..stream import batched, prefetch
+from ..steps import Show
+from ..stream import batched, counted, prefetch
 from ..types import ClipInfo, FaceTrack, FlashLipsError, Progress
 from .editor_data import NUM_NEIGHBOURS, EditorFrames, cut_windows, nearest_heads
 
@@ -47,6 +49,7 @@ class PersonFrames:
     name: str  # the clip's file name
     seconds: float  # of it that show the face
     crop_px: int
+    codec: str  # name of the codec whose latents they are
 
     def describe(self) -> str:
         """For people."""
@@ -63,6 +66,7 @@ def prepare_person(
     track: FaceTrack | None = None,
     shortest_s: float = SHORTEST_S,
     progress: Progress | None = None,
+    show: Show | None = None,
 ) -> PersonFrames:
     """Track, crop and encode a clip.
 
@@ -71,8 +75,9 @@ def prepare_person(
         settings: which face is followed, and how.
         track: of the whole clip, where there is one already.
     Raises:
-        FlashLipsError: There is no face, or too little of it.
+        FlashLipsError: There is no face, or too little of it, or no editor can be trained through the codec.
     """
+    check_trainable(lipsync.codec)
     if lipsync.crop_px % CROP_STEP_PX:
         raise FlashLipsError(
             f"Crops of {lipsync.crop_px} px cannot be trained on; choose an editor for a multiple of {CROP_STEP_PX}."
@@ -80,17 +85,25 @@ def prepare_person(
     clip = probe(video)
     stop = min(clip.num_frames, round(LONGEST_S * clip.fps))
     if track is None:
-        track = lipsync.track(video, settings, stop, progress)
+        track = lipsync.track(video, settings, stop, progress, show=show)
     else:
         check_whole_track(track, clip)
     learnt, held_out = _split(track.first(stop), clip, shortest_s)
     references = candidate_frames(track.first(int(learnt[-1]) + 1), NUM_REFERENCES)
-    # encoding counts nothing that the same bar has not counted already
-    waiting = None if progress is None else lambda *_: progress(stop, stop)
     with torch.inference_mode(False), torch.no_grad():
-        encoded = _encode(lipsync, video, track, sorted({*learnt, *held_out, *references}), waiting)
+        encoded = _encode(lipsync, video, track, sorted({*learnt, *held_out, *references}), progress, show)
         parts = [encoded.frames(track, rows, references) for rows in (learnt, held_out)]
-    return PersonFrames(*parts, Path(video).name, float(track.first(stop).present.sum() / clip.fps), lipsync.crop_px)
+    seconds = float(track.first(stop).present.sum() / clip.fps)
+    return PersonFrames(*parts, Path(video).name, seconds, lipsync.crop_px, lipsync.codec.name)
+
+
+def check_trainable(codec: Codec) -> None:
+    """Refuse a codec that passes no gradients."""
+    if isinstance(codec, CallableCodec):
+        raise FlashLipsError(
+            f"No editor can be trained through the VAE '{codec.name}', which passes no gradients; choose a bundled codec, or one "
+            "whose name has a slash, in Load Codec."
+        )
 
 
 def _split(track: FaceTrack, clip: ClipInfo, shortest_s: float) -> tuple[np.ndarray, np.ndarray]:
@@ -139,19 +152,21 @@ def lip_boxes(points: np.ndarray) -> np.ndarray:
     return np.tile((left + right) / 2, 2) + width * LIPS
 
 
-def _encode(lipsync: LipSync, video: str | Path, track: FaceTrack, wanted: list[int], progress: Progress | None) -> _Encoded:
+def _encode(
+    lipsync: LipSync, video: str | Path, track: FaceTrack, wanted: list[int], progress: Progress | None, show: Show | None
+) -> _Encoded:
     """Latents, poses and windows of some frames (sorted), in one pass."""
     parts: dict[str, list] = {"latents": [], "poses": [], "windows": []}
     chosen = set(wanted)
     with closing(prefetch(read_frames(video, stop=wanted[-1] + 1), BATCH)) as stream:
-        numbered = ((i, frame) for i, frame in enumerate(stream) if i in chosen)
+        numbered = counted(((i, frame) for i, frame in enumerate(stream) if i in chosen), len(wanted), progress)
         for group in batched(numbered, BATCH):
             crops = cut_batch([frame for _, frame in group], track.boxes[[i for i, _ in group]], lipsync.crop_px)
             parts["latents"].append(lipsync.codec.encode(crops.to(lipsync.device)).half().cpu())
             parts["poses"].append(lipsync.encode_lips(crops))
             parts["windows"].append(cut_windows(crops))
-            if progress is not None:
-                progress(0, 1)
+            if show is not None:
+                show(group[0][1])
     if sum(map(len, parts["latents"])) < len(wanted):
         raise FlashLipsError(f"{Path(video).name} ends before frame {wanted[-1]} of its track; track this file again.")
     place = {number: row for row, number in enumerate(wanted)}

@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
 from comfy_fixtures import VERSIONS  # noqa: E402
 from comfy_host import Engine  # noqa: E402
+from graphs import upstream  # noqa: E402
 
 import dev  # noqa: E402
 from flashlips_core.bench import demo_clip, demo_voice  # noqa: E402
@@ -62,13 +63,13 @@ def _measured(engine: Engine, base: Path, minutes: float, every: int) -> dict[st
     prompt["1"]["inputs"]["path"], prompt["4"]["inputs"]["path"] = "long.mp4", "long.wav"
     prompt["2"]["inputs"]["every"] = every
     for keep in (LOADERS, MADE):
-        run = engine.run({key: prompt[key] for key in _needed(prompt, keep)}, keep, timeout_s=RUN_S)
+        run = engine.run(upstream(prompt, *keep), keep, timeout_s=RUN_S)
         if run.errors:
             raise SystemExit(f"ComfyUI refused: {run.errors}")
         if keep == LOADERS:
             loaded = _held(engine)
     started, watch = time.monotonic(), _Watch(engine)
-    run = engine.run({key: prompt[key] for key in _needed(prompt, (EDIT,))}, EDIT, timeout_s=RUN_S)
+    run = engine.run(upstream(prompt, EDIT), EDIT, timeout_s=RUN_S)
     took = time.monotonic() - started
     samples = watch.stop()
     if run.errors:
@@ -79,17 +80,6 @@ def _measured(engine: Engine, base: Path, minutes: float, every: int) -> dict[st
         "clip, minutes": minutes, "edit, minutes": took / 60, "loaded models, MB": loaded / 1e6, "peak, MB": max(samples) / 1e6,
         "peak above the loaded models, MB": (max(samples) - loaded) / 1e6, "growth per minute of the clip, MB": slope / 1e6,
     }  # fmt: skip
-
-
-def _needed(prompt: dict, wanted: tuple[str, ...]) -> set[str]:
-    """These nodes and all that they depend on."""
-    found, waiting = set(), list(wanted)
-    while waiting:
-        key = waiting.pop()
-        if key not in found:
-            found.add(key)
-            waiting += [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
-    return found
 
 
 def _held(engine: Engine) -> int:

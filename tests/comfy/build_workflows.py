@@ -140,19 +140,20 @@ def swap_backbones(g: Sketch) -> None:
     g.new_row()
     with g.group(
         "3. Two editors",
-        "Put another editor, U-Net or Transformer, into models/flashlips, press R, and choose it in 'Editor B'. As shipped both "
-        "are the bundled U-Net, so both halves look the same. A codec is swapped in the same way.",
+        "A is the bundled editor, B the bundled fast one, each with its codec. To compare a Transformer, put its file into "
+        "models/flashlips, press R, and choose it in 'Editor B' and the codec it was trained with in 'Codec B'.",
         "edit",
     ):
-        editors = [g.node("FlashLipsLoadEditor", title) for title in ("Editor A", "Editor B: choose another")]
-        codec = g.node("FlashLipsLoadCodec")
+        names = {"A": "bundled", "B": "bundled-fast"}
+        editors = [g.node("FlashLipsLoadEditor", f"Editor {half}", name=name) for half, name in names.items()]
+        codecs = [g.node("FlashLipsLoadCodec", f"Codec {half}", name=name) for half, name in names.items()]
         g.column()
         edited = [
             g.node(
                 "FlashLipsLipSyncVideo", f"Lip-Sync Video {name}", video=video, track=track, poses=poses, editor=editor,
                 vae=codec, audio=voice.out("audio"),
             )  # fmt: skip
-            for name, editor in zip("AB", editors, strict=True)
+            for name, editor, codec in zip(names, editors, codecs, strict=True)
         ]
     with g.group(
         "4. Side by side", f"A is left, B is right. These nodes hold all frames in memory: for short clips.\n{CONSENT}", "out"

@@ -35,14 +35,19 @@ def to_prompt(graph: dict, node_info: NodeInfo) -> dict:
 
 def needed(prompt: dict, node_info: NodeInfo) -> dict:
     """The part of a prompt that its output nodes depend on; ComfyUI executes no other."""
-    waiting = [number for number, node in prompt.items() if node_info(node["class_type"]).get("output_node")]
-    kept = set()
-    while waiting:
-        number = waiting.pop()
-        if number not in kept:
-            kept.add(number)
-            waiting += [value[0] for value in prompt[number]["inputs"].values() if isinstance(value, list)]
+    kept = upstream(prompt, *(number for number, node in prompt.items() if node_info(node["class_type"]).get("output_node")))
     return {number: node for number, node in prompt.items() if number in kept}
+
+
+def upstream(prompt: dict, *keys: str) -> dict:
+    """The part of a prompt that these nodes depend on, themselves included."""
+    found, waiting = {}, list(keys)
+    while waiting:
+        key = waiting.pop()
+        if key not in found:
+            found[key] = prompt[key]
+            waiting += [value[0] for value in prompt[key]["inputs"].values() if isinstance(value, list)]
+    return found
 
 
 def widget_values(node: dict, info: dict) -> dict:

@@ -22,6 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 
+import av  # noqa: E402
+import numpy as np  # noqa: E402
 from comfy_fixtures import BROWSER_FLAGS, VERSIONS  # noqa: E402
 from comfy_host import Server  # noqa: E402
 from PIL import Image, ImageOps  # noqa: E402
@@ -32,7 +34,9 @@ DOCS, WORKFLOWS = ROOT / "js" / "docs", ROOT / "workflows"
 VIEW = {"width": 1600, "height": 1400}
 MARGIN_X, MARGIN_Y = 90, 24  # around a node, in pixels
 THUMBNAIL = 400
+SHOWN, GAP = 250, 4  # height of its part that shows what the run has made; between two pictures
 FITTED = 0.94  # of the view's width that a graph takes
+ABOUT_PICTURES = ("edit_poses", "finetune_on_clip")  # workflows whose point is a plot or a sheet
 SIDE, BAR = 60, 100  # pixels at the left and at the top of the view that ComfyUI's own bars cover
 LOADED_MS = 4000  # pictures and videos on nodes after a run
 READY = "window.app?.graph && !!window.LiteGraph?.registered_node_types?.FlashLipsLipSync"
@@ -70,7 +74,7 @@ def main() -> None:
             page.wait_for_timeout(LOADED_MS)
             for name in (name for name, home in homes.items() if home == workflow):
                 picture, path = (
-                    (thumbnail(server, page, graph), WORKFLOWS / f"{name}.jpg")
+                    (thumbnail(server, page, graph, name in ABOUT_PICTURES), WORKFLOWS / f"{name}.jpg")
                     if name in graphs
                     else (node_picture(page, graph, name), DOCS / f"{name}.jpg")
                 )
@@ -119,26 +123,68 @@ def node_picture(page: Any, graph: dict, node: str) -> Image.Image:
     return shot(page, box["x"] - MARGIN_X, box["y"] - MARGIN_Y, box["width"] + 2 * MARGIN_X, box["height"] + 2 * MARGIN_Y)
 
 
-def thumbnail(server: Server, page: Any, graph: dict) -> Image.Image:
-    """The largest picture that the run has shown, above the graph."""
-    half = (THUMBNAIL, THUMBNAIL // 2)
+def thumbnail(server: Server, page: Any, graph: dict, is_about_picture: bool) -> Image.Image:
+    """What the run has made, above the graph: frames of its video, or the plot or sheet that it shows."""
+    rest = THUMBNAIL - SHOWN
     picture = Image.new("RGB", (THUMBNAIL, THUMBNAIL))
-    shown = [ImageOps.fit(image, half) for image in [largest_picture(server)] if image]
-    for index, part in enumerate([*shown, ImageOps.fit(graph_picture(page, graph), half)]):
-        picture.paste(part, (0, index * half[1]))
+    picture.paste(side_by_side([largest_picture(server)] if is_about_picture else frames_made(server, graph)))
+    picture.paste(ImageOps.fit(graph_picture(page, graph, THUMBNAIL / rest), (THUMBNAIL, rest)), (0, SHOWN))
     return picture
 
 
-def largest_picture(server: Server) -> Image.Image | None:
-    """Of those that nodes have shown in the last run."""
+def side_by_side(pictures: list[Image.Image]) -> Image.Image:
+    """One or two pictures, the upper part of a thumbnail."""
+    whole = Image.new("RGB", (THUMBNAIL, SHOWN), "white")
+    width = THUMBNAIL if len(pictures) == 1 else (THUMBNAIL - GAP) // 2
+    for place, picture in enumerate(pictures):
+        whole.paste(ImageOps.fit(picture, (width, SHOWN)), (place * (width + GAP), 0))
+    return whole
+
+
+def made_files(server: Server, endings: tuple[str, ...]) -> list[bytes]:
+    """The files of these kinds that nodes have shown in the last run."""
     *_, run = server.get("/history").values()
     items = [item for shown in run["outputs"].values() for item in shown.get("images", [])]
-    pictures = [Image.open(BytesIO(server.view(item))) for item in items if item["filename"].endswith(".png")]
-    return max(pictures, key=lambda image: image.width * image.height, default=None)
+    return [server.view(item) for item in items if item["filename"].endswith(endings)]
 
 
-def graph_picture(page: Any, graph: dict) -> Image.Image:
-    """The graph in its whole width, from its upper edge down."""
+def largest_picture(server: Server) -> Image.Image:
+    """Of those that nodes have shown in the last run."""
+    pictures = [Image.open(BytesIO(content)) for content in made_files(server, (".png",))]
+    return max(pictures, key=lambda image: image.width * image.height)
+
+
+def frames_made(server: Server, graph: dict) -> list[Image.Image]:
+    """Before and after, or the two results of a graph that makes two; of a wide video the result alone.
+
+    The frame is the one at which the two differ most.
+    """
+    videos = [frames_of(BytesIO(content)) for content in made_files(server, (".mp4",))]
+    if len(videos) == 1:
+        videos.insert(0, frames_of(str(source_of(graph, server))))
+    first, second = (np.stack(video[: min(map(len, videos))]) for video in videos[:2])
+    if second.shape[2] > 1.3 * second.shape[1] or first.shape != second.shape:
+        return [Image.fromarray(second[len(second) // 2])]
+    place = int(np.abs(first.astype(np.int16) - second).mean((1, 2, 3)).argmax())
+    return [Image.fromarray(video[place]) for video in (first, second)]
+
+
+def source_of(graph: dict, server: Server) -> Path:
+    """The video that the graph's first Load Video reads; the pack's own ones lie in its demo folder."""
+    paths = [entry["widgets_values"][0] for entry in graph["nodes"] if entry["type"] == "FlashLipsLoadVideo"]
+    name = next(path for path in paths if path.endswith(".mp4"))
+    own = ROOT / "flashlips_core" / "demo" / Path(name).name
+    return own if own.is_file() else server.base / "input" / name
+
+
+def frames_of(file: BytesIO | str) -> list[np.ndarray]:
+    """(H, W, 3) each."""
+    with av.open(file) as container:
+        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+
+
+def graph_picture(page: Any, graph: dict, aspect: float) -> Image.Image:
+    """The graph in its whole width, from its upper edge down as far as ``aspect`` (width over height) allows."""
     boxes = [group["bounding"] for group in graph["groups"]]
     left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
     width = max(box[0] + box[2] for box in boxes) - left
@@ -147,7 +193,7 @@ def graph_picture(page: Any, graph: dict) -> Image.Image:
     margin = (view / scale - width) / 2
     page.evaluate(LOOK_AT, [left - margin - SIDE / scale, top - margin - BAR / scale, scale])
     page.wait_for_timeout(1000)
-    return shot(page, SIDE, BAR, view, view / 2)
+    return shot(page, SIDE, BAR, view, view / aspect)
 
 
 def shot(page: Any, left: float, top: float, width: float, height: float) -> Image.Image:
