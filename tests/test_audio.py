@@ -297,8 +297,11 @@ def test_an_emotion_embedding_comes_from_any_audio_classifier(tmp_path: Path) ->
     folder = save_waveform_model(tmp_path / "emotions", "wav2vec2", is_classifier=True, classifier_proj_size=5, num_labels=3)
     encoder = load_emotion_encoder(folder, device="cpu")
     assert encoder.kind == "emotions" and encoder.dim == 5 and len(encoder.labels) == 3
+    heard = []
     embedding = encoder.encode(noise(20_000))
     assert embedding.shape == (5,) and embedding.isfinite().all()
+    encoder.encode(noise(8 * 16_000 + 1), lambda *count: heard.append(count))
+    assert heard == [(1, 2), (2, 2)]  # where Cancel takes effect
     assert torch.equal(embedding, encoder.encode(noise(20_000)))
     assert not torch.equal(embedding, encoder.encode(noise(20_000, seed=3)))
 

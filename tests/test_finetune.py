@@ -289,6 +289,24 @@ def test_a_full_disk_is_one_sentence(tune, monkeypatch):
         tune()
 
 
+def test_frames_say_which_codec_they_were_made_with(models, lipsync, person, silent_clip, tmp_path):
+    editor, other = load_part("editor", models / "editor.safetensors"), dataclasses.replace(person, codec="taesdxl")
+    with pytest.raises(FlashLipsError, match=f"latents of the codec 'taesdxl', this one is '{lipsync.codec.name}'"):
+        fine_tune(editor, other, lipsync.codec, lipsync.lip_encoder, tmp_path / "me.safetensors")
+    untrainable = LipSync(codec=CallableCodec(lambda x: x, lambda x: x, "other"), lip_encoder=lipsync.lip_encoder)
+    with pytest.raises(FlashLipsError, match="through the VAE 'other'"):  # before any work
+        prepare_person(untrainable, silent_clip, track=make_track(NUM_FRAMES), shortest_s=1)
+
+
+def test_preparing_counts_and_shows_what_it_encodes(lipsync, silent_clip):
+    counts, shown = [], []
+    prepare_person(
+        lipsync, silent_clip, track=make_track(NUM_FRAMES), shortest_s=1, progress=lambda *c: counts.append(c), show=shown.append
+    )
+    done, totals = zip(*counts, strict=True)
+    assert list(done) == list(range(1, totals[0] + 1)) and set(totals) == {len(counts)} and len(shown) == -(-len(counts) // 8)
+
+
 def test_a_stage_1_editor_and_a_missing_folder_are_refused(lipsync, person, tmp_path):
     masked = LoadedPart(nn.Linear(1, 1), "editor-masked", "stage 1")
     with pytest.raises(FlashLipsError, match="choose a refined one"):

@@ -76,8 +76,10 @@ def test_crops_of_images_are_the_crops_of_their_frames() -> None:
 
 @pytest.mark.parametrize("size", [64, 96, 256])
 def test_cut_then_paste_gives_smooth_images_back(size: int) -> None:
-    images = make_images()
-    pasted = paste_images(images, make_boxes(), cut_images(images, make_boxes(), size), torch.ones(2, 1, size, size))
+    images, shown = make_images(), []
+    crops = cut_images(images, make_boxes(), size, show=shown.append)
+    pasted = paste_images(images, make_boxes(), crops, torch.ones(2, 1, size, size), show=shown.append)
+    assert all(map(torch.equal, shown, [*crops, *pasted]))
     x0, y0, x1, y1 = (round(v) for v in BOX)
     assert psnr(pasted[..., y0:y1, x0:x1], images[..., y0:y1, x0:x1]) > 50
     assert not torch.equal(pasted, images)

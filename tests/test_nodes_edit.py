@@ -320,7 +320,7 @@ def test_two_speakers_are_two_edits_in_a_row(engine, graph) -> None:
 
 
 @pytest.mark.comfy
-def test_wrong_wires_get_a_sentence(engine, graph) -> None:
+def test_wrong_wires_get_a_sentence(engine, graph, tmp_path) -> None:
     def said(name: str, **nodes: dict) -> str:
         return engine.run(graph | nodes, name).errors[name]
 
@@ -333,6 +333,9 @@ def test_wrong_wires_get_a_sentence(engine, graph) -> None:
         assert words in said("edit", other=other, track=track, edit=edit_node())
     small = node("EmptyImage", width=32, height=32, batch_size=2, color=0)
     assert "32x32 pixels, the editor sees crops of 64x64" in said("edit", small=small, edit=edit_node(references=["small", 0]))
+    (tmp_path / "code.py").write_text("def nothing():\n    return None\n")
+    nothing = node("TestMake", code=f"{tmp_path / 'code.py'}:nothing")
+    assert "There is no codec; connect Load Codec" in said("edit", codec=nothing, edit=edit_node())
     silent = node("EmptyAudio", duration=0.0, sample_rate=16_000, channels=1)
     assert "audio has zero length" in said("edit", silent=silent, edit=edit_node(audio=["silent", 0]))
     flat = node("EmptyLatentImage", width=64, height=64, batch_size=200)

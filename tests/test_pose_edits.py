@@ -197,6 +197,7 @@ def test_the_fields_of_the_format_are_these_and_change_by_decision_only() -> Non
     ("text", "says"),
     [
         ("[{]", "no JSON .* line 1, column 3"),
+        ("[" * 100_000, "nested too deeply"),
         ('{"op": "gain"}', "must be a JSON list"),
         ("3", "must be a JSON list"),
         ('[{"op": "rest"}, 7]', "Operation 2 must be an object"),
