@@ -334,12 +334,15 @@ def fetched(url):
 @pytest.mark.comfy
 def test_the_detectors_weights_are_fetched_once_into_the_models_folder(engine, detector_hub, tmp_path) -> None:
     (tmp_path / "code.py").write_text(DETECTOR)
+    track = node("FlashLipsTrackFace", video=["video", 0], every=30)
+    prompt = {"video": node("FlashLipsLoadVideo", path=str(DEMO)), "track": track}
+    assert engine.run(prompt, "track").is_success and "track" in engine.run(prompt, "track").cached
     before, path, steps = engine.call(f"{tmp_path / 'code.py'}:fetched", url=detector_hub)
     weights = engine.base / "models" / "flashlips" / "yunet" / "yunet_final.pth"
     assert before is None and path == str(weights) and weights.read_bytes() == WEIGHTS
     assert steps and "again" not in steps
-    prompt = {"video": node("FlashLipsLoadVideo", path=str(DEMO)), "track": node("FlashLipsTrackFace", video=["video", 0])}
-    assert "is not kornia's file" in engine.run(prompt, "track").errors["track"]  # what is found there is what is used
+    # what is found there is what is used, also by a node that has tracked without it
+    assert "is not kornia's file" in engine.run(prompt, "track").errors["track"]
     shutil.rmtree(weights.parent)
 
 
