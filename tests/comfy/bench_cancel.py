@@ -26,10 +26,11 @@ from comfy_host import Server  # noqa: E402
 
 import dev  # noqa: E402
 
-GRAPHS = ("full_pipeline", "dub_video", "finetune_on_clip")
+GRAPHS = ("full_pipeline", "dub_video", "poses_from_video", "edit_latents", "finetune_on_clip")
 LONG = {
-    "FlashLipsTrackFace", "FlashLipsSamplePoses", "FlashLipsEncodeAudio", "FlashLipsLipSyncVideo", "FlashLipsLipSync",
-    "FlashLipsPrepareDataset", "FlashLipsFineTuneLipEditor",
+    "FlashLipsTrackFace", "FlashLipsSamplePoses", "FlashLipsEncodeAudio", "FlashLipsEncodePoses", "FlashLipsLipSync",
+    "FlashLipsLipSyncVideo", "FlashLipsCropFaces", "FlashLipsPasteFaces", "FlashLipsEditLatents", "FlashLipsPrepareDataset",
+    "FlashLipsFineTuneLipEditor",
 }  # fmt: skip
 
 

@@ -58,6 +58,10 @@ LOOK_AT = """([left, top, scale]) => {
     app.canvas.ds.offset = [-left, -top];
     app.canvas.setDirty(true, true);
 }"""
+RENAME = """id => {
+    const node = app.graph.getNodeById(id);
+    node.title = node.constructor.title;  // what the menu calls it, not what this graph does
+}"""
 
 
 def main() -> None:
@@ -117,6 +121,7 @@ def comfy_page() -> Iterator[tuple[Server, Any]]:
 def node_picture(page: Any, graph: dict, node: str) -> Image.Image:
     """The first node of this kind with its surroundings, at full size."""
     entry = next(entry for entry in graph["nodes"] if entry["type"] == node)
+    page.evaluate(RENAME, entry["id"])
     page.evaluate(LOOK_AT, [entry["pos"][0] - 500, entry["pos"][1] - 200, 1.0])
     page.wait_for_timeout(1000)
     box = page.locator(f'[data-node-id="{entry["id"]}"]').bounding_box()
