@@ -193,7 +193,9 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     for name, what in STAGES.items():
         sub = stages.add_parser(name, help=what, description=f"{what[:1].upper()}{what[1:]}.", parents=[common])
         add_settings(sub, name)
-        sub.add_argument("--data", required=True, help="folder with grid_s1 and grid_people, or a set that 'data build' made")
+        sub.add_argument(
+            "--data", required=True, help="a set made by 'data build' with --landmarker, or a folder with grid_s1 and grid_people"
+        )
         sub.add_argument("--weights", required=True, help="folder with the frozen teachers (TAESDXL, Whisper tiny)")
         sub.add_argument(
             "--folder", default="runs", help="where everything is cached and written; a run there is resumed (default runs)"

@@ -24,7 +24,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument("--latents", dest="has_latents", action="store_true", help="store the codec's latents of every square too")
     group.add_argument(
-        "--landmarker", metavar="FILE", help="MediaPipe's .task file: adds landmarks and blendshapes, which the editor needs"
+        "--landmarker", metavar="FILE", help="MediaPipe's .task file: adds landmarks and blendshapes, which training needs"
     )
     group.add_argument("--shard-mb", type=positive, default=default.shard_mb, help=f"of a shard (default {default.shard_mb})")
     group.add_argument(
@@ -68,7 +68,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     for name, (kind, text) in helps.items():
         value = getattr(default, name)
         group.add_argument(f"--{name.replace('_', '-')}", type=kind, default=value, help=f"{text} (default {value:g})")
-    group.add_argument("--keep-silent", action="store_true", help="keep videos without sound, which only some stages can use")
+    group.add_argument("--keep-silent", action="store_true", help="keep videos without sound, which all stages but 'poses' use")
 
 
 def run_data(args: argparse.Namespace) -> dict[str, Any]:

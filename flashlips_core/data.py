@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -42,6 +43,8 @@ class Clip:
     landmarks: np.ndarray  # (T, L, 2) float32 pixels
     blendshapes: np.ndarray  # (T, 52) float32
     points: np.ndarray  # (T, 5, 2) float32: eyes, nose tip, mouth corners
+    split: str = "train"  # that alone is learnt from; or "val", "test"
+    has_voice: bool = False  # there is sound that belongs to the lips
 
     def __len__(self) -> int:
         return len(self.found)
@@ -78,6 +81,7 @@ def load_clips(landmark_file: str | Path, folder: str | Path, prefix: str = "") 
                 landmarks[start:stop],
                 labels["blendshapes"][start:stop].astype(np.float32),
                 five[start:stop],
+                split=relative.parts[0],
             )
         )
     if not clips:
@@ -143,18 +147,39 @@ class CropStore:
         region: tuple[float, float, float, float] = FACE_REGION,
         progress: Progress | None = None,
     ) -> CropStore:
-        """Decode, crop and store the clips; an interrupted build leaves no usable table, so it is simply run again."""
+        """Decode, crop and store the clips' videos."""
+
+        def cut(clip: Clip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            crops, frames = read_crops(clip, every, size, region)
+            return crops, frames, to_crop(clip.landmarks[frames], clip.boxes[frames])
+
+        total = sum(int(c.found[::every].sum()) for c in clips)
+        return CropStore.write(clips, map(cut, clips), folder, total, size, progress)
+
+    @staticmethod
+    def write(
+        clips: list[Clip],
+        parts: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+        folder: str | Path,
+        total: int,
+        size: int,
+        progress: Progress | None = None,
+    ) -> CropStore:
+        """Store crops clip by clip; an interrupted build leaves no usable table, so it is simply run again.
+
+        Args:
+            parts: of each clip the crops (n, size, size, 3) uint8, their frames (n,) and landmarks (n, L, 2) in crop coordinates.
+            total: frames of all clips together.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        total = sum(int(c.found[::every].sum()) for c in clips)
         images = np.lib.format.open_memmap(folder / "crops.npy", "w+", np.uint8, (total, size, size, 3))
         clip_of, frame_of, landmarks, start = [], [], [], 0
-        for index, clip in enumerate(clips):
-            crops, frames = read_crops(clip, every, size, region)
+        for index, (crops, frames, points) in enumerate(parts):
             images[start : start + len(crops)] = crops
             clip_of.append(np.full(len(frames), index))
             frame_of.append(frames)
-            landmarks.append(to_crop(clip.landmarks[frames], clip.boxes[frames]))
+            landmarks.append(points)
             start += len(crops)
             if progress is not None:
                 progress(index + 1, len(clips))

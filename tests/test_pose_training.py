@@ -12,6 +12,7 @@ import torch
 
 from flashlips_core.flow import flow_matching_loss
 from flashlips_core.loading import load_network
+from flashlips_core.train.material import open_material
 from flashlips_core.train.pose_tracks import (
     FRAME_SAMPLES,
     PoseLabels,
@@ -117,17 +118,21 @@ class Squared(Loudness):
 
 def test_sounds_are_encoded_once_for_an_encoder_and_outlive_the_labels(toy, tmp_path):
     labels, cache = PoseLabels.load(toy.labels), tmp_path / "run" / "sounds.npz"
-    first = PoseSounds.build(labels, toy.data, Loudness(), cache)
+    first = PoseSounds.build(labels, sounds_of(toy), Loudness(), cache)
     stamp = cache.stat().st_mtime_ns
     labels.poses[:] += 1
-    assert np.array_equal(PoseSounds.build(labels, toy.data, Loudness(), cache).audio, first.audio)
+    assert np.array_equal(PoseSounds.build(labels, sounds_of(toy), Loudness(), cache).audio, first.audio)
     assert cache.stat().st_mtime_ns == stamp
-    assert not np.array_equal(PoseSounds.build(labels, toy.data, Squared(), cache).audio, first.audio)
+    assert not np.array_equal(PoseSounds.build(labels, sounds_of(toy), Squared(), cache).audio, first.audio)
+
+
+def sounds_of(toy: PoseTraining):
+    return open_material(toy.data, "run").sound
 
 
 def make_tracks(toy: PoseTraining, tmp_path: Path) -> PoseTracks:
     labels = PoseLabels.load(toy.labels)
-    return PoseTracks.build(labels, PoseSounds.build(labels, toy.data, Loudness(), tmp_path / "sounds.npz"))
+    return PoseTracks.build(labels, PoseSounds.build(labels, sounds_of(toy), Loudness(), tmp_path / "sounds.npz"))
 
 
 def test_a_batch_is_a_function_of_the_generator(toy, tmp_path):

@@ -17,7 +17,7 @@ from flashlips_core.losses import VGG19_CONVS, PerceptualLoss, VGGFeatures
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import STAGES, codec, detail, editor, lip, paper, paper_stages, poses, run_stage, stages
+from flashlips_core.train import STAGES, codec, detail, editor, lip, material, paper, paper_stages, poses, run_stage, stages
 from flashlips_core.train.editor_data import window_of
 from flashlips_core.train.loop import TrainConfig
 from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
@@ -158,11 +158,9 @@ def test_the_joint_stage_writes_the_editor_and_the_teacher_with_its_labels(place
     ids = [str(i) for name in ("crops_people", "crops_s1") for i in CropStore(place / name).clip_ids]
     features = {i: (random.normal(size=(3, 107)).astype(np.float32), np.ones(3, np.float32)) for i in ids}
     written = {}
-    monkeypatch.setattr(stages.Run, "clips", lambda self: [])
-    monkeypatch.setattr(paper_stages, "CropStore", lambda path: CropStore(path) if "crops" in path.name else None)
     rows = {"rows_of_clip": [np.arange(140)], "clips_of_speaker": {"a": [0]}, "opening": np.ones(140), "store": None}
     samples = lip.LipSamples(features=random.normal(size=(140, 107)).astype(np.float32), **rows)
-    monkeypatch.setattr(lip, "lip_samples", lambda store, clips, keep: samples)
+    monkeypatch.setattr(stages, "mouth_samples", lambda run: (samples, []))
     monkeypatch.setattr(lip, "speaker_features", lambda clips: features)
     monkeypatch.setattr(stages, "save_labels", lambda run, teacher, *rest: written.update(teacher=teacher))
     small = {"steps": 2, "batch_size": 2, "references": 1, "crop_px": 64, "precision": "fp32", "tensorboard": False}
@@ -177,10 +175,11 @@ def test_the_looks_are_as_strong_and_as_large_as_was_asked(tmp_path, monkeypatch
     (tmp_path / "crops_s1" / "table.npz").touch()
     made = []
     for name, value in {
-        "load_codec": lambda path: "codec", "load_network": lambda role, folder: "reader", "CropStore": lambda folder: "store",
+        "load_codec": lambda path: "codec", "load_network": lambda role, folder: "reader",
         "encode_looks": lambda *given, **how: made.append(how),
     }.items():  # fmt: skip
         monkeypatch.setattr(stages, name, value)
+    monkeypatch.setattr(material, "CropStore", lambda folder: "store")
     run_stage("looks", tmp_path, tmp_path, tmp_path, {"crop_px": 384, "strength": 0.5})
     assert [(how["crop_px"], how["strength"]) for how in made] == [(384, 0.5)]
 

@@ -19,11 +19,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..pixels import from_bytes
 from ..types import FlashLipsError
 from .build import FORMAT, VERSION
+
+FEWEST_FACES = 4  # frames with landmarks: in fewer a sample has no pairs of mouths to learn from
 
 Opener = Callable[[str], BinaryIO]
 """From a shard's path to a stream of its bytes, read front to back: ``open`` of a file, or of an object storage's client."""
@@ -152,30 +155,32 @@ def to_crops(jpegs: Sequence[bytes]) -> Tensor:
 class ShardCrops:
     """The frames of one split by number, for ``train.editor_data.encode_looks``: what it reads of a ``data.CropStore``.
 
-    Only frames with landmarks. Pictures are read from the shards when they are asked for; tables are held.
+    Only frames with landmarks, of samples with some. Pictures are read from the shards when they are asked for; tables are held.
+
+    Args:
+        largest: Side in pixels to which larger crops are shrunk; None gives them as they are stored.
 
     Raises:
-        FlashLipsError: The set has no landmarks.
+        FlashLipsError: The set has no landmarks, or no such frames.
     """
 
-    def __init__(self, folder: str | Path, split: str = "train") -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, split: str = "train", largest: int | None = None) -> None:
+        self.folder, self.largest = Path(folder), largest
         tables: dict[str, list[np.ndarray]] = {"clip_of": [], "frame_of": [], "landmarks": []}
-        self._places: list[tuple[Path, int, int]] = []  # shard, offset, bytes of each frame's JPEG
+        self._places: list[Place] = []  # of each frame's JPEG
         ids, speakers = [], []
-        for shard in ShardReader(folder, split).shards:
-            for about, labels, places in _tables(Path(shard)):
-                if "landmarks" not in labels:
-                    raise FlashLipsError(
-                        f"{folder} was built without landmarks, which this stage needs; build it again with --landmarker."
-                    )
-                rows = np.flatnonzero(labels["landmarks_found"].numpy())
-                tables["clip_of"].append(np.full(len(rows), len(ids)))
-                tables["frame_of"].append(np.array(about["frames"])[rows])
-                tables["landmarks"].append(labels["landmarks"].numpy()[rows])
-                self._places += [(Path(shard), *places[i]) for i in rows]
-                ids.append(about["key"])
-                speakers.append(about["identity"])
+        for table in read_tables(folder, split):
+            rows = table.rows_with_landmarks()
+            if len(rows) < FEWEST_FACES:
+                continue
+            tables["clip_of"].append(np.full(len(rows), len(ids)))
+            tables["frame_of"].append(np.array(table.about["frames"])[rows])
+            tables["landmarks"].append(table.labels["landmarks"].numpy()[rows])
+            self._places += [table.pictures[i] for i in rows]
+            ids.append(table.about["key"])
+            speakers.append(table.about["identity"])
+        if not ids:
+            raise FlashLipsError(f"No face was found in the '{split}' samples of {folder}; build it from other videos.")
         self.clip_ids, self.speakers = np.array(ids), np.array(speakers)
         self.clip_of, self.frame_of, self.landmarks = (np.concatenate(parts) for parts in tables.values())
 
@@ -184,11 +189,60 @@ class ShardCrops:
 
     def batch(self, rows: np.ndarray) -> Tensor:
         """Crops as (B, 3, S, S) float in [-1, 1]."""
-        return to_crops([_read_at(*self._places[i]) for i in rows])
+        crops = to_crops([self._places[i].read() for i in rows])
+        if self.largest is None or crops.shape[-1] <= self.largest:
+            return crops
+        return F.interpolate(crops, size=(self.largest, self.largest), mode="bicubic", antialias=True).clamp(-1, 1)
 
 
-def _tables(shard: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor], list[tuple[int, int]]]]:
-    """What each sample of a local shard says, its labels, and where its pictures lie; pictures are not read."""
+@dataclass(frozen=True)
+class Place:
+    """Where a file lies within a shard on this disk."""
+
+    shard: Path
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        with _open_file(str(self.shard)) as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """A sample without its pictures and sound, which are read where they lie."""
+
+    folder: Path  # of the set
+    about: dict[str, Any]  # as Sample's
+    labels: dict[str, Tensor]  # as Sample's, without "latents"
+    pictures: tuple[Place, ...]  # n
+    sound: Place | None
+
+    def rows_with_landmarks(self) -> np.ndarray:
+        """Which of the n frames have landmarks. Raises FlashLipsError where the set was built without any."""
+        if "landmarks" not in self.labels:
+            raise FlashLipsError(
+                f"{self.folder} was built without landmarks, which this stage needs; build it again with --landmarker."
+            )
+        return np.flatnonzero(self.labels["landmarks_found"].numpy())
+
+    def samples(self) -> Tensor | None:
+        """(T * 640,) at 16 kHz, None where the video has no sound."""
+        return None if self.sound is None else _sound(self.sound.read())
+
+
+def read_tables(folder: str | Path, split: str | None = None) -> Iterator[SampleTable]:
+    """The samples of one split, or of all, of a set on this disk, in the order in which they are stored."""
+    if split is None:
+        shards = [Path(folder) / shard["name"] for shard in read_index(folder)["shards"]]
+    else:
+        shards = [Path(shard) for shard in ShardReader(folder, split).shards]
+    for shard in shards:
+        yield from _tables(Path(folder), shard)
+
+
+def _tables(folder: Path, shard: Path) -> Iterator[SampleTable]:
     try:
         with tarfile.open(shard) as archive:
             found: dict[str, dict[str, tarfile.TarInfo]] = {}
@@ -198,16 +252,15 @@ def _tables(shard: Path) -> Iterator[tuple[dict[str, Any], dict[str, Tensor], li
             for members in found.values():
                 about = json.loads(archive.extractfile(members["json"]).read())
                 labels = load(archive.extractfile(members["safetensors"]).read())
-                pictures = [members[f"{row:04d}.jpg"] for row in about["frames"]]
-                yield about, labels, [(m.offset_data, m.size) for m in pictures]
+                labels.pop("latents", None)  # most of the bytes
+                pictures = tuple(_place(shard, members[f"{row:04d}.jpg"]) for row in about["frames"])
+                yield SampleTable(folder, about, labels, pictures, _place(shard, members["wav"]) if "wav" in members else None)
     except (OSError, tarfile.TarError, KeyError) as error:
         raise _damaged(str(shard), error) from error
 
 
-def _read_at(shard: Path, offset: int, size: int) -> bytes:
-    with shard.open("rb") as file:
-        file.seek(offset)
-        return file.read(size)
+def _place(shard: Path, member: tarfile.TarInfo) -> Place:
+    return Place(shard, member.offset_data, member.size)
 
 
 def _open_file(path: str) -> BinaryIO:

@@ -10,7 +10,7 @@ from ..types import FlashLipsError, Progress
 from .presets import settings_of
 
 STAGES = {
-    "prepare": "measure the people's faces, cut face and mouth crops of all clips",
+    "prepare": "cut the mouths of all clips; of GRID's also measure and cut the faces",
     "codec": "distil TAESDXL into the small face codec",
     "lip-teacher": "learn what the 12 pose numbers mean and label every frame",
     "heads": "label the rendered heads",
@@ -37,7 +37,7 @@ def run_stage(
     """Run one stage, or continue it where it stopped; returns what it wrote.
 
     Args:
-        data: the folder with ``grid_s1`` and ``grid_people``; for the editor's stages of preset "full" also a built training set.
+        data: a training set that ``data build`` made with landmarks, or the folder with ``grid_s1`` and ``grid_people``.
         weights: the folder with the frozen teachers (TAESDXL, Whisper tiny) and judges (VGG, face embedding).
         folder: where everything is cached and written.
         options: settings that replace the preset's, e.g. ``{"steps": 4000}``; ``presets`` lists them all.

@@ -115,7 +115,8 @@ def _check_size(source: PictureSource, crop_px: int) -> None:
         if side < crop_px:
             raise FlashLipsError(
                 f"The stored crops are {side} px wide, too small for crop_px={crop_px}; "
-                f"train with crop_px={side // 128 * 128 or 128}, or store larger ones (prepare stored_px={crop_px * 5 // 4})."
+                f"train with crop_px={side // 128 * 128 or 128}, or store larger ones (prepare stored_px={crop_px * 5 // 4}; "
+                f"a training set is built again with --crop-px {crop_px})."
             )
 
 

@@ -12,7 +12,6 @@ from ..codec import load_codec
 from ..data import CropStore
 from ..loading import STAGE_1, load_network
 from ..models.lip_encoder import LipTeacher
-from ..types import FlashLipsError
 from . import lip, paper, stages
 from .loop import MakeBatch, TrainConfig
 from .paper_data import PictureSource, picture_batches
@@ -25,15 +24,14 @@ def editor(run: stages.Run) -> Path:
     start = run.options["start"]
     network = load_network("editor", start).requires_grad_(True) if start else paper.build_editor(run.options["network"])
     reader = load_network("lip-encoder", run.folder, device)
-    batches = _batches(run, _pictures(run))
+    batches = _batches(run, PictureSource(_stores(run)))
     trained = paper.train_masked(network, batches, judge, paper.read_by(reader), config, run.progress)
     return _save(run, trained, STAGE_1, judge)
 
 
 def editor_joint(run: stages.Run) -> Path:
     """Stage 1 with the lip teacher trained jointly; also writes the teacher and its labels, for the stage "lip-encoder"."""
-    clips = run.clips()
-    samples = lip.lip_samples(CropStore(run.folder / "mouths"), clips, stages.training_ids(clips))
+    samples, clips = stages.mouth_samples(run)
     teacher = _start_teacher(run, samples)
     _, judge, config = _prepared(run, "run_editor_joint")
     network = paper.TaughtEditor(paper.build_editor(run.options["network"]), teacher)
@@ -50,7 +48,7 @@ def refinement(run: stages.Run) -> Path:
     device, judge, config = _prepared(run, "run_refinement")
     drawer = load_network("editor", stages.stage_1(run), device)
     reader = load_network("lip-encoder", run.folder, device)
-    trained = paper.train_mask_free(drawer, _batches(run, _pictures(run)), judge, reader, config, run.progress)
+    trained = paper.train_mask_free(drawer, _batches(run, PictureSource(_stores(run))), judge, reader, config, run.progress)
     return _save(run, trained, "editor", judge)
 
 
@@ -68,22 +66,9 @@ def _batches(run: stages.Run, source: PictureSource) -> MakeBatch:
     return picture_batches(source, run.options["batch_size"], run.options["references"], run.options["crop_px"])
 
 
-def _pictures(run: stages.Run) -> PictureSource:
-    """A built training set where ``--data`` is one, else the crops that the stage "prepare" stored."""
-    if (run.data / "index.json").is_file():
-        from ..dataset.read import ShardCrops
-
-        return PictureSource([ShardCrops(run.data)])
-    return PictureSource(_stores(run))
-
-
 def _stores(run: stages.Run) -> list[CropStore]:
     """Real faces only."""
-    folders = [run.folder / name for name in ("crops_people", "crops_s1")]
-    for folder in folders:
-        if not (folder / "table.npz").is_file():
-            raise FlashLipsError(f"No crops in {folder}; run the stage 'prepare' first, or give --data a built training set.")
-    return [CropStore(folder) for folder in folders]
+    return [run.material.faces(name, run.options["crop_px"]) for name in run.material.face_stores]
 
 
 def _start_teacher(run: stages.Run, samples: lip.LipSamples) -> LipTeacher:

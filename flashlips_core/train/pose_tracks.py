@@ -9,18 +9,22 @@ import functools
 import hashlib
 import json
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..audio import AudioEncoder, to_mono_16k
+from ..audio import AudioEncoder
 from ..flow import POSE_RATE, FlowBatch, features_at_pose_rate
-from ..media import load_audio
 from ..types import SAMPLE_RATE, FlashLipsError, Progress
+from .material import UNSYNCED
 
 log = logging.getLogger(__name__)
+
+SoundOf = Callable[[str], np.ndarray]
+"""From a clip's id to its samples, mono at 16 kHz, float32."""
 
 FRAME_SAMPLES = int(SAMPLE_RATE / POSE_RATE)
 CLOSING_FRAMES = 5  # a mouth takes about 0.2 s to come to rest
@@ -28,9 +32,7 @@ SILENT_TRACKS = 120  # tracks without any speech
 SILENT_FRAMES = 125
 MAX_SOURCES = 8  # source poses of a batch: none for a tenth of the batches, else 1 to this many
 AUDIO_NOISE, AUDIO_LOST = 0.15, 0.05  # in deviations of each number; share of an item's numbers replaced by their mean
-SILENT_SHARE, OTHERS_SHARE = 0.12, 0.35  # of the crops: silent tracks; people other than the one with most clips
-LABEL_FOLDERS = {"s1": "grid_s1", "grid_people": "grid_people"}  # first part of a label's id -> folder of the data
-UNSYNCED = ("s4", "s33", "s25", "uG")  # sound and picture disagree, or it cannot be decided
+SILENT_SHARE, OTHERS_SHARE = 0.12, 0.35  # of the crops: silent tracks; at least, people other than the one with most clips
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class PoseLabels:
     """Lip poses of labelled clips."""
 
     ids: list[str]  # "s1/train/bbaf2n"
+    speakers: list[str]  # of each clip
+    splits: list[str]  # of each clip: "train", "val", "test"
+    has_voice: np.ndarray  # (clips,) bool: there is sound that belongs to the lips
     starts: np.ndarray  # (clips + 1,) offsets into the arrays below
     poses: np.ndarray  # (N, P) standardised
     found: np.ndarray  # (N,) bool
@@ -45,13 +50,13 @@ class PoseLabels:
 
     @staticmethod
     def load(path: str | Path) -> PoseLabels:
-        """Read the ``.npz`` with ids, num_frames, poses, found, rest."""
+        """Read the ``.npz`` with ids, num_frames, poses, found, rest; and speakers, splits, has_voice unless ids say them."""
         if not Path(path).is_file():
             raise FlashLipsError(f"No pose labels at {path}; make them with the lip encoder's stage, then name the file.")
         file = np.load(path)
         starts = np.concatenate([[0], np.cumsum(file["num_frames"])])
         poses, rest = file["poses"].astype(np.float32), file["rest"].astype(np.float32)
-        return PoseLabels([str(i) for i in file["ids"]], starts, poses, file["found"], rest)
+        return PoseLabels(*_about_clips(file), starts, poses, file["found"], rest)
 
     def clip(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Poses and found of one clip."""
@@ -59,26 +64,23 @@ class PoseLabels:
         return self.poses[part], self.found[part]
 
     def split(self, name: str) -> list[int]:
-        """Clips of ``train``, ``val`` or ``test`` whose sound is in sync."""
-        named = [i for i, id in enumerate(self.ids) if id.split("/")[1] == name and speaker_of(id) not in UNSYNCED]
-        return [i for i in named if self.clip(i)[1].any()]
+        """Clips of ``train``, ``val`` or ``test`` with a face and a voice."""
+        return [i for i, split in enumerate(self.splits) if split == name and self.has_voice[i] and self.clip(i)[1].any()]
+
+
+def _about_clips(file: Mapping[str, np.ndarray]) -> tuple[list[str], list[str], list[str], np.ndarray]:
+    """Ids, speakers, splits, voices; files without the latter are GRID's, where ids say it."""
+    ids = [str(i) for i in file["ids"]]
+    if "splits" in file:
+        return ids, [str(s) for s in file["speakers"]], [str(s) for s in file["splits"]], file["has_voice"].astype(bool)
+    speakers = [speaker_of(i) for i in ids]
+    return ids, speakers, [i.split("/")[1] for i in ids], np.array([s not in UNSYNCED for s in speakers])
 
 
 def speaker_of(clip_id: str) -> str:
     """"s1/train/bbaf2n" -> "s1", "grid_people/train/s2/bbae9n" -> "s2"."""
     parts = clip_id.split("/")
     return parts[2] if parts[0] == "grid_people" else parts[0]
-
-
-def clip_path(data: str | Path, clip_id: str) -> Path:
-    """The video of a label."""
-    first, _, rest = clip_id.partition("/")
-    return Path(data) / LABEL_FOLDERS[first] / f"{rest}.mp4"
-
-
-def read_samples(path: Path) -> np.ndarray:
-    """A clip's sound, mono at 16 kHz."""
-    return to_mono_16k(load_audio(path)).numpy()
 
 
 # Sound
@@ -165,13 +167,20 @@ class PoseTracks:
         """Frames with a label, for each speaking track: where its source poses are drawn from."""
         return [np.flatnonzero(self.found[a:b]) + a for a, b in zip(self.starts[:-1], self.starts[1:], strict=True)]
 
+    @functools.cached_property
+    def shares(self) -> np.ndarray:
+        """Of each group in the crops. Where others have most of the clips, nobody needs to be held back for them. -> (3,)."""
+        most, others, _ = (len(group) for group in self.groups)
+        others_share = max(OTHERS_SHARE, (1 - SILENT_SHARE) * others / max(most + others, 1))
+        shares = np.array([1 - SILENT_SHARE - others_share, others_share, SILENT_SHARE]) * [len(g) > 0 for g in self.groups]
+        return shares / shares.sum()
+
     def batch(self, size: int, num_frames: int, generator: torch.Generator) -> FlowBatch:
         """Random crops; audio gets noise (relative to each number's deviation) and loses a twentieth of its numbers."""
         random = np.random.default_rng(torch.randint(2**62, (1,), generator=generator).item())
-        shares = np.array([1 - SILENT_SHARE - OTHERS_SHARE, OTHERS_SHARE, SILENT_SHARE]) * [len(g) > 0 for g in self.groups]
         num_sources = 0 if random.random() < 0.1 else random.integers(1, MAX_SOURCES + 1)
         rows, sources = [], []
-        for group in random.choice(3, size, p=shares / shares.sum()):
+        for group in random.choice(3, size, p=self.shares):
             track = random.choice(self.groups[group])
             start = random.integers(self.starts[track], max(self.starts[track] + 1, self.starts[track + 1] - num_frames + 1))
             rows.append(np.minimum(np.arange(start, start + num_frames), self.starts[track + 1] - 1))
@@ -199,14 +208,14 @@ class PoseTracks:
     def build(labels: PoseLabels, sounds: PoseSounds) -> PoseTracks:
         """Lay the labels under the encoded sounds."""
         parts, person = [], []
-        people = sorted({speaker_of(id) for id in labels.ids})
+        people = sorted(set(labels.speakers))
         for clip, before, after in zip(sounds.clip, sounds.before, sounds.after, strict=True):
             if clip < 0:
                 parts.append((np.repeat(labels.rest[None], SILENT_FRAMES, 0), np.ones(SILENT_FRAMES, bool)))
                 person.append(-1)
             else:
                 parts.append(padded_poses(*labels.clip(clip), labels.rest, before, after))
-                person.append(people.index(speaker_of(labels.ids[clip])))
+                person.append(people.index(labels.speakers[clip]))
         poses, found = zip(*parts, strict=True)
         starts = np.concatenate([[0], np.cumsum([len(p) for p in poses])])
         return PoseTracks(starts, sounds.audio, np.concatenate(poses), np.concatenate(found), np.array(person))
@@ -224,7 +233,7 @@ class PoseSounds:
     @staticmethod
     def build(
         labels: PoseLabels,
-        data: str | Path,
+        sound_of: SoundOf,
         encoder: AudioEncoder,
         cache: Path,
         variants: int = 2,
@@ -236,16 +245,18 @@ class PoseSounds:
         if cache.is_file() and str(np.load(cache)["key"]) == key:
             return PoseSounds(**{k: v for k, v in np.load(cache).items() if k != "key"})
         random, clips = np.random.default_rng(seed), labels.split("train")
+        if not clips:
+            raise FlashLipsError("No training clip has both a face and sound, which this stage needs; add videos with sound.")
         parts: list[tuple[np.ndarray, int, int, int]] = []
         for done, index in enumerate(clips):
-            samples, num_frames = read_samples(clip_path(data, labels.ids[index])), len(labels.clip(index)[0])
+            samples, num_frames = sound_of(labels.ids[index]), len(labels.clip(index)[0])
             for _ in range(variants):
                 sound, before, after = padded_sound(random, samples, num_frames)
                 parts.append((encode_frames(encoder, sound, before + num_frames + after), index, before, after))
             if progress is not None:
                 progress(done + 1, len(clips))
         for _ in range(SILENT_TRACKS):
-            room = read_samples(clip_path(data, labels.ids[random.choice(clips)]))
+            room = sound_of(labels.ids[random.choice(clips)])
             sound = quiet_tone(random, SILENT_FRAMES * FRAME_SAMPLES, room)
             parts.append((encode_frames(encoder, sound, SILENT_FRAMES), -1, 0, 0))
         audio, clip, before, after = zip(*parts, strict=True)

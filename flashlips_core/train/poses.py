@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from ..flow import FlowBatch, SamplerSettings, flow_matching_loss, sample_poses
 from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
 from ..types import SAMPLE_RATE, AudioFeatures, Progress
 from .loop import TrainConfig, fit
-from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, clip_path, quiet_tone, read_samples, speaker_of
+from .material import Material, open_material
+from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, quiet_tone
 from .processes import is_first_process
 
 log = logging.getLogger(__name__)
@@ -35,8 +37,8 @@ PRESETS = {"mini": POSE_MINI, "150m": POSE_150M}
 class PoseTraining:
     """What to train on, for how long, and where it goes. Every field is ``--name=value`` on the command line."""
 
-    labels: str  # .npz with ids, num_frames, poses, found, rest
-    data: str  # folder with grid_s1 and grid_people
+    labels: str  # .npz with the poses of all clips, as the stage "lip-teacher" writes it
+    data: str  # folder with grid_s1 and grid_people, or a built training set
     run_dir: str = "runs/poses"
     out: str = ""  # checkpoint to write; empty: <run_dir>/pose-model.safetensors
     audio_encoder: str = "bundled"
@@ -64,11 +66,12 @@ def train(
     torch.set_num_threads(config.threads)
     labels = PoseLabels.load(config.labels)
     encoder = encoder or load_audio_encoder(config.audio_encoder)
+    material = open_material(config.data, Path(config.labels).parent)
     cache = Path(config.run_dir) / "sounds.npz"
-    sounds = PoseSounds.build(labels, config.data, encoder, cache, config.variants, config.seed, progress)
+    sounds = PoseSounds.build(labels, material.sound, encoder, cache, config.variants, config.seed, progress)
     tracks = PoseTracks.build(labels, sounds)
-    held_out = held_out_clips(labels, "val", config.data, encoder, limit=8)
-    jaw = JawReadout.fit(labels, config.data)
+    held_out = held_out_clips(labels, "val", material.sound, encoder, limit=8)
+    jaw = JawReadout.fit(labels, material.jaw)
 
     def step(network: nn.Module, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
         return {"flow": flow_matching_loss(network, batch, generator, config.audio_dropout)}
@@ -94,7 +97,7 @@ def train(
     )
     out = Path(config.out or Path(config.run_dir) / "pose-model.safetensors")
     if is_first_process():
-        checkpoint.save(best, out, "pose-model", training_notes(config, labels, tracks, encoder))
+        checkpoint.save(best, out, "pose-model", training_notes(config, labels, tracks, encoder, material))
     return out
 
 
@@ -140,14 +143,16 @@ def fit_forecast(
     network.forecast_bias.copy_(bias[:, 0])
 
 
-def training_notes(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder) -> dict:
+def training_notes(
+    config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder, material: Material
+) -> dict:
     """What the checkpoint says of its training."""
     clips = labels.split("train")
-    people = {speaker_of(labels.ids[i]) for i in clips}
+    people = {labels.speakers[i] for i in clips}
     found = np.concatenate([labels.clip(i)[0][labels.clip(i)[1]] for i in clips])
     return {
-        "licence": "Apache-2.0",
-        "data": f"GRID corpus (CC BY 4.0), {len(clips)} clips of {len(people)} people, and silence",
+        "licence": material.licence,
+        "data": f"{material.title}, {len(clips)} clips of {len(people)} people, and silence",
         "steps": config.steps, "batch": config.batch, "frames": config.num_frames, "learning_rate": config.lr,
         "seed": config.seed, "audio": encoder.kind, "minutes": round(len(tracks.poses) / 25 / 60, 1),
         "pose_mean": found.mean(0).round(3).tolist(), "pose_std": found.std(0).round(3).tolist(),
@@ -167,14 +172,14 @@ class HeldOutClip:
 
 
 def held_out_clips(
-    labels: PoseLabels, split: str, data: str | Path, encoder: AudioEncoder, limit: int | None = None
+    labels: PoseLabels, split: str, sound_of: SoundOf, encoder: AudioEncoder, limit: int | None = None
 ) -> list[HeldOutClip]:
     """Clips of a split with their features, and 4 source poses spread over the clip."""
     clips = []
     for index in labels.split(split)[:limit]:
         poses, found = labels.clip(index)
         sources = poses[found][np.linspace(0, found.sum() - 1, 4).astype(int)]
-        features = encoder.encode(torch.from_numpy(read_samples(clip_path(data, labels.ids[index]))))
+        features = encoder.encode(torch.from_numpy(sound_of(labels.ids[index])))
         clips.append(HeldOutClip(index, features, torch.from_numpy(sources)))
     return clips
 
@@ -190,23 +195,17 @@ class JawReadout:
         return poses @ self.weights[:-1] + self.weights[-1]
 
     @staticmethod
-    def fit(labels: PoseLabels, data: str | Path) -> JawReadout | None:
-        """Fitted on the training clips of s1; None where the measurements are absent."""
-        path = Path(data) / "grid_s1" / "mediapipe.npz"
-        if not path.is_file():
-            return None
-        file = np.load(path)
-        jaw = file["blendshapes"][:, [str(n) for n in file["blendshape_names"]].index("jawOpen")].astype(np.float32)
-        jaw[~file["found"]] = np.nan
-        ends = np.cumsum(file["num_frames"])
-        of_clip = {str(i): jaw[end - n : end] for i, end, n in zip(file["ids"], ends, file["num_frames"], strict=True)}
+    def fit(labels: PoseLabels, jaw_of: Callable[[str], np.ndarray | None]) -> JawReadout | None:
+        """Fitted on the training clips that were measured; None where there are none. ``jaw_of``: from a clip's id, (T,)."""
         measured = np.full(len(labels.poses), np.nan, np.float32)
         for index, id in enumerate(labels.ids):
-            if id.startswith("s1/"):
-                measured[labels.starts[index] : labels.starts[index + 1]] = of_clip[id.split("/")[-1]]
+            if (jaw := jaw_of(id)) is not None:
+                measured[labels.starts[index] : labels.starts[index + 1]] = jaw
         measured[~labels.found] = np.nan
         frames = np.concatenate([np.arange(labels.starts[i], labels.starts[i + 1]) for i in labels.split("train")])
         frames = frames[np.isfinite(measured[frames])]
+        if not len(frames):
+            return None
         x = np.concatenate([labels.poses[frames], np.ones((len(frames), 1))], 1)
         return JawReadout(measured, np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ measured[frames]))
 

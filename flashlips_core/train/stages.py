@@ -1,12 +1,12 @@
 """The stages of the bundled model, in order, over one run folder: each reads what earlier ones left there.
 
-The data folder holds ``grid_s1`` and ``grid_people`` (videos, and landmark files as MediaPipe gives them) and, once rendered,
-``heads`` in the run folder.
+The data folder holds GRID's videos or a built training set (see ``material``); rendered heads lie in the run folder, once made.
 """
 
 from __future__ import annotations
 
-import random
+import functools
+import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 
 from .. import checkpoint
 from ..codec import CELL_PX, load_codec
-from ..data import Clip, CropStore, load_clips
+from ..data import Clip, CropStore
 from ..face_motion import LANDMARKER_FILE
 from ..loading import STAGE_1, load_network
 from ..losses import load_perceptual
@@ -28,13 +28,15 @@ from .codec import train_codec
 from .detail import train_detail
 from .editor import refine_editor, train_editor
 from .editor_data import EditorFrames, encode_looks, load_frames
+from .material import FIRST, HEADS, MOUTHS, PEOPLE, SET_FACES, Material, open_material
 from .processes import is_first_process
 from .synthetic import load_set
 
-NO_SYNC = ("s33", "s25", "s4", "uG")  # speakers whose sound and lips may disagree by more than a frame
+log = logging.getLogger(__name__)
+
 LIP_ENCODERS = {"mini": LIP_ENCODER_MINI, "resnet34": LIP_ENCODER_RESNET34}
 CODEC_TEACHER = "TAESDXL (MIT, Ollin Boer Bohan)"
-LICENCE = "Apache-2.0; trained on GRID (CC BY 4.0) and ICT-FaceKit renders (MIT)"
+POSES = "poses_grid.npz"  # the teacher's labels, whatever they were learnt from
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Run:
         """Write a checkpoint with its training notes."""
         path = self.folder / f"{role}.safetensors"
         made_by = {"preset": self.preset, "options": self.options, "torch": torch.__version__}
-        everything = {"version": "0.1.0", "licence": LICENCE} | made_by | notes
+        licence = f"{self.material.licence}; {self.material.credit}"
+        everything = {"version": "0.1.0", "licence": licence} | made_by | notes
         if is_first_process():
             checkpoint.save(network, path, role, everything)
         return path
@@ -62,39 +65,36 @@ class Run:
         """Where the stage's frozen networks compute; the loop puts the trained one on the same."""
         return self.options.get("device") or "cpu"
 
-    def clips(self) -> list[Clip]:
-        """Every labelled clip, all splits."""
-        people = load_clips(self.folder / "people_mediapipe.npz", self.data / "grid_people")
-        return people + load_clips(self.data / "grid_s1" / "mediapipe.npz", self.data / "grid_s1", "s1")
-
-
-def training_ids(clips: list[Clip]) -> set[str]:
-    """Clips that may be learnt from."""
-    return {c.id for c in clips if "/train/" in c.id}
+    @functools.cached_property
+    def material(self) -> Material:
+        """What ``data`` holds."""
+        return open_material(self.data, self.folder)
 
 
 def prepare(run: Run) -> Path:
-    """Measure the people's faces with MediaPipe, and cut face and mouth crops of all clips."""
-    if not (run.folder / "people_mediapipe.npz").is_file():
-        labels.label_videos(
-            run.data / "grid_people", run.weights / LANDMARKER_FILE, run.folder / "people_mediapipe.npz", run.progress
-        )
-    clips = run.clips()
-    people = [c for c in clips if c.id in training_ids(clips) and c.speaker != "s1"]
-    first = sorted((c for c in clips if c.id.startswith("s1/train/")), key=lambda c: c.id)
-    random.Random(0).shuffle(first)
-    for name, chosen, every in (("crops_people", people, 1), ("crops_s1", first[:140], 2)):
-        if not (run.folder / name / "table.npz").is_file():
-            CropStore.build(chosen, run.folder / name, every, run.options["stored_px"], progress=run.progress)
-    if not (run.folder / "mouths" / "table.npz").is_file():
-        CropStore.build(clips, run.folder / "mouths", 1, lip.STORED_PX, lip.STORED_MOUTH, run.progress)
+    """Make the landmarks and stored crops that the data folder lacks, see ``material``."""
+    run.material.prepare(run.weights, run.options["stored_px"], run.progress)
     return run.folder
 
 
 def face_stores(run: Run) -> list[CropStore]:
-    """Face crops: GRID's people, s1, and the rendered heads where they exist."""
-    names = ["crops_people", "crops_s1"] + (["crops_heads"] if (run.folder / "crops_heads" / "table.npz").is_file() else [])
-    return [CropStore(run.folder / name) for name in names]
+    """Training faces, and the rendered heads where they exist."""
+    stores = [run.material.faces(name) for name in run.material.face_stores]
+    return stores + ([CropStore(run.folder / HEADS)] if _has_heads(run) else [])
+
+
+def mouth_samples(run: Run) -> tuple[lip.LipSamples, list[Clip]]:
+    """Stored mouths of all clips, of which the training clips alone are drawn; and the clips."""
+    folder, clips = run.folder / MOUTHS, run.material.clips()
+    if not (folder / "table.npz").is_file():
+        raise FlashLipsError(f"No mouths in {folder}; run the stage 'prepare' first.")
+    store, known = CropStore(folder), {c.id for c in clips}
+    if any(str(i) not in known for i in store.clip_ids):
+        raise FlashLipsError(f"{folder} holds mouths of other clips than {run.data}; choose another --folder, or delete it.")
+    samples = lip.lip_samples(store, clips, {c.id for c in clips if c.split == "train"})
+    if not samples.clips_of_speaker:
+        raise FlashLipsError(f"No clip of {run.data} is to be learnt from; build the set with smaller shares for val and test.")
+    return samples, clips
 
 
 def codec(run: Run) -> Path:
@@ -105,9 +105,7 @@ def codec(run: Run) -> Path:
 
 def lip_teacher(run: Run) -> Path:
     """Learn what the 12 numbers mean, and label every clip with them."""
-    clips = run.clips()
-    store = CropStore(run.folder / "mouths")
-    samples = lip.lip_samples(store, clips, training_ids(clips))
+    samples, clips = mouth_samples(run)
     teacher = lip.train_teacher(samples, str(run.folder / "run_lip_teacher"), progress=run.progress, **run.options)
     path = run.save(teacher, "lip-teacher")
     save_labels(run, teacher, samples, clips)
@@ -115,11 +113,11 @@ def lip_teacher(run: Run) -> Path:
 
 
 def save_labels(run: Run, teacher: LipTeacher, samples: lip.LipSamples, clips: list[Clip]) -> None:
-    """Poses of all frames of all clips, and everybody's rest pose (poses_grid.npz)."""
+    """Poses of all frames of all clips, whose and for what they are, and everybody's rest pose."""
     poses = lip.label_rows(teacher, samples, np.arange(len(samples.features))).numpy()
-    lengths = {c.id: len(c) for c in clips}
-    ids = [str(i) for i in samples.store.clip_ids]
-    starts = np.cumsum([0] + [lengths[i] for i in ids])
+    by_id = {c.id: c for c in clips}
+    own = [by_id[str(i)] for i in samples.store.clip_ids]
+    starts = np.cumsum([0] + [len(c) for c in own])
     place = starts[samples.store.clip_of] + samples.store.frame_of
     found = np.zeros(starts[-1], bool)
     found[place] = True
@@ -130,13 +128,16 @@ def save_labels(run: Run, teacher: LipTeacher, samples: lip.LipSamples, clips: l
     if not is_first_process():
         return
     np.savez(
-        run.folder / "poses_grid.npz", ids=ids, num_frames=[lengths[i] for i in ids], poses=full, found=found,
+        run.folder / POSES, ids=[c.id for c in own], num_frames=[len(c) for c in own], poses=full, found=found,
         rest=np.median(poses[closed], axis=0).astype(np.float32),
+        speakers=[c.speaker for c in own], splits=[c.split for c in own], has_voice=[c.has_voice for c in own],
     )  # fmt: skip
 
 
 def read_poses(path: Path) -> dict[str, np.ndarray]:
     """Clip id -> poses (T, 12)."""
+    if not path.is_file():
+        raise FlashLipsError(f"No {path.name} in {path.parent}; run the stage 'lip-teacher' first.")
     table = np.load(path)
     parts = np.split(table["poses"], np.cumsum(table["num_frames"])[:-1])
     return {str(i): p for i, p in zip(table["ids"], parts, strict=False)}
@@ -147,16 +148,21 @@ def heads(run: Run) -> Path:
     rendered = load_set(run.folder / "synth")
     images = rendered["images"]
     clips, rows = labels.head_clips(images, rendered["identity"], rendered["group"], run.weights / LANDMARKER_FILE, run.progress)
-    labels.build_head_store(images, clips, rows, run.folder / "crops_heads")
-    return run.folder / "crops_heads"
+    labels.build_head_store(images, clips, rows, run.folder / HEADS)
+    return run.folder / HEADS
+
+
+def _has_heads(run: Run) -> bool:
+    return (run.folder / HEADS / "table.npz").is_file()
 
 
 def lip_encoder(run: Run) -> Path:
     """Distil the teacher's labels into the network that reads the picture alone."""
-    clips = run.clips()
-    samples = lip.lip_samples(CropStore(run.folder / "mouths"), clips, training_ids(clips))
-    table = read_poses(run.folder / "poses_grid.npz")
+    table = read_poses(run.folder / POSES)
+    samples, _ = mouth_samples(run)
     store = samples.store
+    if any(str(i) not in table for i in store.clip_ids):
+        raise FlashLipsError(f"{POSES} in {run.folder} was made of other clips; run the stage 'lip-teacher' again.")
     poses = np.stack([table[str(store.clip_ids[c])][f] for c, f in zip(store.clip_of, store.frame_of, strict=False)])
     options = dict(run.options)
     config = _named("lip encoder", LIP_ENCODERS, options.pop("network"))
@@ -165,20 +171,28 @@ def lip_encoder(run: Run) -> Path:
     return run.save(student, "lip-encoder")
 
 
-LOOKS = {"crops_people": (3, 20), "crops_s1": (1, 20), "crops_heads": (3, 12)}  # looks of each clip, frames of each look
+# Looks of each clip, at most, and frames of each look
+LOOKS = {PEOPLE: (3, 20), FIRST: (1, 20), HEADS: (3, 12), SET_FACES: (3, 20)}
+MANY_CLIPS = 300  # of a built set: fewer get more looks each, as GRID's people do
 
 
 def looks(run: Run) -> Path:
     """Encode augmented looks of every training clip for the editor; the option ``only`` names one store, to share the work."""
     options = dict(run.options)
-    only = options.pop("only")
+    only, faces = options.pop("only"), run.material
     codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
+    stored = [name for name in faces.face_stores if faces.is_stored(name)] + ([HEADS] if _has_heads(run) else [])
+    if not stored:
+        raise FlashLipsError(f"No crops in {run.folder}; run the stage 'prepare' first, or give --data a built training set.")
+    if only not in (None, *stored):
+        raise FlashLipsError(f"No crops are called '{only}' here; leave the setting 'only' out, or choose {' or '.join(stored)}.")
     for seed, (name, (count, frames)) in enumerate(LOOKS.items()):
         out = run.folder / f"looks_{name}"
-        is_wanted = only in (None, name) and (run.folder / name / "table.npz").is_file()
-        if is_wanted and not (out / "frames.npz").is_file():
-            is_still = name == "crops_heads"
-            store = CropStore(run.folder / name)
+        if name in stored and only in (None, name) and not (out / "frames.npz").is_file():
+            is_still = name == HEADS
+            store = CropStore(run.folder / HEADS) if is_still else faces.faces(name, options["crop_px"])
+            if name == SET_FACES:
+                count = min(count, max(1, MANY_CLIPS // len(store.clip_ids)))
             encode_looks(store, codec, reader, out, count, frames, seed, is_still=is_still, progress=run.progress, **options)
     return run.folder
 
@@ -261,17 +275,21 @@ def audio_encoder(run: Run) -> Path:
     return run.save(train_audio_encoder(Corpus.load(corpus), config, batches, progress=run.progress), "audio-encoder")
 
 
+def _own_audio_encoder(run: Run) -> str:
+    """The run's, or the bundled one where the stage "audio-encoder" was left out."""
+    path = run.folder / "audio-encoder.safetensors"
+    if path.is_file():
+        return str(path)
+    log.warning("No %s in %s: the pose model learns to listen with the bundled audio encoder.", path.name, run.folder)
+    return "bundled"
+
+
 def poses(run: Run) -> Path:
     """Flow matching from audio features to the labelled poses."""
     from .poses import PRESETS, PoseTraining, train
 
-    names = {
-        "labels": "poses_grid.npz",
-        "run_dir": "run_poses",
-        "out": "pose-model.safetensors",
-        "audio_encoder": "audio-encoder.safetensors",
-    }
-    paths = {key: str(run.folder / name) for key, name in names.items()}
+    names = {"labels": POSES, "run_dir": "run_poses", "out": "pose-model.safetensors"}
+    paths = {key: str(run.folder / name) for key, name in names.items()} | {"audio_encoder": _own_audio_encoder(run)}
     options = dict(run.options)
     _named("pose model", PRESETS, options["network"])
     options["preset"] = options.pop("network")

@@ -1,0 +1,335 @@
+"""Every stage on a training set that ``data build`` made: from videos of four people to networks that the product loads."""
+
+from __future__ import annotations
+
+import csv
+import json
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_dataset import DEMO, QUICK, DemoFace, at, write_clip
+
+from flashlips_core import checkpoint
+from flashlips_core.cli import main
+from flashlips_core.codec import Codec, load_codec
+from flashlips_core.data import STORED_MARGIN, CropStore
+from flashlips_core.dataset import videos as measuring
+from flashlips_core.dataset.build import build
+from flashlips_core.dataset.filters import Limits
+from flashlips_core.dataset.read import ShardCrops, ShardReader
+from flashlips_core.expression import MEDIAPIPE_BLENDSHAPES
+from flashlips_core.face_motion import INNER_PAIRS, LANDMARKS, OUTER_LIPS
+from flashlips_core.loading import STAGE_1, load_network
+from flashlips_core.losses import VGG19_CONVS, PerceptualLoss, VGGFeatures
+from flashlips_core.media import load_audio, read_frames
+from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
+from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.pipeline import LipSync
+from flashlips_core.train import lip, paper, paper_stages, pose_tracks, stages
+from flashlips_core.train.material import SET_FACES, cut_mouths, open_material
+from flashlips_core.train.pose_tracks import OTHERS_SHARE, SILENT_SHARE, PoseLabels, PoseTracks
+from flashlips_core.types import FlashLipsError
+
+PX, FRAMES, HIDDEN_EVERY = 128, 40, 7
+# Names that mean something in GRID: a speaker out of sync there, and the beginning of a rendered head's
+SPLITS = {"s4": "train", "headley": "train", "val": "val", "tess": "test"}
+TINY_CODEC = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
+TINY_EDITOR = EditorUNetConfig(
+    channels=(16, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), reference_channels=16, reference_blocks=1,
+    condition_dim=16, head_dim=16,
+)  # fmt: skip
+SETTINGS = replace(QUICK, crop_px=PX, limits=Limits(min_seconds=1.0, min_sync=-1.0, max_lag=12, keep_silent=True))
+
+
+@contextmanager
+def fake_landmarker(model):
+    """A face whose mouth opens and shuts from look to look; none in every seventh picture, nor in any red one."""
+    layout, looks = np.random.default_rng(0).uniform(0.25, 0.75, (478, 2)).astype(np.float32), []
+    layout[[468, 473]] = (0.35, 0.42), (0.65, 0.42)
+    angle = np.linspace(0, 2 * np.pi, 20, endpoint=False) + np.pi
+
+    def find(image):
+        looks.append(1)
+        if len(looks) % HIDDEN_EVERY == 0 or image[..., 0].mean() > 2 * image[..., 2].mean():
+            return None
+        points, opening = layout.copy(), 0.05 + 0.04 * np.sin(1.3 * len(looks))
+        points[list(OUTER_LIPS)] = np.stack([0.5 + 0.12 * np.cos(angle), 0.7 - (0.03 + opening / 2) * np.sin(angle)], -1)
+        for x, (top, bottom) in zip((0.46, 0.5, 0.54), INNER_PAIRS, strict=True):
+            points[[top, bottom]] = (x, 0.7 - opening / 2), (x, 0.7 + opening / 2)
+        shapes = np.random.default_rng(len(looks)).uniform(0, 0.3, 52).astype(np.float32)
+        shapes[MEDIAPIPE_BLENDSHAPES.index("jawOpen")] = 10 * opening
+        return (points + (STORED_MARGIN - 1) / 2) / STORED_MARGIN * len(image), shapes
+
+    yield find
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory) -> Path:
+    """Two clips of everybody; of headley also one without sound, and one in which MediaPipe finds no face."""
+    folder, sound = tmp_path_factory.mktemp("videos"), load_audio(DEMO)
+    frames = [replace(f, planes=tuple(p[::2, ::2] for p in f.planes)) for f in read_frames(DEMO, stop=2 * FRAMES)]
+    for person in SPLITS:
+        for take in range(2):
+            part = frames[take * FRAMES : (take + 1) * FRAMES]
+            write_clip(folder / person / f"{take}.mp4", part, at(sound, take * FRAMES / 25, FRAMES / 25))
+    write_clip(folder / "headley" / "mute.mp4", frames[:FRAMES], None)
+    red = [replace(f, planes=(*f.planes[:2], np.full_like(f.planes[2], 240))) for f in frames[:FRAMES]]
+    write_clip(folder / "headley" / "red.mp4", red, at(sound, 0, FRAMES / 25))
+    with (folder / "who.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "identity", "split"])
+        rows.writerows([p.relative_to(folder), p.parent.name, SPLITS[p.parent.name]] for p in folder.rglob("*.mp4"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lipsync() -> LipSync:
+    return LipSync.load(device="cpu", detector=DemoFace())
+
+
+@pytest.fixture(scope="module")
+def built(videos, lipsync, tmp_path_factory) -> Path:
+    """A set with landmarks."""
+    out = tmp_path_factory.mktemp("data") / "mine"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "open_landmarker", fake_landmarker)
+        build([videos], out, lipsync, replace(SETTINGS, identity=str(videos / "who.csv"), landmarker="fake.task"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def bare(videos, lipsync, tmp_path_factory) -> Path:
+    """A set without landmarks."""
+    out = tmp_path_factory.mktemp("data") / "bare"
+    build([videos / "s4" / "0.mp4"], out, lipsync, SETTINGS)
+    return out
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory) -> Path:
+    """A tiny codec in TAESDXL's place."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "codec.safetensors"
+    checkpoint.save(MiniCodec(TINY_CODEC), path, "codec", {})
+    return path
+
+
+STAGES = {
+    "prepare": [],
+    "codec": ["steps=1", "batch_size=1", "cached=4"],
+    "lip-teacher": ["steps=2", "batch_size=4"],
+    "lip-encoder": ["steps=2", "batch_size=4"],
+    "looks": ["crop_px=256"],  # the small editor needs it
+    "editor": ["steps=1", "batch_size=4"],
+    "refinement": ["steps=1", "batch_size=4"],
+    "detail": ["steps=1", "batch_size=4"],
+    "poses": ["steps=2", "batch=4", "num_frames=20", "variants=1", "validate_every=2"],
+}
+
+
+def train(stage: str, data: Path, weights: Path, folder: Path, *settings: str) -> int:
+    """The command."""
+    return main(["train", stage, "--data", str(data), "--weights", str(weights), "--folder", str(folder), "--quiet", *settings])
+
+
+@pytest.fixture(scope="module")
+def trained(built, teachers, tmp_path_factory) -> Path:
+    """The run folder after all stages of the bundled model."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pose_tracks, "SILENT_TRACKS", 4)
+        patch.setitem(stages.LOOKS, SET_FACES, (2, 6))
+        for stage, settings in STAGES.items():
+            assert train(stage, built, teachers, folder, *settings) == 0, stage
+            if stage == "codec":
+                assert load_codec(str(folder / "codec.safetensors")).network.config != TINY_CODEC
+                (folder / "codec.safetensors").write_bytes(teachers.read_bytes())  # quicker for what follows
+    return folder
+
+
+def run_of(built: Path, folder: Path, **options) -> stages.Run:
+    return stages.Run(built, Path("weights"), folder, options)
+
+
+# ---- the whole way ---------------------------------------------------------------------------------------------------------
+
+
+def test_all_stages_leave_networks_that_the_product_loads_and_that_say_what_they_learnt_from(trained):
+    names = {"lip-encoder": "lip-encoder", "editor": "editor", "pose-model": "pose-model"}
+    for role, name in names.items():
+        assert load_network(role, trained / f"{name}.safetensors") is not None
+    stage_1 = load_network("editor", trained / f"{STAGE_1}.safetensors").state_dict()
+    refined = load_network("editor", trained / "editor.safetensors").state_dict()
+    assert any(not torch.equal(stage_1[name], refined[name]) for name in stage_1)
+    assert load_codec(str(trained / "codec.safetensors")).network.config == TINY_CODEC
+    for name in ("lip-teacher", "lip-encoder", "editor", "codec"):
+        assert checkpoint.info(trained / f"{name}.safetensors").notes["licence"] == (
+            "as the videos it was trained on allow; trained on the training set 'mine'"
+        )
+    notes = checkpoint.info(trained / "pose-model.safetensors").notes
+    assert notes["data"] == "the training set 'mine', 4 clips of 2 people, and silence" and "GRID" not in json.dumps(notes)
+
+
+def test_everybody_is_labelled_and_nobody_but_the_training_split_is_learnt_from(trained, built):
+    wanted = {"set/s4", "set/headley"}
+    run = run_of(built, trained)
+    labels, (samples, clips) = PoseLabels.load(trained / "poses_grid.npz"), stages.mouth_samples(run)
+    assert set(labels.speakers) == {c.speaker for c in clips} == {f"set/{name}" for name in SPLITS}
+    assert dict(zip(labels.speakers, labels.splits, strict=True)) == {f"set/{name}": split for name, split in SPLITS.items()}
+    assert {s for store in stages.face_stores(run) for s in store.speakers} == wanted
+    assert set(samples.clips_of_speaker) == wanted
+    rows = lip.draw_rows(samples, 200, torch.Generator().manual_seed(0))
+    assert {samples.store.speakers[samples.store.clip_of[row]] for row in rows.ravel()} == wanted
+    assert set(np.load(trained / f"looks_{SET_FACES}" / "frames.npz")["speakers"]) == wanted
+    heard = np.load(trained / "run_poses" / "sounds.npz")["clip"]
+    assert {labels.speakers[i] for i in heard if i >= 0} == wanted and (heard < 0).sum() == 4
+
+
+def test_a_sample_without_sound_teaches_mouths_but_no_poses(trained, built):
+    mute = next(s.key for s in ShardReader(built) if s.samples is None)
+    labels = PoseLabels.load(trained / "poses_grid.npz")
+    place = labels.ids.index(mute)
+    assert mute in CropStore(trained / "mouths").clip_ids and labels.clip(place)[1].any()
+    assert labels.splits[place] == "train" and place not in labels.split("train")
+    assert place not in np.load(trained / "run_poses" / "sounds.npz")["clip"]
+    with pytest.raises(FlashLipsError, match="has no sound"):
+        open_material(built, trained).sound(mute)
+
+
+def test_a_sample_in_which_no_face_was_found_is_left_out_of_everything(trained, built):
+    samples = [s for split in ("train", "val", "test") for s in ShardReader(built, split)]
+    red = [s.key for s in samples if not s.labels["landmarks_found"].any()]
+    clips = {c.id for c in open_material(built, trained).clips()}
+    assert len(red) == 1 and len(samples) == 10 and clips == {s.key for s in samples} - set(red)
+    assert set(ShardCrops(built).clip_ids) == {c for c in clips if c in {s.key for s in samples if s.about["split"] == "train"}}
+    assert set(CropStore(trained / "mouths").clip_ids) == clips
+
+
+# ---- what belongs together -------------------------------------------------------------------------------------------------
+
+
+def test_landmarks_jaw_sound_and_mouths_of_a_frame_are_its_samples_own(trained, built):
+    material, store = open_material(built, trained), CropStore(trained / "mouths")
+    clips = {c.id: c for c in material.clips()}
+    for sample in ShardReader(built, "test"):
+        clip, rows = clips[sample.key], np.flatnonzero(sample.labels["landmarks_found"])
+        frames = np.array(sample.about["frames"])[rows]
+        assert len(clip) == sample.about["num_frames"] == FRAMES and np.flatnonzero(clip.found).tolist() == frames.tolist()
+        assert 0 < len(frames) < FRAMES and not clip.landmarks[~clip.found].any()
+        assert np.array_equal(clip.landmarks[frames], sample.labels["landmarks"].numpy()[rows])
+        assert np.array_equal(clip.points[frames[0], 3], clip.landmarks[frames[0], LANDMARKS.index(61)])
+        jaw = material.jaw(sample.key)
+        shapes = sample.labels["blendshapes"].numpy()[rows, MEDIAPIPE_BLENDSHAPES.index("jawOpen")]
+        assert np.array_equal(jaw[frames], shapes) and np.isnan(jaw[~clip.found]).all()
+        assert np.array_equal(material.sound(sample.key), sample.samples.numpy()) and len(sample.samples) == FRAMES * 640
+        own = np.flatnonzero(store.clip_ids[store.clip_of] == sample.key)
+        assert store.frame_of[own].tolist() == frames.tolist()
+        assert np.array_equal(store.images[own], cut_mouths(sample.crops(rows.tolist())))
+    with pytest.raises(FlashLipsError, match="has no clip s1/train/a, which the labels name"):
+        material.sound("s1/train/a")
+
+
+@pytest.mark.parametrize("side", [80, 320, 640])
+def test_mouths_are_cut_where_grids_are(side):
+    """Each pixel of a picture that holds its own place, in the square's coordinates, says where it was cut from."""
+    ticks = (torch.arange(side) + 0.5) / side * STORED_MARGIN - (STORED_MARGIN - 1) / 2
+    y, x = torch.meshgrid(ticks, ticks, indexing="ij")
+    mouths = cut_mouths(torch.stack([x, y, x * 0])[None] * 2 - 1)[0] / 255
+    left, top, right, bottom = lip.STORED_MOUTH
+    places = (np.arange(lip.STORED_PX) + 0.5) / lip.STORED_PX
+    inner = slice(4, -12)  # the picture ends at 1, the region below it does not
+    np.testing.assert_allclose(mouths[50, inner, 0], left + (right - left) * places[inner], atol=0.004)
+    np.testing.assert_allclose(mouths[inner, 50, 1], top + (bottom - top) * places[inner], atol=0.004)
+
+
+def test_a_larger_set_is_shrunk_to_what_the_editor_reads(built):
+    stored, small = ShardCrops(built), ShardCrops(built, largest=80)
+    rows = np.array([0, 9])
+    assert stored.batch(rows).shape[-1] == round(PX * STORED_MARGIN) and small.batch(rows).shape == (2, 3, 80, 80)
+    assert (torch.nn.functional.avg_pool2d(stored.batch(rows), 2) - small.batch(rows)).abs().mean() < 0.02
+    assert torch.equal(ShardCrops(built, largest=400).batch(rows), stored.batch(rows))
+
+
+def test_where_many_people_speak_none_is_drawn_more_than_their_clips_are():
+    def shares(clips_of):
+        person = np.concatenate([np.repeat(np.arange(len(clips_of)), clips_of), [-1]])
+        starts = np.arange(len(person) + 1)
+        return PoseTracks(starts, starts[1:, None], starts[1:, None], starts[1:] > 0, person).shares
+
+    assert shares([70, 20, 10]) == pytest.approx([1 - SILENT_SHARE - OTHERS_SHARE, OTHERS_SHARE, SILENT_SHARE])
+    assert shares([12, 10, 10, 8]) == pytest.approx([0.88 * 0.3, 0.88 * 0.7, 0.12])
+    assert shares([5])[1] == 0
+
+
+# ---- preset "full" ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_papers_stages_learn_from_a_built_set(built, teachers, trained, tmp_path, monkeypatch):
+    tiny = Codec(MiniCodec(TINY_CODEC), "tiny", None)
+
+    class Embedding(torch.nn.Flatten):
+        name, is_stand_in = "flat", True
+
+    perceptual = PerceptualLoss(VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5)), "VGG19")
+    monkeypatch.setattr(paper_stages, "load_codec", lambda source, device: tiny)
+    monkeypatch.setattr(paper, "load_perceptual", lambda weights, device: perceptual)
+    monkeypatch.setattr(paper, "load_identity", lambda weights, device: Embedding())
+    monkeypatch.setitem(paper.NETWORKS, "tiny", lambda: EditorUNet(TINY_EDITOR))
+    (tmp_path / "mouths").symlink_to(trained / "mouths")
+    small = ["--preset", "full", "steps=1", "batch_size=2", "precision=fp32", "tensorboard=False"]
+    pixels = ["references=1", "crop_px=64"]
+    assert train("editor-joint", built, teachers, tmp_path, *small, *pixels, "network=tiny") == 0
+    assert train("lip-encoder", built, teachers, tmp_path, *small) == 0
+    assert train("refinement", built, teachers, tmp_path, *small, *pixels) == 0
+    assert isinstance(load_network("editor", tmp_path), EditorUNet) and load_network("lip-encoder", tmp_path) is not None
+    assert set(PoseLabels.load(tmp_path / "poses_grid.npz").splits) == {"train", "val", "test"}
+
+
+# ---- what is missing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["prepare", "codec", "lip-teacher", "looks", "lip-encoder"])
+def test_a_set_without_landmarks_is_refused_in_one_sentence(stage, bare, teachers, trained, tmp_path, capsys):
+    for name in ("codec.safetensors", "lip-encoder.safetensors", "poses_grid.npz"):
+        (tmp_path / name).symlink_to(trained / name)
+    assert train(stage, bare, teachers, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "was built without landmarks, which this stage needs; build it again with --landmarker." in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ("lip-teacher", "run the stage 'prepare' first"),
+        ("lip-encoder", "run the stage 'lip-teacher' first"),
+        ("editor", "run the stage 'looks' first"),
+        ("poses", "No pose labels at"),
+    ],
+)
+def test_a_stage_before_its_time_names_the_one_that_is_missing(stage, words, built, teachers, tmp_path, capsys):
+    assert train(stage, built, teachers, tmp_path, *STAGES[stage]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_run_folder_of_other_clips_and_folders_that_are_no_data_are_one_sentence(trained, built, bare, teachers, tmp_path):
+    other = run_of(built, tmp_path)
+    (tmp_path / "mouths").mkdir()
+    table = dict(np.load(trained / "mouths" / "table.npz"))
+    np.savez(tmp_path / "mouths" / "table.npz", **table | {"clip_ids": [f"x{i}" for i in table["clip_ids"]]})
+    np.save(tmp_path / "mouths" / "crops.npy", np.zeros((1, 1, 1, 3), np.uint8))
+    with pytest.raises(FlashLipsError, match="holds mouths of other clips than"):
+        stages.mouth_samples(other)
+    with pytest.raises(FlashLipsError, match="neither a training set nor the folder grid_people"):
+        open_material(tmp_path, tmp_path).prepare(teachers, 256)
+    with pytest.raises(FlashLipsError, match="run the stage 'prepare' first"):
+        open_material(tmp_path, tmp_path).clips()
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    (stopped / "build.json").write_bytes((built / "build.json").read_bytes())
+    with pytest.raises(FlashLipsError, match="No finished training set"):
+        open_material(stopped, tmp_path).clips()
