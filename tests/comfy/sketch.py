@@ -19,6 +19,12 @@ PICTURES = {
     "FlashLipsFineTuneLipEditor": (520, 560), "FlashLipsPreviewPoses": (600, 430), "FlashLipsPreviewTrack": (460, 460),
     "FlashLipsSaveVideo": (420, 620), "PreviewImage": (460, 400),
 }  # fmt: skip
+# Nodes that show a picture while they work, which stays when they are done: they grow by this much
+PREVIEW = 290
+PREVIEWING = {f"FlashLips{name}" for name in (
+    "TrackFace", "CropFaces", "PasteFaces", "EncodePoses", "EditLatents", "LipSync", "LipSyncVideo", "LipSyncImages",
+    "PrepareDataset",
+)}  # fmt: skip
 LETTER, LINE, SHORTEST = 5.8, 20, 88  # a note's letters, lines and least height
 COLOURS = {"in": "#3f789e", "face": "#8A8", "voice": "#b58b2a", "poses": "#a1309b", "edit": "#b06634", "out": "#88A"}
 
@@ -35,6 +41,11 @@ class Node:
     sources: dict[str, tuple[Node, int]]
     size: tuple[int, int]
     position: tuple[int, int] = (0, 0)
+
+    @property
+    def room(self) -> int:
+        """Height that is left for it, with its picture."""
+        return self.size[1] + PREVIEW * (self.type in PREVIEWING)
 
     def out(self, name: str) -> tuple[Node, int]:
         """An output by its name."""
@@ -62,7 +73,7 @@ class Group:
 
     @property
     def height(self) -> int:
-        tallest = max(sum(node.size[1] + TITLE + GAP for node in column) for column in self.columns)
+        tallest = max(sum(node.room + TITLE + GAP for node in column) for column in self.columns)
         return HEAD + TITLE + self.note_height + GAP + tallest
 
 
@@ -140,7 +151,7 @@ class Sketch:
                 y = top + HEAD + TITLE + group.note_height + GAP + TITLE
                 for node in column:
                     node.position = (x, y)
-                    y += node.size[1] + TITLE + GAP
+                    y += node.room + TITLE + GAP
                 x += max(node.size[0] for node in column) + GAP
             left += group.width + 2 * MARGIN + GAP
             tallest = max(tallest, group.height)

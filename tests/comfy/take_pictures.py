@@ -2,8 +2,8 @@
 
     python tests/comfy/take_pictures.py FlashLipsFineTuneLipEditor finetune_on_clip
 
-A node's id makes js/docs/<id>.jpg, a workflow's name workflows/<name>.jpg. Workflows run first, so that nodes show their results:
-minutes on a CPU. Needs the environment that ``python dev.py test`` makes, and Chromium.
+A node's id makes js/docs/<id>.jpg, a workflow's name workflows/<name>.jpg, "readme" the README's picture. Workflows run first, so
+that nodes show their results: minutes on a CPU. Needs the environment that ``python dev.py test`` makes, and Chromium.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ MARGIN_X, MARGIN_Y = 90, 24  # around a node, in pixels
 THUMBNAIL = 400
 SHOWN, GAP = 250, 4  # height of its part that shows what the run has made; between two pictures
 FITTED = 0.94  # of the view's width that a graph takes
+README, FRONT_DOOR, README_WIDTH = "readme", "dub_video", 1000
 ABOUT_PICTURES = ("edit_poses", "finetune_on_clip")  # workflows whose point is a plot or a sheet
 SIDE, BAR = 60, 100  # pixels at the left and at the top of the view that ComfyUI's own bars cover
 LOADED_MS = 4000  # pictures and videos on nodes after a run
@@ -69,7 +70,8 @@ def main() -> None:
     parser.add_argument("names", nargs="+", help="node ids and names of workflows")
     wanted = parser.parse_args().names
     graphs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(WORKFLOWS.glob("*.json"))}
-    homes = {name: name if name in graphs else home_of(name, graphs) for name in wanted}
+    homes = {name: name if name in graphs else home_of(name, graphs) for name in wanted if name != README}
+    homes |= {README: FRONT_DOOR} if README in wanted else {}
     with comfy_page() as (server, page):
         for workflow in dict.fromkeys(homes.values()):
             graph = graphs[workflow]
@@ -77,11 +79,12 @@ def main() -> None:
             page.evaluate(RUN)
             page.wait_for_timeout(LOADED_MS)
             for name in (name for name, home in homes.items() if home == workflow):
-                picture, path = (
-                    (thumbnail(server, page, graph, name in ABOUT_PICTURES), WORKFLOWS / f"{name}.jpg")
-                    if name in graphs
-                    else (node_picture(page, graph, name), DOCS / f"{name}.jpg")
-                )
+                if name == README:
+                    picture, path = whole_graph(page, graph), ROOT / "docs" / "comfyui.jpg"
+                elif name in graphs:
+                    picture, path = thumbnail(server, page, graph, name in ABOUT_PICTURES), WORKFLOWS / f"{name}.jpg"
+                else:
+                    picture, path = node_picture(page, graph, name), DOCS / f"{name}.jpg"
                 picture.convert("RGB").save(path, quality=82, optimize=True)
                 print(path.relative_to(ROOT), picture.size, path.stat().st_size, "bytes")
 
@@ -188,11 +191,23 @@ def frames_of(file: BytesIO | str) -> list[np.ndarray]:
         return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
 
+def whole_graph(page: Any, graph: dict) -> Image.Image:
+    """All of the graph."""
+    left, top, right, bottom = bounds_of(graph)
+    picture = graph_picture(page, graph, (right - left) / (bottom - top))
+    return picture.resize((README_WIDTH, round(picture.height * README_WIDTH / picture.width)), Image.Resampling.LANCZOS)
+
+
+def bounds_of(graph: dict) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of all groups."""
+    boxes = np.array([group["bounding"] for group in graph["groups"]])
+    return (*boxes[:, :2].min(0).tolist(), *(boxes[:, :2] + boxes[:, 2:]).max(0).tolist())
+
+
 def graph_picture(page: Any, graph: dict, aspect: float) -> Image.Image:
     """The graph in its whole width, from its upper edge down as far as ``aspect`` (width over height) allows."""
-    boxes = [group["bounding"] for group in graph["groups"]]
-    left, top = (min(box[axis] for box in boxes) for axis in (0, 1))
-    width = max(box[0] + box[2] for box in boxes) - left
+    left, top, right, _ = bounds_of(graph)
+    width = right - left
     view = VIEW["width"] - SIDE
     scale = FITTED * view / width
     margin = (view / scale - width) / 2
