@@ -20,7 +20,7 @@ from flashlips_core.loading import LoadedPart, load_part
 from flashlips_core.pipeline import LipSync
 from flashlips_core.train import finetune
 from flashlips_core.train.finetune import FineTuning, fine_tune
-from flashlips_core.train.finetune_data import lip_boxes, prepare_person
+from flashlips_core.train.finetune_data import BATCH, lip_boxes, prepare_person
 from flashlips_core.train.finetune_report import CURVE, Check, Examiner, curve_picture, progress_picture
 from flashlips_core.train.lora import add_lora, merged
 from flashlips_core.types import FlashLipsError
@@ -304,7 +304,7 @@ def test_preparing_counts_and_shows_what_it_encodes(lipsync, silent_clip):
         lipsync, silent_clip, track=make_track(NUM_FRAMES), shortest_s=1, progress=lambda *c: counts.append(c), show=shown.append
     )
     done, totals = zip(*counts, strict=True)
-    assert list(done) == list(range(1, totals[0] + 1)) and set(totals) == {len(counts)} and len(shown) == -(-len(counts) // 8)
+    assert list(done) == list(range(1, totals[0] + 1)) and set(totals) == {len(counts)} and len(shown) == -(-len(counts) // BATCH)
 
 
 def test_a_stage_1_editor_and_a_missing_folder_are_refused(lipsync, person, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from comfy_fixtures import VERSIONS
 from graphs import NOTES, input_specs, to_prompt, upstream
+from sketch import PREVIEWING
 
 from flashlips_core.media import load_audio, probe, read_frames, write_video
 
@@ -124,6 +125,7 @@ def test_a_workflow_runs_to_a_playable_file(path: Path, engine, clips, training_
     prompt = shortened(json.loads((path.parent / "api" / path.name).read_text(encoding="utf-8")), clips)
     run = engine.run(prompt)
     assert run.is_success, run.errors
+    assert run.previewed >= {key for key, node in prompt.items() if node["class_type"] in PREVIEWING}
     [saved] = [entry for shown in run.ui.values() for entry in shown.get("images", []) if entry["filename"].endswith(".mp4")]
     file = engine.base / saved["type"] / saved["subfolder"] / saved["filename"]
     info, pictures = probe(file), [frame.planes[0] for frame in read_frames(file)]

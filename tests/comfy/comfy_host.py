@@ -60,6 +60,16 @@ class Run:
         return [name for name, _ in self.events]
 
     @property
+    def previewed(self) -> set[str]:
+        """Nodes that showed a picture while they worked."""
+        found, node = set(), None
+        for name, data in self.events:
+            node = data["node"] if name == "executing" else node
+            if name == "preview_picture":
+                found.add(node)
+        return found
+
+    @property
     def cached(self) -> set[str]:
         """Nodes that were not executed again."""
         return {node for name, data in self.events if name == "execution_cached" for node in data["nodes"]}

@@ -98,7 +98,9 @@ class Engine:
         return [plain(slot[0] if len(slot) == 1 else slot) for slot in entry.outputs]
 
     def _collect(self, event: object, data: object, sid: str | None = None) -> None:
-        if isinstance(event, str):  # the others are preview pictures
+        if not isinstance(event, str):  # a picture on the node that is executing: kind, image, largest side
+            self.events.append(("preview_picture", {"size": data[1].size}))
+        else:
             self.events.append((event, data))
             if (event, sum(name == event for name, _ in self.events)) == self.interrupt_at:
                 self.nodes.interrupt_processing()
