@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import wave
 from dataclasses import replace
 from itertools import islice
@@ -75,6 +76,11 @@ def shortened(prompt: dict, clips: dict[str, Path]) -> dict:
                 node["inputs"][name] = CUT_AT.get(value, value)
         node["inputs"] |= QUICK.get(node["class_type"], {})
     return cut
+
+
+def test_the_pack_loads_without_a_warning(engine) -> None:
+    logged = engine.packs[engine.base / "custom_nodes" / "flashlips"]
+    assert not re.search("warn|error|deprecat|traceback", logged, re.IGNORECASE), logged
 
 
 def test_there_are_the_promised_workflows() -> None:

@@ -110,7 +110,7 @@ class Engine(Process):
     def __init__(self, version: str, base: Path, *arguments: str) -> None:
         super().__init__("engine", version, base, *arguments)
         self._answers: queue.Queue = queue.Queue()
-        self.packs: set[Path] = set()
+        self.packs: dict[Path, str] = {}  # those that are loaded, and what was logged meanwhile
         threading.Thread(target=self._read, daemon=True).start()
         try:
             self._ask("start", START_S)
@@ -120,8 +120,9 @@ class Engine(Process):
 
     def load(self, pack: Path) -> list[str]:
         """Load a pack as ComfyUI does; returns the ids of the nodes that it adds."""
+        before = self.log.stat().st_size
         names = self._ask("load", START_S, pack=str(pack))
-        self.packs.add(pack)
+        self.packs[pack] = self.log.read_bytes()[before:].decode(errors="replace")
         return names
 
     def node_info(self, node_id: str) -> dict:
