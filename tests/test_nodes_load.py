@@ -271,6 +271,44 @@ def test_our_codec_is_a_vae_that_core_encodes_and_decodes_with(stocked, model_fo
         assert torch.allclose(run.outputs[kept][0], decoded, atol=1e-4)
 
 
+CORE_VAE = """
+import sys, comfy.taesd.taesd, comfy.utils, torch
+[models] = [module for name, module in sys.modules.items() if name.endswith(".bridge_models")]
+
+def stock(path):
+    torch.manual_seed(0)
+    scale = {"vae_scale": torch.tensor(models.SDXL_SCALE), "vae_shift": torch.tensor(0.0)}
+    shapes = comfy.taesd.taesd.TAESD(latent_channels=4).state_dict()  # ComfyUI leaves new weights as memory was
+    comfy.utils.save_torch_file({name: 0.1 * torch.randn(value.shape) for name, value in shapes.items()} | scale, path)
+
+@torch.inference_mode()
+def differences(value):
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    codec, core = models.codec_of(value), value.encode(images.movedim(1, -1))
+    latents = codec.encode(images * 2 - 1)
+    decoded = (codec.decode(latents).movedim(1, -1).clamp(-1, 1) + 1) / 2
+    far = [latents - core * models.SDXL_SCALE, decoded - value.decode(core)]
+    return type(codec).__name__, [float(x.abs().max()) for x in far]
+"""
+
+
+@pytest.mark.comfy
+def test_a_vae_of_cores_is_a_codec(stocked, tmp_path) -> None:
+    """A tiny autoencoder in SDXL's latent space, from models/vae, as the core wraps it and as ComfyUI itself uses it."""
+    (tmp_path / "code.py").write_text(CORE_VAE)
+    folder = stocked.base / "models" / "vae"
+    folder.mkdir(parents=True, exist_ok=True)
+    stocked.call(f"{tmp_path / 'code.py'}:stock", path=str(folder / "tiny_xl.safetensors"))
+    prompt = {
+        "vae": node("FlashLipsLoadCodec", name="tiny_xl.safetensors"),
+        "far": node("TestMake", code=f"{tmp_path / 'code.py'}:differences", value=["vae", 0]),
+    }
+    run = stocked.run(prompt, "far")
+    assert run.is_success, run.errors
+    kind, far = run.outputs["far"][0]
+    assert kind == "CallableCodec" and max(far) < 1e-4
+
+
 @pytest.mark.comfy
 def test_our_audio_encoder_runs_in_cores_audio_encoder_encode(stocked) -> None:
     prompt = {

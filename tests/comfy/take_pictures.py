@@ -34,6 +34,7 @@ DOCS, WORKFLOWS = ROOT / "js" / "docs", ROOT / "workflows"
 VIEW = {"width": 1600, "height": 1400}
 MARGIN_X, MARGIN_Y = 90, 24  # around a node, in pixels
 THUMBNAIL = 400
+PICTURE_BYTES, README_BYTES = 40_000, 100_000
 SHOWN, GAP = 250, 4  # height of its part that shows what the run has made; between two pictures
 FITTED = 0.94  # of the view's width that a graph takes
 README, FRONT_DOOR, README_WIDTH = "readme", "dub_video", 1000
@@ -85,8 +86,19 @@ def main() -> None:
                     picture, path = thumbnail(server, page, graph, name in ABOUT_PICTURES), WORKFLOWS / f"{name}.jpg"
                 else:
                     picture, path = node_picture(page, graph, name), DOCS / f"{name}.jpg"
-                picture.convert("RGB").save(path, quality=82, optimize=True)
+                save_small(picture, path)
                 print(path.relative_to(ROOT), picture.size, path.stat().st_size, "bytes")
+
+
+def save_small(picture: Image.Image, path: Path) -> None:
+    """As a JPEG that a node's help page or the template browser may carry: larger ones lose size first, then quality."""
+    limit = README_BYTES if path.parent.name == "docs" and path.parent.parent == ROOT else PICTURE_BYTES
+    picture = picture.convert("RGB")
+    for quality, width in ((82, picture.width), (75, picture.width), (75, 640), (65, 560)):
+        smaller = ImageOps.contain(picture, (width, picture.height)) if width < picture.width else picture
+        smaller.save(path, quality=quality, optimize=True)
+        if path.stat().st_size < limit:
+            return
 
 
 def home_of(node: str, graphs: dict[str, dict]) -> str:
