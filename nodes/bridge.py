@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ from ..flashlips_core.types import Audio, FlashLipsError, Frame, Recording
 
 PREVIEW_S = 0.5  # a preview picture at most this often
 PREVIEW_PX = 512  # its longest side
+Picture = Frame | Tensor | Callable[[], Tensor]
+"""For a preview: a frame, an image (3, H, W) in [-1, 1], or what makes one when it is wanted."""
 PART_PREFIX = "flashlips-part-"  # of trimmed videos in the temp folder
 
 
@@ -70,20 +72,20 @@ class Run:
 
     def __init__(self, total: int) -> None:
         self.bar = comfy.utils.ProgressBar(total)
-        self.frame: Frame | Tensor | None = None
+        self.frame: Picture | None = None
         self.shown_at = 0.0
 
     def beat(self) -> None:
         """Stop here if the user has pressed Cancel (a BaseException)."""
         management.throw_exception_if_processing_interrupted()
 
-    def show(self, picture: Frame | Tensor) -> None:
-        """Remember a picture for the preview: a frame, or an image (3, H, W) in [-1, 1]. Costs nothing."""
+    def show(self, picture: Picture) -> None:
+        """Remember a picture for the preview. Costs nothing."""
         self.frame = picture
 
     def show_image(self, picture: Tensor) -> None:
         """The same of one of ComfyUI's images, (3, H, W) in [0, 1]."""
-        self.show(picture * 2 - 1)
+        self.show(lambda: picture * 2 - 1)
 
     def progress(self, done: int, total: int) -> None:
         """Move the bar; now and then with the picture that was shown last."""
@@ -105,7 +107,8 @@ def running(total: int = 1) -> Iterator[Run]:
         run.frame = None
 
 
-def _picture(picture: Frame | Tensor) -> Image.Image:
+def _picture(picture: Picture) -> Image.Image:
+    picture = picture() if callable(picture) else picture
     return Image.fromarray(to_bytes(whole_picture(picture, PREVIEW_PX) if isinstance(picture, Frame) else picture))
 
 

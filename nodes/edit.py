@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -316,7 +317,7 @@ class EditLatents(io.ComfyNode):
         batch = models.batch_size(8)
         with bridge.running(len(samples)) as run, models.on_device(editor, memory_bytes=_memory(editor, batch)):
             settings = (reference_poses, strength, editor.is_stage_1, batch)
-            callbacks = {"progress": run.progress, "show": lambda latent: run.show(models.latent_picture(latent))}
+            callbacks = {"progress": run.progress, "show": lambda latent: run.show(partial(models.latent_picture, latent))}
             edited = edit_latents(editor.network, samples, shown, poses, *settings, **callbacks)
         return io.NodeOutput({**target, "samples": edited / SDXL_SCALE})
 

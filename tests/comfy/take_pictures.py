@@ -30,7 +30,7 @@ from PIL import Image, ImageOps  # noqa: E402
 
 import dev  # noqa: E402
 
-DOCS, WORKFLOWS = ROOT / "js" / "docs", ROOT / "workflows"
+DOCS, WORKFLOWS, README_PICTURE = ROOT / "js" / "docs", ROOT / "workflows", ROOT / "docs" / "comfyui.jpg"
 VIEW = {"width": 1600, "height": 1400}
 MARGIN_X, MARGIN_Y = 90, 24  # around a node, in pixels
 THUMBNAIL = 400
@@ -81,7 +81,7 @@ def main() -> None:
             page.wait_for_timeout(LOADED_MS)
             for name in (name for name, home in homes.items() if home == workflow):
                 if name == README:
-                    picture, path = whole_graph(page, graph), ROOT / "docs" / "comfyui.jpg"
+                    picture, path = whole_graph(page, graph), README_PICTURE
                 elif name in graphs:
                     picture, path = thumbnail(server, page, graph, name in ABOUT_PICTURES), WORKFLOWS / f"{name}.jpg"
                 else:
@@ -92,7 +92,7 @@ def main() -> None:
 
 def save_small(picture: Image.Image, path: Path) -> None:
     """As a JPEG that a node's help page or the template browser may carry: larger ones lose size first, then quality."""
-    limit = README_BYTES if path.parent.name == "docs" and path.parent.parent == ROOT else PICTURE_BYTES
+    limit = README_BYTES if path == README_PICTURE else PICTURE_BYTES
     picture = picture.convert("RGB")
     for quality, width in ((82, picture.width), (75, picture.width), (75, 640), (65, 560)):
         smaller = ImageOps.contain(picture, (width, picture.height)) if width < picture.width else picture
