@@ -29,6 +29,7 @@ CROP_PX = 256
 STORED_MARGIN = 1.25  # stored crops are this much wider than the editor's, so that augmentation can shift and turn them
 FACE_REGION = (-0.125, -0.125, 1.125, 1.125)  # of a stored face crop, as shares of the editor's square: left, top, right, bottom
 IRISES, NOSE_TIP, MOUTH_CORNERS = (468, 473), 4, (61, 291)  # MediaPipe's indices; 468 and 61 lie image-left
+HEAD = "head"  # how the names of rendered heads begin, and nobody else's
 NUM_LIP_POINTS = 40  # the first landmarks of the files: outer then inner lip outline
 
 
@@ -117,6 +118,16 @@ def _cut_region(image: np.ndarray, box: np.ndarray, size: int, region: tuple[flo
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     crop = F.grid_sample(pixels, grid, mode="bicubic", padding_mode="border", align_corners=False)
     return crop[0].round_().clamp_(0, 255).byte().permute(1, 2, 0).numpy()
+
+
+def is_head(speaker: str) -> bool:
+    """Whether this is a rendered head."""
+    return speaker.startswith(HEAD)
+
+
+def has_store(folder: str | Path) -> bool:
+    """Whether a whole :class:`CropStore` lies there."""
+    return (Path(folder) / "table.npz").is_file()
 
 
 class CropStore:

@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import TINY_EDITOR, tiny_codec
 
-from flashlips_core.codec import Codec
 from flashlips_core.data import CropStore
-from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
-from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
 from flashlips_core.train import augment
@@ -29,16 +28,6 @@ from flashlips_core.train.editor_data import (
 from flashlips_core.train.logs import read_rows
 from flashlips_core.types import FlashLipsError
 
-TINY_EDITOR = EditorUNetConfig(
-    channels=(16, 16),
-    encoder_blocks=(1, 1),
-    decoder_blocks=(1, 1),
-    reference_channels=16,
-    reference_blocks=1,
-    condition_dim=16,
-    head_dim=16,
-)
-
 
 def frames(cells: int = 32):
     torch.manual_seed(0)
@@ -55,12 +44,6 @@ def frames(cells: int = 32):
         reference_poses=torch.arange(3.0)[:, None, None].expand(3, 6, 12),
         rows_of_group=groups, groups_of_speaker={"a": [0, 1], "b": [2]},
     )  # fmt: skip
-
-
-def tiny_codec():
-    torch.manual_seed(0)
-    config = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
-    return Codec(MiniCodec(config), "tiny", None)
 
 
 def test_targets_and_references_come_from_one_group_and_speakers_evenly():

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from test_dataset import DEMO, QUICK, DemoFace, at, write_clip
+from tiny import TINY_CODEC, put_tiny_judges_in
 
 from flashlips_core import checkpoint
 from flashlips_core.cli import main
-from flashlips_core.codec import Codec, load_codec
+from flashlips_core.codec import load_codec
 from flashlips_core.data import STORED_MARGIN, CropStore
 from flashlips_core.dataset import videos as measuring
 from flashlips_core.dataset.build import build
@@ -24,12 +25,11 @@ from flashlips_core.dataset.read import ShardCrops, ShardReader
 from flashlips_core.expression import MEDIAPIPE_BLENDSHAPES
 from flashlips_core.face_motion import INNER_PAIRS, LANDMARKS, OUTER_LIPS
 from flashlips_core.loading import STAGE_1, load_network
-from flashlips_core.losses import VGG19_CONVS, PerceptualLoss, VGGFeatures
 from flashlips_core.media import load_audio, read_frames
-from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
-from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.models.codec_mini import MiniCodec
+from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.pipeline import LipSync
-from flashlips_core.train import lip, paper, paper_stages, pose_tracks, stages
+from flashlips_core.train import lip, pose_tracks, stages
 from flashlips_core.train.material import SET_FACES, cut_mouths, open_material
 from flashlips_core.train.pose_tracks import OTHERS_SHARE, SILENT_SHARE, PoseLabels, PoseTracks
 from flashlips_core.types import FlashLipsError
@@ -37,11 +37,6 @@ from flashlips_core.types import FlashLipsError
 PX, FRAMES, HIDDEN_EVERY = 128, 40, 7
 # Names that mean something in GRID: a speaker out of sync there, and the beginning of a rendered head's
 SPLITS = {"s4": "train", "headley": "train", "val": "val", "tess": "test"}
-TINY_CODEC = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
-TINY_EDITOR = EditorUNetConfig(
-    channels=(16, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), reference_channels=16, reference_blocks=1,
-    condition_dim=16, head_dim=16,
-)  # fmt: skip
 SETTINGS = replace(QUICK, crop_px=PX, limits=Limits(min_seconds=1.0, min_sync=-1.0, max_lag=12, keep_silent=True))
 
 
@@ -269,16 +264,7 @@ def test_where_many_people_speak_none_is_drawn_more_than_their_clips_are():
 
 
 def test_the_papers_stages_learn_from_a_built_set(built, teachers, trained, tmp_path, monkeypatch):
-    tiny = Codec(MiniCodec(TINY_CODEC), "tiny", None)
-
-    class Embedding(torch.nn.Flatten):
-        name, is_stand_in = "flat", True
-
-    perceptual = PerceptualLoss(VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5)), "VGG19")
-    monkeypatch.setattr(paper_stages, "load_codec", lambda source, device: tiny)
-    monkeypatch.setattr(paper, "load_perceptual", lambda weights, device: perceptual)
-    monkeypatch.setattr(paper, "load_identity", lambda weights, device: Embedding())
-    monkeypatch.setitem(paper.NETWORKS, "tiny", lambda: EditorUNet(TINY_EDITOR))
+    put_tiny_judges_in(monkeypatch)
     (tmp_path / "mouths").symlink_to(trained / "mouths")
     small = ["--preset", "full", "steps=1", "batch_size=2", "precision=fp32", "tensorboard=False"]
     pixels = ["references=1", "crop_px=64"]

@@ -8,14 +8,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
 
-from flashlips_core.codec import Codec
 from flashlips_core.expression import NUM_FEATURES
 from flashlips_core.losses import VGG19_CONVS, IdentityLoss, PerceptualLoss, VGGFeatures
-from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
-from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
 from flashlips_core.models.masks import lower_face_mask
 from flashlips_core.train import paper
@@ -25,11 +24,7 @@ from flashlips_core.train.paper_data import PictureSource, inside, picture_batch
 from flashlips_core.types import FlashLipsError
 
 PX = 64
-UNET = EditorUNetConfig(
-    channels=(16, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), reference_channels=16, reference_blocks=1,
-    condition_dim=16, head_dim=16,
-)  # fmt: skip
-EDITORS = {"unet": lambda: EditorUNet(UNET), "transformer": lambda: EditorTransformer(TRANSFORMER_TINY)}
+EDITORS = {"unet": lambda: EditorUNet(TINY_EDITOR), "transformer": lambda: EditorTransformer(TRANSFORMER_TINY)}
 
 
 class Pixels(nn.Module):
@@ -72,10 +67,8 @@ def randomised(network, seed=0):
 
 
 def judge(recompute=False):
-    torch.manual_seed(0)
-    config = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
-    vgg = VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5))
-    return paper.PaperJudge(Codec(MiniCodec(config), "tiny", None), PerceptualLoss(vgg, "VGG"), IdentityLoss(Pixels()), recompute)
+    codec, vgg = tiny_codec(), VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5))
+    return paper.PaperJudge(codec, PerceptualLoss(vgg, "VGG"), IdentityLoss(Pixels()), recompute)
 
 
 def lip_encoder():
@@ -139,7 +132,7 @@ def test_what_is_hidden_does_not_reach_the_editor():
 def test_decoding_crop_by_crop_gives_the_same_losses_and_gradients():
     results = []
     for recompute in (False, True):
-        network = randomised(EditorUNet(UNET))
+        network = randomised(EditorUNet(TINY_EDITOR))
         losses = paper.masked_step(judge(recompute), paper.read_by(lip_encoder()))(network, batch_of(), torch.Generator())
         sum(losses.values()).backward()
         results.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
@@ -147,7 +140,7 @@ def test_decoding_crop_by_crop_gives_the_same_losses_and_gradients():
 
 
 def test_the_teacher_learns_from_the_reconstruction():
-    network = paper.TaughtEditor(randomised(EditorUNet(UNET)), teacher())
+    network = paper.TaughtEditor(randomised(EditorUNet(TINY_EDITOR)), teacher())
     step = paper.masked_step(judge(), paper.read_by_teacher)
     losses = step(network, batch_of(), torch.Generator().manual_seed(0))
     assert "spread" in losses
@@ -159,7 +152,7 @@ def test_the_teacher_learns_from_the_reconstruction():
 
 
 def test_a_variant_whose_pose_is_not_read_back_becomes_the_frame_itself(monkeypatch):
-    network, seen = randomised(EditorUNet(UNET)), {}
+    network, seen = randomised(EditorUNet(TINY_EDITOR)), {}
     judged = judge()
     original = paper.PaperJudge.losses
 
@@ -198,7 +191,7 @@ def test_both_stages_run_one_after_the_other_and_leave_sheets(tmp_path, kind):
 def test_steps_name_no_device():
     """With every tensor on another device than the default one, a forgotten device would be an error."""
     device = torch.device("meta")
-    network, judged = randomised(EditorUNet(UNET)).to(device), judge()
+    network, judged = randomised(EditorUNet(TINY_EDITOR)).to(device), judge()
     for part in (judged.codec, judged.perceptual, judged.identity):
         part.to(device)
     values = {name: None if value is None else value.to(device) for name, value in vars(batch_of()).items()}

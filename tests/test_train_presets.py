@@ -8,16 +8,15 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from tiny import TINY_CODEC, TINY_EDITOR, put_tiny_judges_in
 
 from flashlips_core import checkpoint
-from flashlips_core.codec import Codec
 from flashlips_core.data import CropStore
 from flashlips_core.loading import STAGE_1, load_network
-from flashlips_core.losses import VGG19_CONVS, PerceptualLoss, VGGFeatures
-from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
-from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.models.codec_mini import MiniCodec
+from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import STAGES, codec, detail, editor, lip, material, paper, paper_stages, poses, run_stage, stages
+from flashlips_core.train import STAGES, codec, detail, editor, lip, material, paper, poses, run_stage, stages
 from flashlips_core.train.editor_data import window_of
 from flashlips_core.train.loop import TrainConfig
 from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
@@ -28,10 +27,6 @@ FUNCTIONS = {
     "editor": editor.train_editor, "refinement": editor.refine_editor, "detail": detail.train_detail,
 }  # fmt: skip
 OF_STAGE = {"network", "vgg_stages"}  # the stage turns these into the function's arguments
-TINY = EditorUNetConfig(
-    channels=(16, 16), encoder_blocks=(1, 1), decoder_blocks=(1, 1), reference_channels=16, reference_blocks=1,
-    condition_dim=16, head_dim=16,
-)  # fmt: skip
 
 
 @pytest.mark.parametrize("stage", FUNCTIONS)
@@ -118,17 +113,7 @@ def place(tmp_path, monkeypatch):
     torch.manual_seed(0)
     reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32))
     checkpoint.save(reader, folder / "lip-encoder.safetensors", "lip-encoder", {})
-    config = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
-    tiny = Codec(MiniCodec(config), "tiny", None)
-
-    class Embedding(torch.nn.Flatten):
-        name, is_stand_in = "flat", True
-
-    perceptual = PerceptualLoss(VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5)), "VGG19")
-    monkeypatch.setattr(paper_stages, "load_codec", lambda source, device: tiny)
-    monkeypatch.setattr(paper, "load_perceptual", lambda weights, device: perceptual)
-    monkeypatch.setattr(paper, "load_identity", lambda weights, device: Embedding())
-    monkeypatch.setitem(paper.NETWORKS, "tiny", lambda: EditorUNet(TINY))
+    put_tiny_judges_in(monkeypatch)
     return folder
 
 
@@ -186,9 +171,8 @@ def test_the_looks_are_as_strong_and_as_large_as_was_asked(tmp_path, monkeypatch
 
 def test_the_detail_stage_starts_from_the_plain_codec_each_time(tmp_path):
     torch.manual_seed(0)
-    config = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
-    checkpoint.save(MiniCodec(config), tmp_path / "codec.safetensors", "codec", {})
-    checkpoint.save(EditorUNet(TINY), tmp_path / "editor.safetensors", "editor", {})
+    checkpoint.save(MiniCodec(TINY_CODEC), tmp_path / "codec.safetensors", "codec", {})
+    checkpoint.save(EditorUNet(TINY_EDITOR), tmp_path / "editor.safetensors", "editor", {})
     save_looks(tmp_path / "looks_toy")
     made = []
     for _ in range(2):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..codec import Codec, load_codec
-from ..data import STORED_MARGIN, CropStore
+from ..data import STORED_MARGIN, CropStore, is_head
 from ..losses import sharpness_loss
 from ..models.codec_mini import MiniCodec, MiniCodecConfig
 from ..models.layers import ConvBlock
@@ -54,7 +54,7 @@ def balanced_row(stores: list[CropStore], generator: torch.Generator) -> tuple[C
 
 def _is_head(pool: tuple[CropStore, int]) -> bool:
     store, clip = pool
-    return str(store.speakers[clip]).startswith("head")
+    return is_head(str(store.speakers[clip]))
 
 
 def _pick(items: list | np.ndarray, generator: torch.Generator):

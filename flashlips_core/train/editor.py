@@ -280,7 +280,7 @@ def train_editor(
     network = EditorUNet(config).to(memory_format=torch.channels_last)
     if start is not None:
         network.load_state_dict(start.state_dict())
-    judge = Judge(codec, lip_encoder, perceptual, texture > 0)
+    judge = Judge(codec, lip_encoder, perceptual, is_textured=texture > 0)
     weights = WEIGHTS | {"readback": readback, "texture": texture}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
     batches = editor_batches(frames, batch_size, references)
@@ -314,7 +314,7 @@ def refine_editor(
         texture: weight of the amount of fine detail; 0 leaves it out.
         references: how many a batch has, four times out of five.
     """
-    network, judge = copy.deepcopy(drawer).requires_grad_(True), Judge(codec, lip_encoder, perceptual, texture > 0)
+    network, judge = copy.deepcopy(drawer).requires_grad_(True), Judge(codec, lip_encoder, perceptual, is_textured=texture > 0)
     weights = WEIGHTS | {"readback": readback, "texture": texture}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
     batches = editor_batches(frames, batch_size, references)

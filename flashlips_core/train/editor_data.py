@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..codec import CELL_PX, Codec
-from ..data import CROP_PX, STORED_MARGIN, CropStore
+from ..data import CROP_PX, STORED_MARGIN, CropStore, is_head
 from ..models.lip_encoder import LipEncoder
 from ..pixels import from_bytes, to_bytes
 from ..types import FlashLipsError, Progress
@@ -196,16 +196,16 @@ def load_frames(folders: list[str | Path]) -> EditorFrames:
 
 def draw_rows(frames: EditorFrames, count: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Rows of targets (count,), by speaker first, and for each a neighbour with another mouth (count,)."""
-    heads = [s for s in sorted(frames.groups_of_speaker) if s.startswith("head")]
-    people = [s for s in sorted(frames.groups_of_speaker) if not s.startswith("head")]
+    heads = [s for s in sorted(frames.groups_of_speaker) if is_head(s)]
+    people = [s for s in sorted(frames.groups_of_speaker) if not is_head(s)]
 
     def pick(items: list | np.ndarray):
         return items[int(torch.randint(len(items), (), generator=generator))]
 
     targets = []
     for _ in range(count):
-        is_head = heads and (not people or float(torch.rand((), generator=generator)) < HEAD_SHARE)
-        targets.append(pick(frames.rows_of_group[pick(frames.groups_of_speaker[pick(heads if is_head else people)])]))
+        takes_head = heads and (not people or float(torch.rand((), generator=generator)) < HEAD_SHARE)
+        targets.append(pick(frames.rows_of_group[pick(frames.groups_of_speaker[pick(heads if takes_head else people)])]))
     return np.array(targets), np.array([_other_mouth(frames, row, generator) for row in targets])
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import STORED_MARGIN, Clip, CropStore
+from ..data import HEAD, STORED_MARGIN, Clip, CropStore
 from ..expression import MEDIAPIPE_BLENDSHAPES
 from ..face_motion import LANDMARKS, FaceMotion, measure_frames, measure_video
 from ..types import Progress
@@ -51,7 +51,7 @@ def head_clips(
             rows_of_clip.append(rows)
             five = motion.landmarks[rows][:, FIVE]
             clips.append(Clip(
-                f"heads/train/{number:04d}", f"head{identity[rows[0]]:03d}", "", np.ones(len(rows), bool),
+                f"heads/train/{number:04d}", f"{HEAD}{identity[rows[0]]:03d}", "", np.ones(len(rows), bool),
                 motion.landmarks[rows][:, LANDMARKS], motion.blendshapes[rows], five,
             ))  # fmt: skip
     return clips, rows_of_clip

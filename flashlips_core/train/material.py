@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..audio import to_mono_16k
-from ..data import STORED_MARGIN, Clip, CropStore, load_clips
+from ..data import STORED_MARGIN, Clip, CropStore, has_store, load_clips
 from ..dataset.read import FEWEST_FACES, SampleTable, ShardCrops, read_tables, to_crops
 from ..expression import MEDIAPIPE_BLENDSHAPES
 from ..face_motion import LANDMARKER_FILE, LANDMARKS
@@ -34,7 +34,7 @@ PEOPLE, FIRST, SET_FACES = "crops_people", "crops_s1", "crops_set"  # face store
 UNSYNCED = ("s4", "s33", "s25", "uG")  # GRID's speakers whose sound and picture disagree, or it cannot be decided
 LABEL_FOLDERS = {"s1": "grid_s1", "grid_people": "grid_people"}  # first part of a GRID clip's id -> folder of the data
 CUT_AT_ONCE = 32  # crops of a set that are in memory while mouths are cut
-IN_A_SET = "set/"  # before identities, so that none is taken for a rendered head's, which begin with "head"
+IN_A_SET = "set/"  # before identities, so that none is taken for a rendered head's, see data.HEAD
 
 
 class Material(Protocol):
@@ -111,7 +111,7 @@ class GridFolders:
         return [replace(c, has_voice=c.speaker not in UNSYNCED) for c in clips]
 
     def is_stored(self, name: str) -> bool:
-        return (self.folder / name / "table.npz").is_file()
+        return has_store(self.folder / name)
 
     def faces(self, name: str, crop_px: int | None = None) -> CropStore:
         folder = self.folder / name
@@ -151,13 +151,13 @@ class BuiltSet:
     def __init__(self, data: Path, folder: Path) -> None:
         self.data, self.folder = data, folder
         self.title = f"the training set '{data.resolve().name}'"
-        heads = " and ICT-FaceKit renders (MIT)" if (folder / HEADS / "table.npz").is_file() else ""
+        heads = " and ICT-FaceKit renders (MIT)" if has_store(folder / HEADS) else ""
         self.credit = f"trained on {self.title}{heads}"
 
     def prepare(self, weights: Path, stored_px: int, progress: Progress | None = None) -> None:
         """Cut the mouths out of the stored crops."""
         clips = self.clips()
-        if not (self.folder / MOUTHS / "table.npz").is_file():
+        if not has_store(self.folder / MOUTHS):
             total = sum(int(c.found.sum()) for c in clips)
             CropStore.write(clips, map(self._mouths_of, clips), self.folder / MOUTHS, total, lip.STORED_PX, progress)
 

@@ -17,7 +17,7 @@ import torch
 
 from .. import checkpoint
 from ..codec import CELL_PX, load_codec
-from ..data import Clip, CropStore
+from ..data import Clip, CropStore, has_store
 from ..face_motion import LANDMARKER_FILE
 from ..loading import STAGE_1, load_network
 from ..losses import load_perceptual
@@ -86,7 +86,7 @@ def face_stores(run: Run) -> list[CropStore]:
 def mouth_samples(run: Run) -> tuple[lip.LipSamples, list[Clip]]:
     """Stored mouths of all clips, of which the training clips alone are drawn; and the clips."""
     folder, clips = run.folder / MOUTHS, run.material.clips()
-    if not (folder / "table.npz").is_file():
+    if not has_store(folder):
         raise FlashLipsError(f"No mouths in {folder}; run the stage 'prepare' first.")
     store, known = CropStore(folder), {c.id for c in clips}
     if any(str(i) not in known for i in store.clip_ids):
@@ -153,7 +153,7 @@ def heads(run: Run) -> Path:
 
 
 def _has_heads(run: Run) -> bool:
-    return (run.folder / HEADS / "table.npz").is_file()
+    return has_store(run.folder / HEADS)
 
 
 def lip_encoder(run: Run) -> Path:

@@ -3,7 +3,8 @@
     python tests/comfy/bench_cancel.py --times 8
 
 Runs the bundled workflows that hold the long nodes in the real server, on the CPU, and presses Cancel over HTTP at moments spread
-over each run; every node is asked while it works, at least once. Needs the environment that ``python dev.py test`` makes.
+over each run. A node that ends before Cancel comes is not counted, so a quick one may be missing from the result. Needs the
+environment that ``python dev.py test`` makes.
 """
 
 from __future__ import annotations

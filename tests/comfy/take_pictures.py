@@ -71,8 +71,7 @@ def main() -> None:
     parser.add_argument("names", nargs="+", help="node ids and names of workflows")
     wanted = parser.parse_args().names
     graphs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(WORKFLOWS.glob("*.json"))}
-    homes = {name: name if name in graphs else home_of(name, graphs) for name in wanted if name != README}
-    homes |= {README: FRONT_DOOR} if README in wanted else {}
+    homes = {name: home_of(name, graphs) for name in wanted}
     with comfy_page() as (server, page):
         for workflow in dict.fromkeys(homes.values()):
             graph = graphs[workflow]
@@ -91,7 +90,7 @@ def main() -> None:
 
 
 def save_small(picture: Image.Image, path: Path) -> None:
-    """As a JPEG that a node's help page or the template browser may carry: larger ones lose size first, then quality."""
+    """As a JPEG that a node's help page or the template browser may carry: larger ones lose quality, then size."""
     limit = README_BYTES if path == README_PICTURE else PICTURE_BYTES
     picture = picture.convert("RGB")
     for quality, width in ((82, picture.width), (75, picture.width), (75, 640), (65, 560)):
@@ -101,11 +100,13 @@ def save_small(picture: Image.Image, path: Path) -> None:
             return
 
 
-def home_of(node: str, graphs: dict[str, dict]) -> str:
-    """The first workflow that has this node."""
-    found = [name for name, graph in graphs.items() if any(entry["type"] == node for entry in graph["nodes"])]
+def home_of(wanted: str, graphs: dict[str, dict]) -> str:
+    """The workflow of this name, or the first one that has this node."""
+    if wanted == README or wanted in graphs:
+        return FRONT_DOOR if wanted == README else wanted
+    found = [name for name, graph in graphs.items() if any(entry["type"] == wanted for entry in graph["nodes"])]
     if not found:
-        sys.exit(f"'{node}' is neither a workflow nor a node of one; name one of {', '.join(graphs)} or a node's id.")
+        sys.exit(f"'{wanted}' is neither a workflow nor a node of one; name one of {', '.join(graphs)}, {README} or a node's id.")
     return found[0]
 
 
