@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from einops import rearrange
@@ -21,10 +23,10 @@ from flashlips_core.models.editor_transformer import (
 from flashlips_core.types import FlashLipsError
 
 
-def trained_like(seed: int = 0) -> EditorTransformer:
+def trained_like(seed: int = 0, config: EditorTransformerConfig = TRANSFORMER_TINY) -> EditorTransformer:
     """A tiny editor in float64 whose zero-initialised layers are given weights, so that every path matters."""
     torch.manual_seed(seed)
-    editor = EditorTransformer(TRANSFORMER_TINY).double()
+    editor = EditorTransformer(config).double()
     for parameter in editor.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     return editor
@@ -128,6 +130,20 @@ def test_positions_are_places_in_the_crop_at_either_size():
     for a, b in zip(small, large, strict=True):  # a token at 256 px sits between its four at 512 px
         four = b.view(16, 2, 16, 2, -1).mean((1, 3)).flatten(0, 1)
         torch.testing.assert_close(a, four, rtol=0, atol=0.04)
+
+
+def test_a_window_is_edited_as_its_places_in_the_crop_and_nothing_else_is():
+    windowed = replace(TRANSFORMER_TINY, window=(0.25, 0.5, 0.75, 1.0))
+    editor, (z_input, z_refs, poses) = trained_like(config=windowed), sample()
+    edited = editor(z_input, editor.prepare_references(z_refs), poses)
+    changed = (edited != z_input).any(1).any(0)
+    assert changed[4:, 2:6].all() and changed.sum() == 16
+    elsewhere = z_input.clone()
+    elsewhere[..., :4, :] = 0
+    assert torch.equal(editor(elsewhere, editor.prepare_references(z_refs), poses)[..., 4:, :], edited[..., 4:, :])
+    whole = rope_2d(4, 4, windowed, z_input.device)
+    for part, full in zip(editor._rope(z_input), whole, strict=True):
+        assert torch.equal(part, full.unflatten(0, (4, 4))[2:, 1:3].flatten(0, 1))
 
 
 def test_checkpoint_round_trip_keeps_config_and_result(tmp_path):

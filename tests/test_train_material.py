@@ -121,6 +121,7 @@ STAGES = {
     "looks": ["crop_px=256"],  # the small editor needs it
     "editor": ["steps=1", "batch_size=4"],
     "refinement": ["steps=1", "batch_size=4"],
+    "distil": ["steps=1", "batch_size=8"],
     "detail": ["steps=1", "batch_size=4"],
     "poses": ["steps=2", "batch=4", "num_frames=20", "variants=1", "validate_every=2"],
 }

@@ -16,7 +16,7 @@ from flashlips_core.loading import STAGE_1, load_network
 from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import STAGES, codec, detail, editor, lip, material, paper, poses, run_stage, stages
+from flashlips_core.train import STAGES, codec, detail, distil, editor, lip, material, paper, poses, run_stage, stages
 from flashlips_core.train.editor_data import window_of
 from flashlips_core.train.loop import TrainConfig
 from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
@@ -25,8 +25,9 @@ from flashlips_core.types import FlashLipsError
 FUNCTIONS = {
     "codec": codec.train_codec, "lip-teacher": lip.train_teacher, "lip-encoder": lip.train_student,
     "editor": editor.train_editor, "refinement": editor.refine_editor, "detail": detail.train_detail,
+    "distil": distil.distil_editor,
 }  # fmt: skip
-OF_STAGE = {"network", "vgg_stages"}  # the stage turns these into the function's arguments
+OF_STAGE = {"network", "teacher", "vgg_stages"}  # the stage turns these into the function's arguments
 
 
 @pytest.mark.parametrize("stage", FUNCTIONS)

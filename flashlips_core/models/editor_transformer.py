@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import FlashLipsError
+from .editor_unet import UNET_MINI
 from .layers import RecomputedBlock
+from .window import WHOLE_CROP, Window, WindowedEditor
 
 ROPE_THETA = 100.0  # vision transformers with axial RoPE use 100: positions run to tens, not thousands
 ROPE_EXTENT = 16.0  # the crop is this many units wide at any latent size: 256 px crops at patch 2 have one token per unit
@@ -37,9 +39,14 @@ class EditorTransformerConfig:
     adapter_blocks: int = 3
     latent_channels: int = 4
     max_references: int = 4  # what a caller should pick; the network takes any number (paper: more than 4 gains little)
+    window: Window = WHOLE_CROP
 
 
 TRANSFORMER_300M = EditorTransformerConfig()
+# For 256 px crops, like ``UNET_MINI``: 10x10 tokens hold all that an edit may change.
+TRANSFORMER_MINI = EditorTransformerConfig(
+    width=192, depth=6, num_heads=6, pose_width=96, adapter_channels=48, adapter_blocks=2, window=UNET_MINI.window
+)
 TRANSFORMER_TINY = EditorTransformerConfig(width=64, depth=3, num_heads=2, pose_width=16, adapter_channels=16, adapter_blocks=1)
 
 
@@ -51,11 +58,11 @@ class EditorContext:
     values: tuple[Tensor, ...]  # depth x (B, H, M, D)
 
 
-class EditorTransformer(nn.Module):
+class EditorTransformer(WindowedEditor):
     """Give ``z_hat = z_input + residual`` (Eq. 3) from the frame's latents, the clip's references and the lip pose."""
 
     def __init__(self, config: EditorTransformerConfig = TRANSFORMER_300M) -> None:
-        super().__init__()
+        super().__init__(config.window)
         if config.width % config.num_heads or (config.width // config.num_heads) % 4:
             raise FlashLipsError(
                 f"Head size {config.width}/{config.num_heads} must be a multiple of 4 (pairs for rows and columns)."
@@ -81,9 +88,9 @@ class EditorTransformer(nn.Module):
         Args:
             poses: (B, R, P) what their lips do; with it the frames' tokens know which of them to look at.
         """
-        rope = rope_2d(*self._grid(z_refs), self.config, z_refs.device)
-        rope = tuple(part.repeat(z_refs.shape[1], 1) for part in rope)  # co-located tokens of all references share a position
-        x = self.embed_reference(self.adapter(z_refs.flatten(0, 1)))  # (B R) width h/p w/p
+        # Co-located tokens of all references share a position
+        rope = tuple(part.repeat(z_refs.shape[1], 1) for part in self._rope(z_refs))
+        x = self.embed_reference(self.adapter(self.cut(z_refs).flatten(0, 1)))  # (B R) width h/p w/p
         if poses is not None:
             x = x + self.embed_reference_pose(poses.flatten(0, 1))[..., None, None]
         x = rearrange(x, "(b r) d y x -> b (r y x) d", r=z_refs.shape[1])
@@ -102,26 +109,28 @@ class EditorTransformer(nn.Module):
             context: from :meth:`prepare_references`, of batch B, or of batch 1 for B frames of one clip.
             poses: (B, P).
         """
-        rows, columns = self._grid(z_input)
-        rope = rope_2d(rows, columns, self.config, z_input.device)
-        pose_map = poses[..., None, None].expand(-1, -1, *z_input.shape[-2:])
-        x = self.embed_target(torch.cat([z_input, pose_map], dim=1))  # Eq. 1 without f_ref(z_ref): references come as tokens
+        rope, seen = self._rope(z_input), self.cut(z_input)
+        pose_map = poses[..., None, None].expand(-1, -1, *seen.shape[-2:])
+        x = self.embed_target(torch.cat([seen, pose_map], dim=1))  # Eq. 1 without f_ref(z_ref): references come as tokens
+        rows = x.shape[2]
         x = rearrange(x, "b d y x -> b (y x) d")
         pose = self.embed_pose(poses)  # B pose_width
         for block, key, value in zip(self.blocks, context.keys, context.values, strict=True):
             x, _, _ = block(x, rope, pose, (key, value))
         shift, scale = self.modulation(pose)[:, None].chunk(2, dim=-1)
         x = self.head(modulate(self.norm(x), shift, scale))
-        residual = rearrange(x, "b (y x) (c p q) -> b c (y p) (x q)", y=rows, x=columns, p=self.config.patch, q=self.config.patch)
-        return z_input + residual
-
-    def _grid(self, latents: Tensor) -> tuple[int, int]:
-        """Token rows and columns of latents (..., h, w)."""
-        height, width = latents.shape[-2:]
         patch = self.config.patch
-        if height % patch or width % patch:
+        return self.added(z_input, rearrange(x, "b (y x) (c p q) -> b c (y p) (x q)", y=rows, p=patch, q=patch))
+
+    def _rope(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the window's tokens in latents (..., h, w)."""
+        (height, width), patch = latents.shape[-2:], self.config.patch
+        window = self.window_slices((height, width))
+        if any(n % patch for n in (height, width, *(edge for part in window for edge in (part.start, part.stop)))):
             raise FlashLipsError(f"Latents of {width}x{height} cells do not divide into patches of {patch}; resize the crop.")
-        return height // patch, width // patch
+        rows, columns = (slice(part.start // patch, part.stop // patch) for part in window)
+        whole = rope_2d(height // patch, width // patch, self.config, latents.device)
+        return tuple(part.unflatten(0, (height // patch, -1))[rows, columns].flatten(0, 1) for part in whole)
 
     def _initialise(self) -> None:
         """Residual branches start small, modulation and head at zero: the network starts as ``z_hat = z_input``."""

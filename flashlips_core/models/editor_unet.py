@@ -14,8 +14,7 @@ from torch.nn import functional as F
 
 from ..types import POSE_DIM, FlashLipsError
 from .layers import ModulatedBlock
-
-VIEW_MARGIN = 3  # cells around the window: what a convolutional codec needs there to be exact to the eye, and alpha's soft edge
+from .window import WHOLE_CROP, Window, WindowedEditor
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,7 @@ class EditorUNetConfig:
     head_dim: int = 64
     pose_dim: int = POSE_DIM
     latent_channels: int = 4
-    window: tuple[float, ...] = (
-        0.0,
-        0.0,
-        1.0,
-        1.0,
-    )  # part of the crop that is read and may change: left, top, right, bottom shares
+    window: Window = WHOLE_CROP
 
 
 UNET_250M = EditorUNetConfig()
@@ -100,11 +94,11 @@ class SelfAttention(nn.Module):
         return x + self.out(rearrange(attended, "b n (h w) d -> b (n d) h w", h=height))
 
 
-class EditorUNet(nn.Module):
+class EditorUNet(WindowedEditor):
     """The residual editor of Eqs. 1-3 with a U-Net. Starts as the identity: its last layer is zero."""
 
     def __init__(self, config: EditorUNetConfig = UNET_250M):
-        super().__init__()
+        super().__init__(config.window)
         self.config = config
         widths, condition = config.channels, config.condition_dim
         self.reference = ReferenceAdapter(config)
@@ -132,16 +126,6 @@ class EditorUNet(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
-    def window_slices(self, cells: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns of the window in latents of (h, w) cells."""
-        left, top, right, bottom = self.config.window
-        return slice(round(top * cells[0]), round(bottom * cells[0])), slice(round(left * cells[1]), round(right * cells[1]))
-
-    def view_slices(self, cells: tuple[int, int]) -> tuple[slice, slice]:
-        """Rows and columns that must be encoded and may be decoded: the window and ``VIEW_MARGIN`` cells around it."""
-        rows, columns = self.window_slices(cells)
-        return _grown(rows, cells[0]), _grown(columns, cells[1])
-
     def prepare_references(self, references: Tensor, poses: Tensor | None = None) -> EditorContext:
         """Run f_ref on a clip's references, (1 or B, R, C, h, w); their order does not matter.
 
@@ -149,10 +133,10 @@ class EditorUNet(nn.Module):
             poses: (1 or B, R, P) what their lips do; with it the editor knows which of them to copy from.
         """
         batch, cells = references.shape[0], (references.shape[3], references.shape[4])
-        rows, columns = self.window_slices(cells)
-        keys, values = self.reference(rearrange(references[..., rows, columns], "b r c h w -> (b r) c h w"))
+        seen = self.cut(references)
+        keys, values = self.reference(rearrange(seen, "b r c h w -> (b r) c h w"))
         keys, values = (rearrange(x, "(b r) d h w -> b r d h w", b=batch) for x in (keys, values))
-        return EditorContext(cells, references[..., rows, columns], keys, values, poses)
+        return EditorContext(cells, seen, keys, values, poses)
 
     def forward(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
         """Edit latents.
@@ -163,10 +147,7 @@ class EditorUNet(nn.Module):
         Returns: z_hat (B, C, h, w) = z_input + the estimated residual (Eq. 3), which is zero outside the window.
         """
         self._check(z_input, context, poses)
-        height, width = z_input.shape[2:]
-        rows, columns = self.window_slices((height, width))
-        residual = self._residual(z_input[:, :, rows, columns], context, poses)
-        return z_input + F.pad(residual, (columns.start, width - columns.stop, rows.start, height - rows.stop))
+        return self.added(z_input, self._residual(self.cut(z_input), context, poses))
 
     def _residual(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
         likeness, missing = self._compare(context, poses)
@@ -226,10 +207,6 @@ class EditorUNet(nn.Module):
                 f"Poses have {poses.shape[-1]} numbers, this editor uses {self.config.pose_dim}; "
                 "choose a pose model that matches."
             )
-
-
-def _grown(cells: slice, count: int) -> slice:
-    return slice(max(cells.start - VIEW_MARGIN, 0), min(cells.stop + VIEW_MARGIN, count))
 
 
 def _blend(weights: Tensor, maps: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ STAGES = {
     "editor": "stage 1: masked reconstruction",
     "editor-joint": "stage 1 with the lip teacher trained jointly (preset full), instead of lip-teacher and the first editor",
     "refinement": "stage 1b: mask-free self-refinement",
+    "distil": "teach a second editor, smaller or with the other backbone, what the refined one does",
     "detail": "teach the codec's decoder, against a critic, to draw what edits leave soft",
     "audio-encoder": "distil Whisper tiny's encoder",
     "poses": "stage 2: audio to lip poses by flow matching",

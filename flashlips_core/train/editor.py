@@ -33,6 +33,7 @@ WEIGHTS = {
     "readback": 0.3, "forth": 1.0, "perceptual": 0.2,
 }  # fmt: skip
 MASKED_SHARE = 0.25  # of a batch reconstructs masked frames; the rest edits a neighbour mask-free
+ALIKE_SHARE = 0.2  # of the neighbours have the frame's mouth already: an editor that always changes something blurs what fits
 NUM_REFERENCES = 6  # of a batch, four times out of five; else there is one
 UNREAD_SHARE = 0.15  # of the batches do not say what the references' lips do, as callers may not know
 BLUR_PX = 11  # averages a camera's noise away, leaves what moved
@@ -59,12 +60,14 @@ class EditorBatch:
     other_pose: Tensor  # (B, 12) borrowed across identities
 
 
-def editor_batches(frames: EditorFrames, batch_size: int, num_references: int = NUM_REFERENCES) -> MakeBatch:
+def editor_batches(
+    frames: EditorFrames, batch_size: int, num_references: int = NUM_REFERENCES, alike: float = 0.0
+) -> MakeBatch:
     """Frames with a neighbour, references of their own clip, and a pose borrowed from anybody's."""
 
     def make(generator: torch.Generator) -> EditorBatch:
         count = num_references if torch.rand((), generator=generator) < 0.8 else 1
-        rows, near = draw_rows(frames, batch_size, generator)
+        rows, near = draw_rows(frames, batch_size, generator, alike)
         borrowed, _ = draw_rows(frames, batch_size, generator)
         noise = torch.randn(batch_size, frames.poses.shape[1], generator=generator)
         references, read = draw_references(frames, rows, count, generator)
@@ -246,6 +249,11 @@ def edit_sheet(batch: EditorBatch, codec: Codec) -> Sheet:
     return draw
 
 
+def mini_config(cells: int) -> EditorUNetConfig:
+    """The small U-Net for crops of ``cells`` latent cells a side."""
+    return UNET_MINI_384 if cells == 48 else UNET_MINI
+
+
 def train_editor(
     frames: EditorFrames,
     codec: Codec,
@@ -262,6 +270,7 @@ def train_editor(
     texture: float = WEIGHTS["texture"],
     masked: float = MASKED_SHARE,
     references: int = NUM_REFERENCES,
+    alike: float = ALIKE_SHARE,
     start: EditorUNet | None = None,
     validate: Validate | None = None,
     progress: Progress | None = None,
@@ -275,15 +284,15 @@ def train_editor(
         texture: weight of the amount of fine detail; 0 leaves it out.
         masked: share of a batch whose lower face is hidden.
         references: how many a batch has, four times out of five.
+        alike: share of the neighbours whose mouth fits already.
     """
-    config = config or (UNET_MINI_384 if frames.latents.shape[-1] == 48 else UNET_MINI)
-    network = EditorUNet(config).to(memory_format=torch.channels_last)
+    network = EditorUNet(config or mini_config(frames.latents.shape[-1])).to(memory_format=torch.channels_last)
     if start is not None:
         network.load_state_dict(start.state_dict())
     judge = Judge(codec, lip_encoder, perceptual, is_textured=texture > 0)
     weights = WEIGHTS | {"readback": readback, "texture": texture}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
-    batches = editor_batches(frames, batch_size, references)
+    batches = editor_batches(frames, batch_size, references, alike)
     sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
     return fit(network, batches, reconstruction_step(judge, masked), settings, validate, progress, sheet)
 

@@ -194,8 +194,14 @@ def load_frames(folders: list[str | Path]) -> EditorFrames:
     )  # fmt: skip
 
 
-def draw_rows(frames: EditorFrames, count: int, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of targets (count,), by speaker first, and for each a neighbour with another mouth (count,)."""
+def draw_rows(
+    frames: EditorFrames, count: int, generator: torch.Generator, alike: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of targets (count,), by speaker first, and for each a neighbour (count,) with another mouth.
+
+    Args:
+        alike: share of the neighbours that have the target's mouth already.
+    """
     heads = [s for s in sorted(frames.groups_of_speaker) if is_head(s)]
     people = [s for s in sorted(frames.groups_of_speaker) if not is_head(s)]
 
@@ -206,7 +212,11 @@ def draw_rows(frames: EditorFrames, count: int, generator: torch.Generator) -> t
     for _ in range(count):
         takes_head = heads and (not people or float(torch.rand((), generator=generator)) < HEAD_SHARE)
         targets.append(pick(frames.rows_of_group[pick(frames.groups_of_speaker[pick(heads if takes_head else people)])]))
-    return np.array(targets), np.array([_other_mouth(frames, row, generator) for row in targets])
+    near = []
+    for row in targets:
+        is_alike = alike > 0 and float(torch.rand((), generator=generator)) < alike
+        near.append((_like_mouth if is_alike else _other_mouth)(frames, row, generator))
+    return np.array(targets), np.array(near)
 
 
 def _other_mouth(frames: EditorFrames, row: int, generator: torch.Generator) -> int:
@@ -214,6 +224,14 @@ def _other_mouth(frames: EditorFrames, row: int, generator: torch.Generator) -> 
     neighbours = frames.neighbours[row]
     distance = (frames.poses[neighbours] - frames.poses[row]).square().sum(1)
     return int(neighbours[int(distance.topk(4).indices[int(torch.randint(4, (), generator=generator))])])
+
+
+def _like_mouth(frames: EditorFrames, row: int, generator: torch.Generator) -> int:
+    """The neighbour whose mouth differs least, or the frame itself: what fits already is to be kept as it is."""
+    if float(torch.rand((), generator=generator)) < 0.5:
+        return int(row)
+    neighbours = frames.neighbours[row]
+    return int(neighbours[int((frames.poses[neighbours] - frames.poses[row]).square().sum(1).argmin())])
 
 
 def draw_references(frames: EditorFrames, rows: np.ndarray, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -32,11 +32,15 @@ MINI: dict[str, dict[str, Any]] = {
     "looks": {"only": None, "crop_px": 256, "strength": 1.0},
     "editor": LOOP | {
         "steps": 12_000, "batch_size": 16, "lr": 1e-3, "ema": 0.998, "seed": 0, "start": None, "vgg_stages": 0, "readback": 0.3,
-        "texture": 350.0, "masked": 0.25, "references": 6,
+        "texture": 350.0, "masked": 0.25, "references": 6, "alike": 0.2,
     },
     "refinement": LOOP | {
         "steps": 4000, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "seed": 1, "vgg_stages": 0, "readback": 0.3,
         "texture": 350.0, "references": 6,
+    },
+    "distil": LOOP | {
+        "network": "transformer-mini", "teacher": None, "steps": 6000, "batch_size": 16, "lr": 1e-3, "ema": 0.998, "seed": 0,
+        "references": 4,
     },
     "detail": LOOP | {
         "steps": 2000, "batch_size": 10, "lr": 3e-4, "ema": 0.995, "betas": (0.5, 0.99), "seed": 2,
@@ -80,6 +84,7 @@ WHY_NOT = {
     ("full", "codec"): "the paper's SDXL VAE is used as it is",
     ("full", "audio-encoder"): "wav2vec 2.0 is used as it is",
     ("full", "detail"): "the paper's SDXL VAE is used as it is",
+    ("full", "distil"): "it learns from encoded looks, which preset mini makes",
     ("full", "looks"): "its editor reads pictures",
     ("full", "heads"): "it learns from real videos alone",
     ("mini", "editor-joint"): "its poses are fixed by the stage lip-teacher first",

@@ -19,13 +19,14 @@ from .. import checkpoint
 from ..codec import CELL_PX, load_codec
 from ..data import Clip, CropStore, has_store
 from ..face_motion import LANDMARKER_FILE
-from ..loading import STAGE_1, load_network
+from ..loading import STAGE_1, load_network, load_part
 from ..losses import load_perceptual
 from ..models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipTeacher, LipTeacherConfig
 from ..types import FlashLipsError, Progress
 from . import labels, lip
 from .codec import train_codec
 from .detail import train_detail
+from .distil import STUDENTS, distil_editor
 from .editor import refine_editor, train_editor
 from .editor_data import EditorFrames, encode_looks, load_frames
 from .material import FIRST, HEADS, MOUTHS, PEOPLE, SET_FACES, Material, open_material
@@ -50,9 +51,9 @@ class Run:
     progress: Progress | None = None
     preset: str = "mini"
 
-    def save(self, network: torch.nn.Module, role: str, **notes: Any) -> Path:
-        """Write a checkpoint with its training notes."""
-        path = self.folder / f"{role}.safetensors"
+    def save(self, network: torch.nn.Module, role: str, file: str | None = None, **notes: Any) -> Path:
+        """Write a checkpoint with its training notes, named after its role unless ``file`` says otherwise."""
+        path = self.folder / f"{file or role}.safetensors"
         made_by = {"preset": self.preset, "options": self.options, "torch": torch.__version__}
         licence = f"{self.material.licence}; {self.material.credit}"
         everything = {"version": "0.1.0", "licence": licence} | made_by | notes
@@ -215,6 +216,21 @@ def refinement(run: Run) -> Path:
     run_dir = str(run.folder / "run_refinement")
     network = refine_editor(drawer, frames, run_dir=run_dir, progress=run.progress, **judges, **options)
     return run.save(network, "editor", crop_px=CELL_PX * frames.latents.shape[-1])
+
+
+def distil(run: Run) -> Path:
+    """Teach another network what the refined editor does; the option ``teacher`` names another editor."""
+    options, frames = dict(run.options), _frames(run)
+    named, crop_px = options.pop("teacher"), CELL_PX * frames.latents.shape[-1]
+    teacher = load_part("editor", named or run.folder, run.device)
+    if teacher.is_stage_1:
+        raise FlashLipsError("The teacher was trained on masked frames only (stage 1); choose a refined editor.")
+    if teacher.crop_px != crop_px:
+        raise FlashLipsError(f"The teacher edits crops of {teacher.crop_px} px, the looks have {crop_px}; encode them at its size.")
+    _named("editor", STUDENTS, options["network"])
+    codec, run_dir = load_codec(str(run.folder / "codec.safetensors"), run.device), str(run.folder / "run_distil")
+    network = distil_editor(teacher.network, frames, codec, run_dir, progress=run.progress, **options)
+    return run.save(network, "editor", "editor-distilled", crop_px=crop_px, codec=teacher.codec, teacher=teacher.name)
 
 
 def detail(run: Run) -> Path:

@@ -1,0 +1,140 @@
+"""Stage "distil": a second editor learns what a trained one does, from its latents alone.
+
+So a large editor gets a small twin for slower machines, or a U-Net one with the other backbone. The teacher's answer is known
+wherever it is asked: no pairs, no decoder and no judges are needed, which makes a step several times as cheap as the editor's own.
+
+G clips, B frames of them, R references; h w latent cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..codec import Codec
+from ..models.editor_transformer import TRANSFORMER_MINI, EditorTransformer
+from ..models.editor_unet import EditorUNet
+from ..models.masks import mouth_mask
+from ..types import FlashLipsError, Progress
+from .editor import LIPS_SHARE, NUM_SHOWN, UNREAD_SHARE, mini_config
+from .editor_data import EditorFrames, draw_references, draw_rows, near_lips, window_cells
+from .loop import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, fit, step_generator
+from .processes import on_device
+
+FRAMES_A_CLIP = 8  # share one clip's references, whose keys and values are most of a Transformer's work
+BORROWED_SHARE = 0.5  # of the poses are anybody's; the rest are the clip's own
+POSE_NOISE = 0.1  # deviation that borrowed poses are moved by
+
+# By name, for the number of latent cells a side
+STUDENTS: dict[str, Callable[[int], nn.Module]] = {
+    "transformer-mini": lambda cells: EditorTransformer(replace(TRANSFORMER_MINI, window=mini_config(cells).window)),
+    "unet-mini": lambda cells: EditorUNet(mini_config(cells)),
+}
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    frames: Tensor  # (B, 4, h, w), B / G of each clip, clip by clip
+    poses: Tensor  # (B, 12) what their lips are to do
+    lips: Tensor  # (B, 4) mouth boxes, xyxy shares of the crop
+    references: Tensor  # (G, R, 4, h, w)
+    reference_poses: Tensor | None  # (G, R, 12)
+
+
+def clip_batches(frames: EditorFrames, batch_size: int, num_references: int) -> MakeBatch:
+    """Frames of a few clips with poses to give them.
+
+    Raises:
+        FlashLipsError: ``batch_size`` is no multiple of the frames that are taken of each clip.
+    """
+    if batch_size < 1 or batch_size % FRAMES_A_CLIP:
+        raise FlashLipsError(f"The batch size is {batch_size}; it must be a multiple of {FRAMES_A_CLIP}, the frames of a clip.")
+
+    def pick(groups: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        own = [frames.rows_of_group[group] for group in groups]
+        return np.concatenate([rows[torch.randint(len(rows), (FRAMES_A_CLIP,), generator=generator).numpy()] for rows in own])
+
+    def make(generator: torch.Generator) -> ClipBatch:
+        firsts, _ = draw_rows(frames, batch_size // FRAMES_A_CLIP, generator)
+        groups = frames.group_of[firsts]
+        rows = pick(groups, generator)
+        borrowed, _ = draw_rows(frames, batch_size, generator)
+        noise = POSE_NOISE * torch.randn(batch_size, frames.poses.shape[1], generator=generator)
+        is_borrowed = torch.rand(batch_size, 1, generator=generator) < BORROWED_SHARE
+        poses = torch.where(is_borrowed, frames.poses[borrowed] + noise, frames.poses[pick(groups, generator)])
+        references, read = draw_references(frames, firsts, num_references, generator)
+        is_read = float(torch.rand((), generator=generator)) >= UNREAD_SHARE
+        latents = frames.latents[rows].float().contiguous(memory_format=torch.channels_last)
+        return ClipBatch(latents, poses, frames.lips[rows], references, read if is_read else None)
+
+    return make
+
+
+def edit_clips(editor: nn.Module, batch: ClipBatch) -> Tensor:
+    """Every frame with its pose, as far as a mask-free edit may go. -> latents (B, 4, h, w)"""
+    edited, count = [], len(batch.references)
+    read = [None] * count if batch.reference_poses is None else batch.reference_poses.split(1)
+    parts = batch.references.split(1), read, batch.frames.chunk(count), batch.poses.chunk(count)
+    for references, reference_poses, frames, poses in zip(*parts, strict=True):
+        edited.append(editor(frames, editor.prepare_references(references, reference_poses), poses))
+    return torch.lerp(batch.frames, torch.cat(edited), mouth_mask(*batch.frames.shape[2:]))
+
+
+def distillation_step(teacher: nn.Module) -> Step:
+    """Latent L1 to the teacher's edits inside the mask, most of it around the lips."""
+
+    def step(network: nn.Module, batch: ClipBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        with torch.no_grad():
+            wanted = edit_clips(teacher, batch)
+        cells = wanted.shape[-1]
+        weight = mouth_mask(cells, cells) * ((1 - LIPS_SHARE) + LIPS_SHARE * near_lips(batch.lips, cells) * 4)
+        difference = (edit_clips(network, batch) - wanted).abs() * weight
+        return {"latent": difference.sum() / (weight.sum() * wanted.shape[1])}
+
+    return step
+
+
+def twin_sheet(batch: ClipBatch, teacher: nn.Module, codec: Codec) -> Sheet:
+    """A picture of the same few frames every time: what is edited, the teacher's edit, the student's."""
+
+    @torch.no_grad()
+    def draw(network: nn.Module) -> Tensor:
+        shown = on_device(batch, next(network.parameters()).device)
+        rows = [shown.frames, edit_clips(teacher, shown), edit_clips(network, shown)]
+        pictures = [codec.decode(window_cells(latents[:NUM_SHOWN])) for latents in rows]
+        return torch.cat([torch.cat(list(row), 2) for row in pictures], 1).clamp(-1, 1)
+
+    return draw
+
+
+def distil_editor(
+    teacher: nn.Module,
+    frames: EditorFrames,
+    codec: Codec,
+    run_dir: str,
+    network: str = "transformer-mini",
+    steps: int = 6000,
+    batch_size: int = 16,
+    seed: int = 0,
+    lr: float = 1e-3,
+    ema: float = 0.998,
+    references: int = 4,
+    progress: Progress | None = None,
+    **loop: object,
+) -> nn.Module:
+    """Train one of ``STUDENTS`` from random weights; ``loop`` are further settings of TrainConfig.
+
+    Args:
+        teacher: frozen, mask-free, for crops of the frames' size.
+        codec: draws the sample sheets.
+        references: how many a clip has.
+    """
+    student = STUDENTS[network](frames.latents.shape[-1]).to(memory_format=torch.channels_last)
+    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, ema=ema, **loop)
+    batches = clip_batches(frames, batch_size, references)
+    sheet = twin_sheet(batches(step_generator(seed, SHEET_BATCH)), teacher, codec)
+    return fit(student, batches, distillation_step(teacher), settings, progress=progress, sheet=sheet)
