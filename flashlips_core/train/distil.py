@@ -1,7 +1,7 @@
 """Stage "distil": a second editor learns what a trained one does, from its latents alone.
 
 So a large editor gets a small twin for slower machines, or a U-Net one with the other backbone. The teacher's answer is known
-wherever it is asked: no pairs, no decoder and no judges are needed, which makes a step several times as cheap as the editor's own.
+wherever it is asked, so this needs neither pairs nor decoder nor judges.
 
 G clips, B frames of them, R references; h w latent cells.
 """

@@ -226,7 +226,7 @@ def distil(run: Run) -> Path:
     if teacher.is_stage_1:
         raise FlashLipsError("The teacher was trained on masked frames only (stage 1); choose a refined editor.")
     if teacher.crop_px != crop_px:
-        raise FlashLipsError(f"The teacher edits crops of {teacher.crop_px} px, the looks have {crop_px}; encode them at its size.")
+        raise FlashLipsError(f"The teacher edits crops of {teacher.crop_px} px, the looks have {crop_px}; encode them so.")
     _named("editor", STUDENTS, options["network"])
     codec, run_dir = load_codec(str(run.folder / "codec.safetensors"), run.device), str(run.folder / "run_distil")
     network = distil_editor(teacher.network, frames, codec, run_dir, progress=run.progress, **options)
