@@ -18,7 +18,8 @@ from .types import FlashLipsError
 
 FORMAT_VERSION = 1
 BUNDLED_DIR = Path(__file__).parent / "weights"
-BUNDLED = ("bundled", "bundled-fast")  # names of what comes with the software; of some roles there is a smaller, faster one
+# Names of what comes with the software: some roles have a faster network too, the editor also one with the other backbone
+BUNDLED = ("bundled", "bundled-fast", "bundled-transformer")
 
 Builder = Callable[[dict[str, Any]], nn.Module]
 

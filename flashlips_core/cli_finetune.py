@@ -47,7 +47,7 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
     check_output(out, [source, args.video], (".safetensors",))
     lipsync = load_lipsync(args)
     editor = load_part("editor", source, lipsync.device)
-    settings = FineTuning(args.steps, args.minutes, args.lr, args.lora, args.batch, args.seed)
+    settings = FineTuning(args.steps, args.minutes, args.lr, args.batch, args.seed, lora=args.lora)
     with progress_bar("prepare", args) as progress:
         person = finetune_data.prepare_person(
             lipsync, args.video, settings_from(args), shortest_s=finetune_data.SHORTEST_S, progress=progress

@@ -59,7 +59,7 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
 
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Other networks than the bundled ones."""
-    kinds = "a path or a hub id; default: the bundled ones; editor also bundled-fast, which brings its own codec"
+    kinds = "a path or a hub id; default: the bundled ones; editor also bundled-fast or bundled-transformer, with their codec"
     group = parser.add_argument_group(f"models ({kinds})")
     group.add_argument("--models", metavar="DIR", help="folder with <role>.safetensors files")
     for name in ("codec", "editor", "pose-model", "audio-encoder", "lip-encoder", "detector", "emotion-encoder"):

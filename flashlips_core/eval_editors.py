@@ -20,7 +20,8 @@ from .measures import UNBOUNDED, Measure
 from .media import probe, read_frames, write_video
 from .media_cut import CRF, PRESET
 from .pipeline import LipSync
-from .train.finetune import UNENDING, FineTuning, best_of, fine_tune
+from .train.best_so_far import UNENDING, best_of
+from .train.finetune import FineTuning, fine_tune
 from .train.finetune_data import prepare_person
 from .train.finetune_report import Check
 from .types import FlashLipsError, Frame

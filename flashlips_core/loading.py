@@ -36,7 +36,7 @@ def load_network(
 
     Args:
         role: "editor", "lip-encoder" or "pose-model".
-        source: "bundled", "bundled-fast" (editors: smaller crops), a checkpoint, a folder with ``<role>.safetensors``, or
+        source: "bundled", another of ``checkpoint.BUNDLED`` (editors), a checkpoint, a folder with ``<role>.safetensors``, or
             a Hugging Face id of such a folder.
     """
     builders = {name: _builder(name, module) for name, module in NETWORKS[role].items()}

@@ -12,8 +12,8 @@ Poses = io.Custom("FLASHLIPS_POSES")
 Track = io.Custom("FLASHLIPS_TRACK")
 
 EDITOR_TOOLTIP = (
-    "Which lip editor: bundled = sharper, bundled-fast = quicker, on smaller crops; others are .safetensors files in "
-    "models/flashlips, such as one fine-tuned on this person."
+    "Which lip editor: bundled = sharper, bundled-fast = quicker, on smaller crops, bundled-transformer = its pupil "
+    "with the other backbone; others are .safetensors files in models/flashlips, such as one fine-tuned on this person."
 )
 IMAGES_FPS = "Frames per second of the images; 29.97 means 30000/1001. A video brings its own rate."
 

@@ -161,7 +161,7 @@ class FineTuneLipEditor(io.ComfyNode):
         steps=400, minutes=0.0, lora_rank=0, learning_rate=FineTuning.lr, batch=8, seed=0,
     ) -> io.NodeOutput:  # fmt: skip
         out = models.new_model_path(name)
-        settings = FineTuning(steps, minutes or None, learning_rate, lora_rank, batch, seed)
+        settings = FineTuning(steps, minutes or None, learning_rate, batch, seed, lora=lora_rank)
         with bridge.running(steps) as run:
             memory = models.train_bytes(batch, dataset.crop_px)
             with models.on_device(editor, vae, lip_encoder, memory_bytes=memory):

@@ -18,7 +18,7 @@ from flashlips_core.cli import main
 from flashlips_core.codec import CallableCodec
 from flashlips_core.loading import LoadedPart, load_part
 from flashlips_core.pipeline import LipSync
-from flashlips_core.train import finetune
+from flashlips_core.train import best_so_far, finetune
 from flashlips_core.train.finetune import FineTuning, fine_tune
 from flashlips_core.train.finetune_data import BATCH, lip_boxes, prepare_person
 from flashlips_core.train.finetune_report import CURVE, Check, Examiner, curve_picture, progress_picture
@@ -284,7 +284,7 @@ def test_a_full_disk_is_one_sentence(tune, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(finetune.checkpoint, "save", full)
+    monkeypatch.setattr(best_so_far.checkpoint, "save", full)
     with pytest.raises(FlashLipsError, match="No space left on device"):
         tune()
 

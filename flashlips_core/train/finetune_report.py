@@ -37,8 +37,17 @@ class Check:
     psnr_db: float  # of the edited lips towards the real frame's; the codec's own loss is part of it
     sharpness: float  # variance of the Laplacian of the edited lips over the real frame's; 1 is as sharp
 
+    @property
+    def score(self) -> float:
+        """The best has the highest."""
+        return self.psnr_db
+
     def as_dict(self) -> dict[str, float]:
         return dataclasses.asdict(self)
+
+    def sentence(self) -> str:
+        """For people."""
+        return f"lips {self.psnr_db:.2f} dB, sharpness {self.sharpness:.2f}"
 
 
 class Examiner:

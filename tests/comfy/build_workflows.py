@@ -132,36 +132,34 @@ def voice_to_poses(g: Sketch, **settings: object) -> tuple[Node, Node]:
 
 
 def swap_backbones(g: Sketch) -> None:
-    with g.group("1. One clip", "Both editors get the same face ...", "face"):
+    with g.group("1. One clip", f"Its frames, all in memory: for short clips.\n{CONSENT}", "face"):
         video = g.node("FlashLipsLoadVideo", "Video", path=FACE)
-        track = g.node("FlashLipsTrackFace", video=video)
-    with g.group("2. One voice", "... and the same lip motion.", "poses"):
+        frames = g.node("GetVideoComponents", video=video)
+        g.column()
+        track = g.node("FlashLipsTrackFace", images=frames, fps=frames.out("fps"))
+    with g.group("2. One voice", "Both editors get the same face and the same lip motion.", "poses"):
         voice, poses = voice_to_poses(g)
     g.new_row()
     with g.group(
-        "3. Two editors",
-        "A is the bundled editor, B the bundled fast one, each with its codec. To compare a Transformer, put its file into "
-        "models/flashlips, press R, and choose it in 'Editor B' and the codec it was trained with in 'Codec B'.",
+        "3. Two backbones",
+        "A is a U-Net, B a Transformer that learnt from it; both work on 256 px crops and share a codec. To compare others, put "
+        "their files into models/flashlips, press R, and choose them here, with the codec they were trained with.",
         "edit",
     ):
-        names = {"A": "bundled", "B": "bundled-fast"}
+        names = {"A": "bundled-fast", "B": "bundled-transformer"}
         editors = [g.node("FlashLipsLoadEditor", f"Editor {half}", name=name) for half, name in names.items()]
-        codecs = [g.node("FlashLipsLoadCodec", f"Codec {half}", name=name) for half, name in names.items()]
+        codec = g.node("FlashLipsLoadCodec", name="bundled-fast")
         g.column()
         edited = [
             g.node(
-                "FlashLipsLipSyncVideo", f"Lip-Sync Video {name}", video=video, track=track, poses=poses, editor=editor,
-                vae=codec, audio=voice.out("audio"),
+                "FlashLipsLipSyncImages", f"Lip-Sync Images {name}", images=frames, track=track, poses=poses, editor=editor,
+                vae=codec,
             )  # fmt: skip
-            for name, editor, codec in zip(names, editors, codecs, strict=True)
+            for name, editor in zip(names, editors, strict=True)
         ]
-    with g.group(
-        "4. Side by side", f"A is left, B is right. These nodes hold all frames in memory: for short clips.\n{CONSENT}", "out"
-    ):
-        parts = [g.node("GetVideoComponents", f"Frames of {name}", video=clip) for name, clip in zip("AB", edited, strict=True)]
-        g.column()
-        joined = g.node("ImageStitch", image1=parts[0], image2=parts[1])
-        both = g.node("CreateVideo", images=joined, fps=parts[0].out("fps"), audio=parts[0].out("audio"))
+    with g.group("4. Side by side", "A is left, B is right.", "out"):
+        joined = g.node("ImageStitch", image1=edited[0], image2=edited[1])
+        both = g.node("CreateVideo", images=joined, fps=frames.out("fps"), audio=voice.out("audio"))
         g.column()
         g.node("FlashLipsSaveVideo", video=both, filename_prefix="video/swap_backbones")
 
