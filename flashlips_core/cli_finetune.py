@@ -17,6 +17,9 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     default = FineTuning()
     parser.add_argument("--video", required=True, help="the person talking, 20 s to 5 min; sound is not needed")
     parser.add_argument("--out", help="the editor to write, a .safetensors (default: the video's name, here)")
+    parser.add_argument(
+        "--style", metavar="FILE", help="also let the pose model learn how the person speaks, and write it here; needs sound"
+    )
     group = parser.add_argument_group("training")
     length = group.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, default=default.steps, help=f"more = closer, slower (default {default.steps})")
@@ -42,24 +45,58 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
         raise FlashLipsError(f"--minutes must be above 0, got {args.minutes:g}; leave it out to train by steps.")
     if args.lora < 0:
         raise FlashLipsError(f"--lora must be 0 or more, got {args.lora}; 0 trains all weights.")
-    source = find_checkpoint("editor", _editor(args))
+    source = find_checkpoint("editor", part_named(args, "editor"))
     out = Path(args.out or f"{Path(args.video).stem}.safetensors")
     check_output(out, [source, args.video], (".safetensors",))
     lipsync = load_lipsync(args)
     editor = load_part("editor", source, lipsync.device)
     settings = FineTuning(args.steps, args.minutes, args.lr, args.batch, args.seed, lora=args.lora)
+    if args.style:
+        _check_style(args, out)
     with progress_bar("prepare", args) as progress:
         person = finetune_data.prepare_person(
             lipsync, args.video, settings_from(args), shortest_s=finetune_data.SHORTEST_S, progress=progress
         )
     with progress_bar("finetune", args, unit=" s" if args.minutes else " steps") as progress:
         done = fine_tune(editor, person, lipsync.codec, lipsync.lip_encoder, out, settings, progress)
-    return {"stage": "finetune", "material": person.describe()} | done.as_dict()
+    result = {"stage": "finetune", "material": person.describe()} | done.as_dict()
+    return result | ({"style": _style(args, lipsync, person.track)} if args.style else {})
 
 
-def _editor(args: argparse.Namespace) -> str | Path:
-    folder = Path(args.models) / "editor.safetensors" if args.models else None
-    return args.editor or (folder if folder is not None and folder.is_file() else "bundled")
+def _check_style(args: argparse.Namespace, out: Path) -> None:
+    """Say what would fail before the long work."""
+    from .checks import check_output
+    from .media import probe
+
+    check_output(args.style, [out, args.video], (".safetensors",))
+    if not probe(args.video).audio_rate:
+        raise FlashLipsError(f"{args.video} has no sound to learn a way of speaking from; leave --style out.")
+
+
+def _style(args: argparse.Namespace, lipsync: Any, track: Any) -> dict[str, Any]:
+    """Let the pose model learn from the same clip."""
+    from .audio import to_mono_16k
+    from .loading import find_checkpoint, load_part
+    from .media import load_audio
+    from .train import style
+
+    with progress_bar("style", args, unit=" steps") as progress:
+        samples = to_mono_16k(load_audio(args.video))
+        emotion = None
+        if lipsync.emotion_encoder and lipsync.pose_model.config.emotion_dim:
+            emotion = lipsync.emotion_encoder.encode(samples)
+        base = load_part("pose-model", find_checkpoint("pose-model", part_named(args, "pose-model")), lipsync.device)
+        settings = style.StyleTuning(minutes=args.minutes, seed=args.seed)
+        return style.tune_style(
+            base, lipsync.audio_encoder.encode(samples), lipsync.poses_from_video(args.video, track), args.style, settings,
+            emotion, style.SHORTEST_S, progress,
+        ).as_dict()  # fmt: skip
+
+
+def part_named(args: argparse.Namespace, role: str) -> str | Path:
+    """What the options name for a role."""
+    file = Path(args.models) / f"{role}.safetensors" if args.models else None
+    return getattr(args, role.replace("-", "_")) or (file if file is not None and file.is_file() else "bundled")
 
 
 def say_finetune(result: dict[str, Any]) -> str:
@@ -69,4 +106,14 @@ def say_finetune(result: dict[str, Any]) -> str:
     return (
         f"{result['material']}\nOn held-out frames: {gain}{after['sharpness']:.2f} (best: step {after['step']} of "
         f"{result['steps']}, ended by: {result['ended']}).\nWrote {result['path']} and {result['sheet']}."
+    ) + (say_style(result["style"]) if "style" in result else "")
+
+
+def say_style(result: dict[str, Any]) -> str:
+    """The same of the pose model."""
+    before, after = result["before"], result["after"]
+    changes = ", ".join(f"{name} {before[name]:.3f} -> {after[name]:.3f}" for name in ("loss", "correlation", "size"))
+    return (
+        f"\nWay of speaking, on held-out speech: {changes} (best: step {after['step']} of {result['steps']}, ended by: "
+        f"{result['ended']}).\nWrote {result['path']}."
     )

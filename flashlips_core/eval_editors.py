@@ -9,22 +9,26 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from . import eval_rows
+from .audio import to_mono_16k
 from .checkpoint import BUNDLED
 from .eval_material import Material
 from .eval_session import Session, clips_under, drivers_for, sheets, write_silence
 from .loading import LoadedPart, load_part
 from .measures import UNBOUNDED, Measure
-from .media import probe, read_frames, write_video
+from .media import load_audio, probe, read_frames, write_video
 from .media_cut import CRF, PRESET
 from .pipeline import LipSync
 from .train.best_so_far import UNENDING, best_of
 from .train.finetune import FineTuning, fine_tune
 from .train.finetune_data import prepare_person
 from .train.finetune_report import Check
-from .types import FlashLipsError, Frame
+from .train.style import tune_style
+from .types import SAMPLE_RATE, Audio, FlashLipsError, Frame
 
 PERSON = "s4"  # of grid_people/test: seen by no training
 NUM_LEARNT = 5  # clips to fine-tune on; the others are measured
@@ -32,11 +36,11 @@ NUM_LEARNT = 5  # clips to fine-tune on; the others are measured
 Columns = dict[str, list[Measure]]
 
 
-def with_editor(session: Session, editor: LoadedPart, name: str) -> Session:
-    """The same session and all other networks with another editor, whose dubs go into a folder of their own."""
+def with_editor(session: Session, editor: LoadedPart, name: str, pose_model: LoadedPart | None = None) -> Session:
+    """The same session with another editor, and another pose model if one is given; its dubs go into a folder of their own."""
     old = session.lipsync
     names = ("pose_model", "audio_encoder", "lip_encoder", "emotion_encoder")
-    parts = {part: getattr(old, part) for part in names}
+    parts = {part: getattr(old, part) for part in names} | ({} if pose_model is None else {"pose_model": pose_model})
     if old.codec.name not in BUNDLED:  # a bundled one is the editor's own
         parts["codec"] = old.codec
     lipsync = LipSync(**parts, editor=editor, detector=lambda: old.detector, device=old.device, dtype=old.dtype)
@@ -80,6 +84,7 @@ class Tuning:
     """What a fine-tuning took."""
 
     learnt: str  # what it was trained on
+    style: str  # what the pose model learnt from its sound
     ended: str  # why it ended
     steps: int  # up to the last look at the held-out frames
     best_step: int  # what is measured
@@ -89,46 +94,50 @@ class Tuning:
     def sentence(self) -> str:
         """For people."""
         return (
-            f"Trained on {self.learnt} The best of {self.steps} steps: {self.best_step}; ended by: {self.ended}; "
-            f"{self.cpu_s / 60:.1f} CPU minutes, {self.wall_s / 60:.1f} by the clock."
+            f"Trained on {self.learnt} The editor's best of {self.steps} steps: {self.best_step}; ended by: {self.ended}. "
+            f"The pose model, on held-out speech: {self.style} "
+            f"Together {self.cpu_s / 60:.1f} CPU minutes, {self.wall_s / 60:.1f} by the clock."
         )
 
 
 def before_and_after(session: Session, given: Material, cpu_minutes: float) -> tuple[Columns, Tuning]:
-    """Fine-tune the session's editor on five clips of an unseen person, and measure both on that person's other clips.
+    """Fine-tune the session's editor and pose model on five clips of an unseen person, and measure on that person's other clips.
 
     Args:
         cpu_minutes: of all cores together, for preparing and training; it ends sooner where nothing is gained any more.
     """
     clips = clips_under(given.data / "grid_people" / "test" / PERSON, 10_000)
-    learnt, others = clips[:NUM_LEARNT], clips[NUM_LEARNT:][: given.suite.people]
-    if not others:
+    learnt, pool = clips[:NUM_LEARNT], clips[NUM_LEARNT:]
+    others = pool[: given.suite.people]
+    if len(pool) < 2:
         raise FlashLipsError(
-            f"Found {len(clips)} clips under {given.data}/grid_people/test/{PERSON}; {NUM_LEARNT + 1} or more are needed."
+            f"Found {len(clips)} clips under {given.data}/grid_people/test/{PERSON}; {NUM_LEARNT + 2} or more are needed."
         )
-    out = session.out / f"{PERSON}.safetensors"
-    if out.exists():
-        raise FlashLipsError(f"{out} is there already and would be trained on; choose another --out.")
+    out, style = (session.out / f"{PERSON}{what}.safetensors" for what in ("", "-style"))
+    if out.exists() or style.exists():
+        raise FlashLipsError(f"{session.out} holds a fine-tuning already, which would be trained on; choose another --out.")
     old = session.lipsync
     if old.is_stage_1:
         raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one to fine-tune.")
     session.motion(others[0])  # a missing MediaPipe is said before the long work, not after
     base = LoadedPart(old.editor, "editor", "base", {"crop_px": old.crop_px})
-    session.total = 2 * len(others) + math.ceil(cpu_minutes)
-    before = _person_rows(with_editor(session, base, "before"), given, others)
-    session.done = len(others)
-    tuning = _tuned(session, base, learnt, out, cpu_minutes)
+    session.total = 4 * len(others) + math.ceil(cpu_minutes)
+    before = _person_rows(with_editor(session, base, "before"), given, others, pool)
+    session.done = 2 * len(others)
+    tuning = _tuned(session, base, learnt, out, style, cpu_minutes)
     session.done += math.ceil(cpu_minutes)
-    editor = load_part("editor", out, old.device, old.dtype)
-    return {"before": before, "after": _person_rows(with_editor(session, editor, "after"), given, others)}, tuning
+    editor, speaker = load_part("editor", out, old.device, old.dtype), load_part("pose-model", style, old.device)
+    return {"before": before, "after": _person_rows(with_editor(session, editor, "after", speaker), given, others, pool)}, tuning
 
 
 class _Spent(Exception):
     """The CPU time is over."""
 
 
-def _tuned(session: Session, base: LoadedPart, learnt: Sequence[Path], out: Path, cpu_minutes: float) -> Tuning:
-    """Write the fine-tuned editor to ``out``."""
+def _tuned(
+    session: Session, base: LoadedPart, learnt: Sequence[Path], out: Path, style: Path, cpu_minutes: float
+) -> Tuning:
+    """Write the fine-tuned editor to ``out``, the pose model to ``style``."""
     lipsync, wall, cpu = session.lipsync, time.monotonic(), time.process_time()
     checks: list[Check] = []
 
@@ -142,25 +151,33 @@ def _tuned(session: Session, base: LoadedPart, learnt: Sequence[Path], out: Path
         if checks and minutes > cpu_minutes:
             raise _Spent
 
-    person = prepare_person(lipsync, join_clips(learnt, out.with_suffix(".mp4")))
+    clip = join_clips(learnt, out.with_suffix(".mp4"))
+    person = prepare_person(lipsync, clip)
+    speaker, poses = LoadedPart(lipsync.pose_model, "pose-model", "base"), lipsync.poses_from_video(clip, person.track)
+    spoken = tune_style(speaker, lipsync.audio_encoder.encode(to_mono_16k(join_sound(learnt))), poses, style)
     settings = FineTuning(steps=UNENDING)
     try:
         ended = fine_tune(base, person, lipsync.codec, lipsync.lip_encoder, out, settings, spend, watch).ended
     except _Spent:
         ended = f"{cpu_minutes:g} CPU minutes"
     spent = time.monotonic() - wall, time.process_time() - cpu
-    return Tuning(person.describe(), ended, checks[-1].step, best_of(checks).step, *spent)
+    said = f"{spoken.before.sentence()} -> {spoken.best.sentence()}; best of {spoken.checks[-1].step} steps: {spoken.best.step}."
+    return Tuning(person.describe(), said, ended, checks[-1].step, best_of(checks).step, *spent)
 
 
-def _person_rows(session: Session, given: Material, clips: Sequence[Path]) -> list[Measure]:
+def _person_rows(session: Session, given: Material, clips: Sequence[Path], own_voices: Sequence[Path]) -> list[Measure]:
     frames, nothing = given.suite.frames, UNBOUNDED
-    dubs = [session.dub(clip, "audio", driver) for clip, driver in zip(clips, drivers_for(clips, given.pool), strict=True)]
+    dubs, own = (
+        [session.dub(clip, part, driver) for clip, driver in zip(clips, drivers_for(clips, voices), strict=True)]
+        for part, voices in (("audio", given.pool), ("own", own_voices))
+    )
     sheets(session, dubs[:5])
     return [
         *eval_rows.picture_rows(session, {PERSON: (clips, nothing)}, frames, nothing),
         *eval_rows.identity_rows(session, dubs, given.weights, frames),
         *eval_rows.detail_rows(session, dubs, frames, nothing),
         *eval_rows.sync_rows(session, dubs, f"jaw correlation: {PERSON}, s1 audio", nothing),
+        *eval_rows.sync_rows(session, own, f"jaw correlation: {PERSON}, audio of another of their clips", nothing),
     ]
 
 
@@ -176,6 +193,16 @@ def join_clips(clips: Sequence[Path], out: Path) -> Path:
     with closing(_one_after_another(clips)) as frames:
         write_video(out, frames, like, crf=CRF, preset=PRESET)
     return out
+
+
+def join_sound(clips: Sequence[Path]) -> Audio:
+    """The same of their sound, each as long as its frames. -> 16 kHz, mono"""
+    parts = []
+    for clip in clips:
+        info, samples = probe(clip), to_mono_16k(load_audio(clip))
+        count = round(info.num_frames / info.fps * SAMPLE_RATE)
+        parts.append(F.pad(samples[:count], (0, max(count - len(samples), 0))))
+    return Audio(torch.cat(parts)[None], SAMPLE_RATE)
 
 
 def _one_after_another(clips: Sequence[Path]) -> Iterator[Frame]:

@@ -93,6 +93,27 @@ def flow_matching_loss(
     return (error * weight).sum() / weight.sum().clamp_min(1.0)
 
 
+def check_features(network: nn.Module, features: AudioFeatures) -> None:
+    """Refuse what another encoder than the pose model's has heard, or what is no sound."""
+    _check_kind(network.config.audio_kind, features.kind)
+    _check_rows(features.values, network.config.audio_dim // rows_per_pose(features.rate_hz))
+
+
+def _check_kind(wanted: str, kind: str) -> None:
+    if kind != wanted:
+        raise FlashLipsError(f"This pose model listens to '{wanted}', got '{kind}'; load the audio encoder it was trained with.")
+
+
+def _check_rows(values: Tensor, width: int) -> None:
+    if values.ndim != 2 or values.shape[1] != width:
+        raise FlashLipsError(
+            f"This pose model takes {width} audio numbers per row, got {tuple(values.shape)}; "
+            "load the audio encoder it was trained with."
+        )
+    if not torch.isfinite(values).all():
+        raise FlashLipsError("The audio features hold NaN or infinite numbers; check the audio file.")
+
+
 # Noise and ODE
 
 
@@ -234,10 +255,7 @@ class PoseStream:
     ):
         """Start at absolute pose frame ``first_frame``, which keys the noise; ``sources`` (K, P) default to the rest pose."""
         config = network.config
-        if kind != config.audio_kind:
-            raise FlashLipsError(
-                f"This pose model listens to '{config.audio_kind}', got '{kind}'; load the audio encoder it was trained with."
-            )
+        _check_kind(config.audio_kind, kind)
         self.network, self.rate_hz, self.emotion = network, Fraction(rate_hz), emotion
         self.settings = settings or SamplerSettings()
         self.sources = network.rest_pose[None].cpu() if sources is None else sources
@@ -252,13 +270,7 @@ class PoseStream:
     def push(self, features: AudioFeatures | Tensor) -> LipPoses:
         """Add encoder rows (N, D); returns the poses that became final, possibly none."""
         values = features if isinstance(features, Tensor) else features.values
-        if values.ndim != 2 or values.shape[1] != self._rows.shape[1]:
-            raise FlashLipsError(
-                f"This pose model takes {self._rows.shape[1]} audio numbers per row, got {tuple(values.shape)}; "
-                "load the audio encoder it was trained with."
-            )
-        if not torch.isfinite(values).all():
-            raise FlashLipsError("The audio features hold NaN or infinite numbers; check the audio file.")
+        _check_rows(values, self._rows.shape[1])
         self._rows = torch.cat([self._rows, values.float()])
         return self._run(_frames_ready(self._first_row + len(self._rows), self.rate_hz), is_last=False)
 

@@ -239,6 +239,12 @@ def train_bytes(batch: int, crop_px: int) -> int:
     return TRAIN_SHARE * edit_bytes(batch, crop_px)
 
 
+def tune_bytes(network: torch.nn.Module) -> int:
+    """Memory for training a network beside itself: a frozen copy, weights, gradients, two moments and the average, in 32 bits,
+    and half as much again for activations."""
+    return round(1.5 * 6 * 4 * sum(parameter.numel() for parameter in network.parameters()))
+
+
 class LoadedAudioEncoder:
     """Core's AUDIO_ENCODER type around an encoder of ours: core's Audio Encoder Encode runs with it too."""
 

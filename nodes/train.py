@@ -1,4 +1,4 @@
-"""An editor of one's own: a clip of a person as training frames, and the training itself."""
+"""Models of one's own: a clip of a person as training frames, the editor's training, and the pose model's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
+from ..flashlips_core.audio import emotion_for, features_for
+from ..flashlips_core.pixels import from_bytes
 from ..flashlips_core.train.finetune import FineTuning, fine_tune
 from ..flashlips_core.train.finetune_data import SHORTEST_S, PersonFrames, prepare_person
 from ..flashlips_core.train.finetune_report import curve_picture, progress_picture
-from ..flashlips_core.types import FaceTrack
+from ..flashlips_core.train.style import SHORTEST_S as STYLE_SHORTEST_S
+from ..flashlips_core.train.style import StyleTuning, tune_style
+from ..flashlips_core.types import FaceTrack, LipPoses
 from . import bridge
 from . import bridge_models as models
-from .sockets import Dataset, Editor, LipEncoder, Track
+from .sockets import Dataset, Editor, LipEncoder, PoseModel, Poses, Track
 
 CATEGORY = "FlashLips/train"
 CONSENT = "Only with the consent of the person shown."
@@ -178,4 +182,94 @@ class FineTuneLipEditor(io.ComfyNode):
         return io.NodeOutput(models.load_network("editor", out.name), curve, pictures)
 
 
-NODES = [PrepareDataset, FineTuneLipEditor]
+class FineTunePoseModel(io.ComfyNode):
+    """A pose model, a voice and the lips that spoke it -> a pose model that moves lips as that person does."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsFineTunePoseModel",
+            display_name="Fine-Tune Pose Model",
+            category=CATEGORY,
+            description="Lets a pose model learn how one person moves their lips when they speak, from a clip with sound, and "
+            "saves it in models/flashlips, where Load Pose Model finds it. What is kept is the best on the clip's held-out end; "
+            "Cancel keeps the best so far, and the same settings run again go on. " + CONSENT,
+            inputs=[
+                PoseModel.Input("pose_model", tooltip="The pose model to start from, from Load Pose Model; it stays as it is."),
+                io.AudioEncoderOutput.Input(
+                    "features",
+                    tooltip="The clip's own sound, from Encode Audio with the encoder that the pose model was trained with.",
+                ),
+                Poses.Input("poses", tooltip="What the lips do meanwhile, from the clip's start: from Encode Lip Poses."),
+                io.String.Input("name", default="my_style", optional=True, tooltip="The new file's name in models/flashlips."),
+                io.Int.Input(
+                    "steps",
+                    default=StyleTuning.steps,
+                    min=1,
+                    max=100_000,
+                    optional=True,
+                    tooltip="How many steps at most. Higher = closer to the person, slower. Ends sooner where nothing is gained.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=StyleTuning.lr,
+                    min=1e-6,
+                    max=1e-2,
+                    step=1e-6,
+                    round=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How far a step goes. Higher = faster, less stable.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=StyleTuning.batch,
+                    min=1,
+                    max=256,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Stretches of speech per step. Higher = steadier, slower, more memory.",
+                ),
+                io.Float.Input(
+                    "shortest",
+                    default=STYLE_SHORTEST_S,
+                    min=2.0,
+                    max=60.0,
+                    step=1.0,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Seconds that sound and poses must have in common. Lower = shorter clips pass, with poorer results.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    control_after_generate=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Another number = other stretches in another order.",
+                ),
+            ],
+            outputs=[PoseModel.Output(display_name="pose_model"), io.Image.Output(display_name="curve")],
+            is_output_node=True,  # the file is a result of its own
+        )
+
+    @classmethod
+    def execute(
+        cls, pose_model: models.LoadedNetwork, features: dict, poses: LipPoses, name="my_style", steps=StyleTuning.steps,
+        learning_rate=StyleTuning.lr, batch=StyleTuning.batch, shortest=STYLE_SHORTEST_S, seed=0,
+    ) -> io.NodeOutput:  # fmt: skip
+        out, config = models.new_model_path(name), pose_model.network.config
+        heard, emotion = features_for(features, config.audio_kind, config.audio_dim), emotion_for(features, config.emotion_dim)
+        settings = StyleTuning(steps, lr=learning_rate, batch=batch, seed=seed)
+        with bridge.running(steps) as run, models.on_device(pose_model, memory_bytes=models.tune_bytes(pose_model.network)):
+            done = tune_style(
+                pose_model, heard, poses, out, settings, emotion, shortest, run.progress,
+                lambda checks, _: run.show(from_bytes(curve_picture(checks))),
+            )  # fmt: skip
+        curve = torch.from_numpy(curve_picture(done.checks))[None].float() / 255
+        return io.NodeOutput(models.load_network("pose-model", out.name), curve)
+
+
+NODES = [PrepareDataset, FineTuneLipEditor, FineTunePoseModel]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from flashlips_core.face_motion import FaceMotion
 from flashlips_core.loading import STAGE_1, load_part
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import LipSync
+from flashlips_core.train.style import StyleTuning, tune_style
 from flashlips_core.types import FlashLipsError
 
 TINY = Suite(own=2, people=1, driven=1, silent=1, spoken=1, frames=2)
@@ -49,14 +52,15 @@ def _one_thread():
 
 @pytest.fixture
 def data(tmp_path):
-    """Two talking clips of s1 and six of s4."""
+    """Two talking clips of s1 and seven of s4."""
     own, person = tmp_path / "grid_s1" / "test", tmp_path / "grid_people" / "test" / "s4"
     own.mkdir(parents=True)
     person.mkdir(parents=True)
     for name in ("a", "b"):
         make_clip(own, ClipSpec(name=f"{name}.mp4", audio_rate=16_000, pts=tuple(range(0, 10 * TICKS, TICKS))))
-    for index in range(eval_editors.NUM_LEARNT + 1):
-        make_clip(person, ClipSpec(name=f"{index}.mp4", pts=tuple(range(0, FRAMES * TICKS, TICKS))))
+    for index in range(eval_editors.NUM_LEARNT + 2):
+        pts = tuple(range(0, FRAMES * TICKS, TICKS))
+        make_clip(person, ClipSpec(name=f"{index}.mp4", pts=pts, audio_rate=16_000, audio_s=Fraction(2)))
     return tmp_path
 
 
@@ -90,7 +94,9 @@ def test_a_masked_editor_and_a_refined_one_are_measured_in_their_own_modes(data,
     assert eval_editors._names(["x/a.safetensors", "y/a.safetensors", "b"]) == ["a-1", "a-2", "b"]
 
 
-def test_an_editor_is_measured_before_and_after_fine_tuning_on_other_clips_of_the_person(data, tmp_path):
+def test_an_editor_is_measured_before_and_after_fine_tuning_on_other_clips_of_the_person(data, tmp_path, monkeypatch):
+    hardly = StyleTuning(steps=1, batch=2, lr=1e-9)
+    monkeypatch.setattr(eval_editors, "tune_style", functools.partial(tune_style, settings=hardly))
     out = tmp_path / "out"
     session = session_with(tmp_path / "models", out, 256)
     given = gather(data, data, None, TINY, TARGETS["basic"])
@@ -101,8 +107,10 @@ def test_an_editor_is_measured_before_and_after_fine_tuning_on_other_clips_of_th
     for name, value in before.items():  # no step was better: the file holds the same editor, in half precision
         assert after[name] == (None if value is None else pytest.approx(value, rel=0.02, abs=0.02)), name
     assert probe(out / "s4.mp4").num_frames == eval_editors.NUM_LEARNT * FRAMES
-    assert "held out" in tuning.sentence() and "s4.mp4" in tuning.sentence()
-    with pytest.raises(FlashLipsError, match="is there already"):
+    assert "held out" in tuning.sentence() and "s4.mp4" in tuning.sentence() and "best of 1 steps" in tuning.style
+    assert "jaw correlation: s4, audio of another of their clips" in before
+    assert {checkpoint.info(out / f"s4{what}.safetensors").role for what in ("", "-style")} == {"editor", "pose-model"}
+    with pytest.raises(FlashLipsError, match="holds a fine-tuning already"):
         eval_editors.before_and_after(session, given, cpu_minutes=1)
 
 
@@ -130,7 +138,7 @@ def test_a_masked_editor_is_not_fine_tuned_and_says_so_before_the_long_work(data
 def test_too_few_clips_of_the_person_are_named(data, tmp_path):
     (data / "grid_people" / "test" / "s4" / "0.mp4").unlink()
     session = session_with(tmp_path / "models", tmp_path / "out", 256)
-    with pytest.raises(FlashLipsError, match="Found 5 clips under .*s4; 6 or more"):
+    with pytest.raises(FlashLipsError, match="Found 6 clips under .*s4; 7 or more"):
         eval_editors.before_and_after(session, gather(data, data, None, TINY, TARGETS["basic"]), 1)
 
 
@@ -140,7 +148,7 @@ def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, c
 
     def before_and_after(session, given, cpu_minutes):
         seen.append((given.suite, cpu_minutes))
-        return rows, eval_editors.Tuning("clips.", "no gain", 50, 25, 60, 90)
+        return rows, eval_editors.Tuning("clips.", "much.", "no gain", 50, 25, 60, 90)
 
     monkeypatch.setattr(eval_editors, "before_and_after", before_and_after)
     lipsync = session_with(tmp_path / "models", tmp_path, CROP_PX).lipsync

@@ -50,6 +50,7 @@ class PersonFrames:
     seconds: float  # of it that show the face
     crop_px: int
     codec: str  # name of the codec whose latents they are
+    track: FaceTrack  # of what was looked at
 
     def describe(self) -> str:
         """For people."""
@@ -88,13 +89,14 @@ def prepare_person(
         track = lipsync.track(video, settings, stop, progress, show=show)
     else:
         check_whole_track(track, clip)
-    learnt, held_out = _split(track.first(stop), clip, shortest_s)
+    track = track.first(stop)
+    learnt, held_out = _split(track, clip, shortest_s)
     references = candidate_frames(track.first(int(learnt[-1]) + 1), NUM_REFERENCES)
     with torch.inference_mode(False), torch.no_grad():
         encoded = _encode(lipsync, video, track, sorted({*learnt, *held_out, *references}), progress, show)
         parts = [encoded.frames(track, rows, references) for rows in (learnt, held_out)]
-    seconds = float(track.first(stop).present.sum() / clip.fps)
-    return PersonFrames(*parts, Path(video).name, seconds, lipsync.crop_px, lipsync.codec.name)
+    seconds = float(track.present.sum() / clip.fps)
+    return PersonFrames(*parts, Path(video).name, seconds, lipsync.crop_px, lipsync.codec.name, track)
 
 
 def check_trainable(codec: Codec) -> None:

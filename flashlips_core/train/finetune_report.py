@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ from ..editing import edit_once
 from ..measures import detail, psnr_from_error, squared_error
 from ..pictures import contact_sheet, spread
 from ..pixels import from_bytes, to_bytes
+from .best_so_far import best_of
 from .editor_data import draw_rows, window_cells, window_of, window_pixels
 from .finetune_data import PersonFrames
 from .loop import step_generator
 
 NUM_PAIRS = 16
 GROUND, CURVE, BEST, TEXT = (24, 24, 24), (90, 170, 255), (120, 230, 120), (230, 230, 230)
-MARGIN = 24  # px around the curve
+MARGIN = 24  # px around the curve; twice that above it, for the text
 NUM_SHOWN = 6  # columns of the sheet
 PAIRS_SEED = 4242  # the same pairs for every run of a clip
 
@@ -32,6 +34,8 @@ PAIRS_SEED = 4242  # the same pairs for every run of a clip
 @dataclasses.dataclass(frozen=True)
 class Check:
     """One look at the held-out frames."""
+
+    smallest_span: ClassVar[float] = 0.1  # dB: less is drawn flat
 
     step: int
     psnr_db: float  # of the edited lips towards the real frame's; the codec's own loss is part of it
@@ -103,14 +107,14 @@ def write_sheet(examiner: Examiner, before: nn.Module, after: nn.Module, path: s
     return contact_sheet(sheet_rows(examiner, before, after), path)
 
 
-def curve_picture(checks: list[Check], width: int = 768, height: int = 256) -> np.ndarray:
-    """PSNR of the held-out lips over the steps, the best marked. -> (height, width, 3) uint8."""
+def curve_picture(checks: list[Any], width: int = 768, height: int = 256) -> np.ndarray:
+    """The checks' scores over the steps, the best marked. -> (height, width, 3) uint8."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (width, height), GROUND)
     draw = ImageDraw.Draw(picture)
-    steps, values = [c.step for c in checks], [c.psnr_db for c in checks]
-    low, span = min(values), max(max(values) - min(values), 0.1)  # dB: less than a tenth is drawn flat
+    steps, values = [c.step for c in checks], [c.score for c in checks]
+    low, span = min(values), max(max(values) - min(values), checks[0].smallest_span)
     last = max(steps[-1], 1)
     points = [
         (MARGIN + (width - 2 * MARGIN) * step / last, height - MARGIN - (height - 3 * MARGIN) * (value - low) / span)
@@ -118,10 +122,11 @@ def curve_picture(checks: list[Check], width: int = 768, height: int = 256) -> n
     ]
     if len(points) > 1:
         draw.line(points, fill=CURVE, width=2)
-    x, y = points[values.index(max(values))]
+    best = best_of(checks)
+    x, y = points[checks.index(best)]
     draw.ellipse((x - 4, y - 4, x + 4, y + 4), outline=BEST, width=2)
-    text = f"held-out lips: {values[0]:.2f} dB before, {max(values):.2f} dB best, {values[-1]:.2f} dB at step {steps[-1]}"
-    draw.text((MARGIN, MARGIN // 2), text, fill=TEXT)
+    for line, (name, check) in enumerate((("before", checks[0]), ("best", best), ("now", checks[-1]))):
+        draw.text((MARGIN, MARGIN // 4 + 12 * line), f"{name}: {check.sentence()} (step {check.step})", fill=TEXT)
     return np.array(picture)
 
 

@@ -83,6 +83,13 @@ def speaker_of(clip_id: str) -> str:
     return parts[2] if parts[0] == "grid_people" else parts[0]
 
 
+def pose_correlation(sampled: np.ndarray, own: np.ndarray) -> float:
+    """Of two motions (T, P): for each number, and their mean with the variance of ``own`` as weight."""
+    apart = [values - values.mean(0) for values in (sampled, own)]
+    spread = np.sqrt(np.prod([np.square(values).sum(0) for values in apart], axis=0))
+    return float(np.average((apart[0] * apart[1]).sum(0) / np.maximum(spread, 1e-12), weights=own.var(0) + 1e-12))
+
+
 # Sound
 
 

@@ -25,7 +25,7 @@ from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, Pos
 from ..types import SAMPLE_RATE, AudioFeatures, Progress
 from .loop import TrainConfig, fit
 from .material import Material, open_material
-from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, quiet_tone
+from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, pose_correlation, quiet_tone
 from .processes import is_first_process
 
 log = logging.getLogger(__name__)
@@ -232,8 +232,7 @@ def score(
         poses, found = labels.clip(clip.index)
         sampled = sample_poses(network, clip.features, clip.sources, settings).values.numpy()
         frames = np.flatnonzero(found[: len(sampled)])
-        pairs = zip(sampled[frames].T, poses[frames].T, strict=True)
-        row = {"correlation": float(np.average([np.corrcoef(a, b)[0, 1] for a, b in pairs], weights=poses[frames].var(0)))}
+        row = {"correlation": pose_correlation(sampled[frames], poses[frames])}
         if jaw is not None:
             measured, opening = jaw.measured[labels.starts[clip.index] + frames], jaw.read(sampled[frames])
             known = np.isfinite(measured)

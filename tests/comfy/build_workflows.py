@@ -122,10 +122,13 @@ def full_pipeline(g: Sketch) -> None:
         g.node("FlashLipsSaveVideo", video=dubbed, filename_prefix="video/full_pipeline")
 
 
-def voice_to_poses(g: Sketch, **settings: object) -> tuple[Node, Node]:
-    """The columns that make lip poses of the bundled voice; returns the voice and the poses."""
+def voice_to_poses(
+    g: Sketch, listener: Node | None = None, pose_model: Node | None = None, **settings: object
+) -> tuple[Node, Node]:
+    """The columns that make lip poses of the bundled voice, with the loaders that are not given. Returns voice and poses."""
     voice = g.node("FlashLipsLoadVideo", "Voice", path=VOICE)
-    listener, pose_model = g.node("FlashLipsLoadAudioEncoder"), g.node("FlashLipsLoadPoseModel")
+    listener = listener or g.node("FlashLipsLoadAudioEncoder")
+    pose_model = pose_model or g.node("FlashLipsLoadPoseModel")
     g.column()
     features = g.node("FlashLipsEncodeAudio", audio_encoder=listener, audio=voice.out("audio"))
     return voice, g.node("FlashLipsSamplePoses", pose_model=pose_model, features=features, **settings)
@@ -361,10 +364,27 @@ def finetune_on_clip(g: Sketch) -> None:
         g.node("PreviewImage", "Before and after", images=tuned.out("before_after"))
         g.node("PreviewImage", "The curve", images=tuned.out("curve"))
     g.new_row()
-    with g.group("3. A voice", "Lip motion for the voice that the person shall speak.", "poses"):
-        voice, poses = voice_to_poses(g)
     with g.group(
-        "4. Dubbed with the new editor",
+        "3. The way of speaking (optional)",
+        "The pose model learns from the clip's own sound how far and how softly this person moves the lips; 'shortest' "
+        "(advanced) is lowered here too. Without it: delete these nodes and connect a Load Pose Model to Sample Lip Poses.",
+        "voice",
+    ):
+        listener = g.node("FlashLipsLoadAudioEncoder")
+        pose_model = g.node("FlashLipsLoadPoseModel", "The pose model to start from")
+        g.column()
+        own = g.node("FlashLipsEncodeAudio", "The clip's own sound", audio_encoder=listener, audio=video.out("audio"))
+        seen = g.node("FlashLipsEncodePoses", lip_encoder=lip_encoder, video=video, track=track)
+        g.column()
+        style = g.node(
+            "FlashLipsFineTunePoseModel", pose_model=pose_model, features=own, poses=seen, name="my_style", steps=50, shortest=4.0
+        )
+        g.node("PreviewImage", "Its curve", images=style.out("curve"))
+    with g.group("4. A voice", "Lip motion for the voice that the person shall speak.", "poses"):
+        voice, poses = voice_to_poses(g, listener, style)
+    g.new_row()
+    with g.group(
+        "5. Dubbed with the new editor",
         "The editor goes where Load Lip Editor would be. Here the video is the training clip; any other of the same person will "
         "do, with a track of its own.",
         "edit",
@@ -373,7 +393,7 @@ def finetune_on_clip(g: Sketch) -> None:
             "FlashLipsLipSyncVideo", video=video, track=track, poses=poses, editor=tuned.out("editor"), vae=codec,
             lip_encoder=lip_encoder, audio=voice.out("audio"),
         )  # fmt: skip
-    with g.group("5. The result", CONSENT, "out"):
+    with g.group("6. The result", CONSENT, "out"):
         g.node("FlashLipsSaveVideo", video=dubbed, filename_prefix="video/finetune_on_clip")
 
 
