@@ -1,4 +1,4 @@
-"""Prepare Dataset and Fine-Tune Lip Editor in the real ComfyUI, with the bundled networks, on the demo's head."""
+"""Prepare Dataset and both Fine-Tune nodes in the real ComfyUI, with the bundled networks, on the demo's head."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from graphs import upstream
 
 from flashlips_core import LipSync, checkpoint
-from flashlips_core.media import probe, read_frames, write_video
+from flashlips_core.media import load_audio, probe, read_frames, write_video
 
 pytestmark = pytest.mark.comfy
 
@@ -24,11 +25,12 @@ def node(class_type: str, **inputs: object) -> dict:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
-    """The demo's head at half its size, without sound."""
+    """The demo's head at half its size, with the sound of those frames."""
     path = tmp_path_factory.mktemp("clip") / "me.mp4"
-    info = probe(DEMO)
+    info, sound = probe(DEMO), load_audio(DEMO)
     small = (replace(frame, planes=tuple(plane[::2, ::2] for plane in frame.planes)) for frame in read_frames(DEMO))
-    write_video(path, islice(small, NUM_FRAMES), replace(info, width=info.width // 2, height=info.height // 2))
+    sound = replace(sound, samples=sound.samples[:, : sound.sample_rate * NUM_FRAMES // 25])
+    write_video(path, islice(small, NUM_FRAMES), replace(info, width=info.width // 2, height=info.height // 2), sound)
     return path
 
 
@@ -110,3 +112,52 @@ def test_what_cannot_be_trained_on_is_one_sentence(engine, graph) -> None:
     assert "shows the face for 2.1 s, too short to learn from" in engine.run(short, ("dataset",)).errors["dataset"]
     named = {**graph, "tuned": node(**_changed(graph["tuned"], name="../mine"))}
     assert "cannot be a file's name" in engine.run(named, ("tuned",)).errors["tuned"]
+
+
+# ---- the pose model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def speech(engine, clip) -> dict:
+    return {
+        "video": node("FlashLipsLoadVideo", path=str(clip)),
+        "reader": node("FlashLipsLoadLipEncoder", name="bundled"),
+        "listener": node("FlashLipsLoadAudioEncoder", name="bundled"),
+        "pose_model": node("FlashLipsLoadPoseModel", name="bundled"),
+        "features": node("FlashLipsEncodeAudio", audio_encoder=["listener", 0], audio=["video", 1]),
+        "poses": node("FlashLipsEncodePoses", lip_encoder=["reader", 0], video=["video", 0]),
+        "style": node(
+            "FlashLipsFineTunePoseModel", pose_model=["pose_model", 0], features=["features", 0], poses=["poses", 0],
+            name="style", steps=2, batch=2, shortest=2.0,
+        ),
+        "sampled": node("FlashLipsSamplePoses", pose_model=["style", 0], features=["features", 0]),
+    }  # fmt: skip
+
+
+def test_a_clip_becomes_a_pose_model_that_the_loader_lists(engine, speech) -> None:
+    run = engine.run(speech, ("style", "sampled"))
+    assert run.is_success, run.errors
+    _, curve = run.outputs["style"]
+    assert tuple(curve.shape) == (1, 256, 768, 3) and run.previewed >= {"style"}
+    notes = checkpoint.info(engine.base / "models" / "flashlips" / "style.safetensors").notes
+    assert notes["base"] == "bundled" and notes["trained_on"]["seconds"] > 1 and "agreed" in notes["consent"]
+    again = engine.run({"loaded": node("FlashLipsLoadPoseModel", name="style.safetensors")}, ("loaded",))
+    assert again.is_success, again.errors
+    refused = engine.run({**speech, "style": node(**_changed(speech["style"], seed=1))}, ("style",))
+    assert "style.safetensors is there already" in refused.errors["style"]
+
+
+def test_cancel_keeps_the_pose_models_best_so_far(engine, speech) -> None:
+    out = engine.base / "models" / "flashlips" / "stopped_style.safetensors"
+    longer = {**speech, "style": node(**_changed(speech["style"], name="stopped_style", steps=500))}
+    assert engine.run(upstream(longer, "features", "poses"), ("features", "poses")).is_success
+    run = engine.run(upstream(longer, "style"), "style", interrupt_at=("progress", 2))
+    assert run.is_interrupted and not run.errors and checkpoint.info(out).notes["steps"] == 0
+    assert not list(out.parent.rglob("*.part"))
+
+
+def test_what_no_pose_model_can_learn_from_is_one_sentence(engine, speech) -> None:
+    short = {**speech, "style": node(**_changed(speech["style"], shortest=10.0))}
+    assert "Sound and lip poses have 2.1 s in common, too short" in engine.run(short, ("style",)).errors["style"]
+    deaf = {**speech, "listener": node("FlashLipsLoadAudioEncoder", name="log-mel")}
+    assert "load the audio encoder it was trained with" in engine.run(deaf, ("style",)).errors["style"]
