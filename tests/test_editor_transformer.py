@@ -132,6 +132,23 @@ def test_positions_are_places_in_the_crop_at_either_size():
         torch.testing.assert_close(a, four, rtol=0, atol=0.04)
 
 
+def test_a_copying_editor_takes_most_from_the_reference_whose_lips_fit():
+    editor, (z_input, z_refs, poses) = trained_like(config=replace(TRANSFORMER_TINY, is_copying=True)), sample()
+    torch.nn.init.zeros_(editor.pose_metric)
+    fitting = poses[:1] + torch.tensor([[0.0], [5.0]]).double()  # the second reference is far from the first pose
+    context = editor.prepare_references(z_refs[:1], fitting[None])
+    copied, missing = editor._copied(context, poses[:1])
+    torch.testing.assert_close(copied, z_refs[0, :1], atol=1e-6, rtol=0)
+    assert missing.abs().max() < 1e-6
+    blind, _ = editor._copied(editor.prepare_references(z_refs[:1]), poses[:1])
+    torch.testing.assert_close(blind, z_refs[0].mean(0, keepdim=True))
+    one = editor(z_input, editor.prepare_references(z_refs, fitting[None].expand(3, -1, -1)), poses)
+    shared = editor(z_input, editor.prepare_references(z_refs[:1], fitting[None]), poses)
+    torch.testing.assert_close(one[:1], shared[:1])
+    one.sum().backward()
+    assert all(p.grad is not None for p in editor.parameters())
+
+
 def test_a_window_is_edited_as_its_places_in_the_crop_and_nothing_else_is():
     windowed = replace(TRANSFORMER_TINY, window=(0.25, 0.5, 0.75, 1.0))
     editor, (z_input, z_refs, poses) = trained_like(config=windowed), sample()

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from flashlips_core.models.copying import compare_poses
 from flashlips_core.models.editor_unet import UNET_250M, UNET_MINI, EditorUNet, EditorUNetConfig
 from flashlips_core.types import FlashLipsError
 
@@ -81,7 +82,7 @@ def test_the_reference_with_the_wanted_pose_is_copied():
     latents, references, poses = inputs(references=3)
     read = torch.stack([poses[1] + 3, poses[1], poses[1] - 3])[None]
     context = network.prepare_references(references, read)
-    likeness, missing = network._compare(context, poses[1:2])
+    likeness, missing = compare_poses(poses[1:2], context.poses, network.pose_metric)
     assert likeness.softmax(1)[0].tolist() == pytest.approx([0, 1, 0], abs=1e-6)
     assert missing.abs().max() < 1e-5
 

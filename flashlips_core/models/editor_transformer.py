@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import FlashLipsError
+from .copying import blend, compare_poses
 from .editor_unet import UNET_MINI
 from .layers import RecomputedBlock
 from .window import WHOLE_CROP, Window, WindowedEditor
@@ -40,13 +41,15 @@ class EditorTransformerConfig:
     latent_channels: int = 4
     max_references: int = 4  # what a caller should pick; the network takes any number (paper: more than 4 gains little)
     window: Window = WHOLE_CROP
+    is_copying: bool = False  # what a reference already shows is copied rather than redrawn, see ``copying``
 
 
 TRANSFORMER_300M = EditorTransformerConfig()
 # For 256 px crops, like ``UNET_MINI``: 10x10 tokens hold all that an edit may change.
 TRANSFORMER_MINI = EditorTransformerConfig(
-    width=192, depth=6, num_heads=6, pose_width=96, adapter_channels=48, adapter_blocks=2, window=UNET_MINI.window
-)
+    width=192, depth=6, num_heads=6, pose_width=96, adapter_channels=48, adapter_blocks=2, window=UNET_MINI.window,
+    is_copying=True,
+)  # fmt: skip
 TRANSFORMER_TINY = EditorTransformerConfig(width=64, depth=3, num_heads=2, pose_width=16, adapter_channels=16, adapter_blocks=1)
 
 
@@ -56,6 +59,8 @@ class EditorContext:
 
     keys: tuple[Tensor, ...]  # depth x (B, H, M, D)
     values: tuple[Tensor, ...]  # depth x (B, H, M, D)
+    latents: Tensor  # (B, R, C, h', w') the references themselves, inside the window
+    poses: Tensor | None = None  # (B, R, P), None where nobody has read them
 
 
 class EditorTransformer(WindowedEditor):
@@ -72,14 +77,17 @@ class EditorTransformer(WindowedEditor):
         self.adapter = ReferenceAdapter(channels, config.adapter_channels, config.adapter_blocks)
         self.embed_reference = nn.Conv2d(config.adapter_channels, width, patch, stride=patch)
         self.embed_reference_pose = nn.Linear(config.pose_dim, width)
-        self.embed_target = nn.Conv2d(channels + config.pose_dim, width, patch, stride=patch)
+        copied, wanted = (channels, 2 * config.pose_dim) if config.is_copying else (0, config.pose_dim)
+        if config.is_copying:
+            self.pose_metric = nn.Parameter(torch.zeros(config.pose_dim))  # log weight of each pose number in their distance
+        self.embed_target = nn.Conv2d(channels + copied + config.pose_dim, width, patch, stride=patch)
         self.embed_pose = nn.Sequential(
-            nn.Linear(config.pose_dim, config.pose_width), nn.SiLU(), nn.Linear(config.pose_width, config.pose_width), nn.SiLU()
+            nn.Linear(wanted, config.pose_width), nn.SiLU(), nn.Linear(config.pose_width, config.pose_width), nn.SiLU()
         )
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.modulation = nn.Linear(config.pose_width, 2 * width)
-        self.head = nn.Linear(width, channels * patch * patch)
+        self.head = nn.Linear(width, (channels + copied) * patch * patch)
         self._initialise()
 
     def prepare_references(self, z_refs: Tensor, poses: Tensor | None = None) -> EditorContext:
@@ -90,7 +98,8 @@ class EditorTransformer(WindowedEditor):
         """
         # Co-located tokens of all references share a position
         rope = tuple(part.repeat(z_refs.shape[1], 1) for part in self._rope(z_refs))
-        x = self.embed_reference(self.adapter(self.cut(z_refs).flatten(0, 1)))  # (B R) width h/p w/p
+        seen = self.cut(z_refs)
+        x = self.embed_reference(self.adapter(seen.flatten(0, 1)))  # (B R) width h/p w/p
         if poses is not None:
             x = x + self.embed_reference_pose(poses.flatten(0, 1))[..., None, None]
         x = rearrange(x, "(b r) d y x -> b (r y x) d", r=z_refs.shape[1])
@@ -99,7 +108,7 @@ class EditorTransformer(WindowedEditor):
             x, key, value = block(x, rope)
             keys.append(key)
             values.append(value)
-        return EditorContext(tuple(keys), tuple(values))
+        return EditorContext(tuple(keys), tuple(values), seen, poses)
 
     def forward(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
         """Edit frames.
@@ -109,18 +118,36 @@ class EditorTransformer(WindowedEditor):
             context: from :meth:`prepare_references`, of batch B, or of batch 1 for B frames of one clip.
             poses: (B, P).
         """
-        rope, seen = self._rope(z_input), self.cut(z_input)
-        pose_map = poses[..., None, None].expand(-1, -1, *seen.shape[-2:])
-        x = self.embed_target(torch.cat([seen, pose_map], dim=1))  # Eq. 1 without f_ref(z_ref): references come as tokens
+        rope, given = self._rope(z_input), [self.cut(z_input)]
+        if self.config.is_copying:
+            copied, missing = self._copied(context, poses)
+            given.append(copied)
+            wanted = torch.cat([poses, missing], 1)
+        else:
+            wanted = poses
+        pose_map = poses[..., None, None].expand(-1, -1, *given[0].shape[-2:])
+        x = self.embed_target(torch.cat([*given, pose_map], dim=1))  # Eq. 1 without f_ref(z_ref): references come as tokens
         rows = x.shape[2]
         x = rearrange(x, "b d y x -> b (y x) d")
-        pose = self.embed_pose(poses)  # B pose_width
+        pose = self.embed_pose(wanted)  # B pose_width
         for block, key, value in zip(self.blocks, context.keys, context.values, strict=True):
             x, _, _ = block(x, rope, pose, (key, value))
         shift, scale = self.modulation(pose)[:, None].chunk(2, dim=-1)
         x = self.head(modulate(self.norm(x), shift, scale))
         patch = self.config.patch
-        return self.added(z_input, rearrange(x, "b (y x) (c p q) -> b c (y p) (x q)", y=rows, p=patch, q=patch))
+        residual = rearrange(x, "b (y x) (c p q) -> b c (y p) (x q)", y=rows, p=patch, q=patch)
+        if self.config.is_copying:
+            drawn, share = residual.chunk(2, dim=1)
+            residual = drawn + share * (given[1] - given[0])
+        return self.added(z_input, residual)
+
+    def _copied(self, context: EditorContext, poses: Tensor) -> tuple[Tensor, Tensor]:
+        """The references' latents, (B, C, h', w'), most of those whose lips do what is wanted; and what they lack, (B, P)."""
+        likeness, missing = compare_poses(poses, context.poses, self.pose_metric)
+        if likeness is None:
+            likeness = poses.new_zeros(len(poses), context.latents.shape[1])
+        weights = likeness.softmax(1)[..., None, None].expand(-1, -1, *context.latents.shape[-2:])
+        return blend(weights, context.latents), missing
 
     def _rope(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the window's tokens in latents (..., h, w)."""

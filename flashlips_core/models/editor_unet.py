@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import POSE_DIM, FlashLipsError
+from .copying import blend, compare_poses
 from .layers import ModulatedBlock
 from .window import WHOLE_CROP, Window, WindowedEditor
 
@@ -150,12 +151,12 @@ class EditorUNet(WindowedEditor):
         return self.added(z_input, self._residual(self.cut(z_input), context, poses))
 
     def _residual(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
-        likeness, missing = self._compare(context, poses)
+        likeness, missing = compare_poses(poses, context.poses, self.pose_metric)
         condition = self.pose(torch.cat([poses, missing], 1))
         maps = poses[..., None, None].expand(-1, -1, *z_input.shape[2:])
         weights = self._suitability(context, condition, likeness)
-        blended = _blend(weights, context.latents)
-        x = self.conv_in(torch.cat([z_input, blended, _blend(weights, context.values), maps], 1))  # Eq. 1
+        blended = blend(weights, context.latents)
+        x = self.conv_in(torch.cat([z_input, blended, blend(weights, context.values), maps], 1))  # Eq. 1
         skips = []
         for level, blocks in enumerate(self.down):
             for block in blocks:
@@ -169,26 +170,18 @@ class EditorUNet(WindowedEditor):
                 x = skips[level] + self.grow[level](F.interpolate(x, scale_factor=2))
             for block in self.up[level]:
                 x = block(x, condition)
-        # What a reference already shows is copied rather than redrawn: a short path that small training budgets need (ours).
+        # What a reference already shows is copied rather than redrawn, see ``copying``
         drawn, copied = self.conv_out(F.silu(self.norm_out(x))).chunk(2, dim=1)
         return drawn + copied * (blended - z_input)
 
-    def _compare(self, context: EditorContext, poses: Tensor) -> tuple[Tensor | float, Tensor]:
-        """How near each reference's pose is to the wanted one, (B, R), 0 at best; and what the nearest lack of it, (B, P)."""
-        if context.poses is None:
-            return 0.0, torch.zeros_like(poses)
-        difference = poses[:, None] - context.poses  # B R P
-        likeness = -(difference.square() * self.pose_metric.exp()).sum(-1)
-        return likeness, (likeness.softmax(1)[..., None] * difference).sum(1)
-
-    def _suitability(self, context: EditorContext, condition: Tensor, likeness: Tensor | float) -> Tensor:
+    def _suitability(self, context: EditorContext, condition: Tensor, likeness: Tensor | None) -> Tensor:
         """How well each reference suits the wanted pose at each place, (B, R, h', w'), 1 in sum over references."""
         query = self.to_query(condition) * context.keys.shape[2] ** -0.5
         if context.keys.shape[0] == 1:  # one clip's references serve the whole batch
             logits = torch.einsum("bd,rdhw->brhw", query, context.keys[0])
         else:
             logits = torch.einsum("bd,brdhw->brhw", query, context.keys)
-        return (logits + (likeness[..., None, None] if context.poses is not None else 0.0)).softmax(1)
+        return (logits if likeness is None else logits + likeness[..., None, None]).softmax(1)
 
     def _check(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> None:
         if tuple(z_input.shape[2:]) != context.cells:
@@ -208,9 +201,3 @@ class EditorUNet(WindowedEditor):
                 "choose a pose model that matches."
             )
 
-
-def _blend(weights: Tensor, maps: Tensor) -> Tensor:
-    """Sum over references, (B, R, h, w) and (1 or B, R, F, h, w) -> (B, F, h, w)."""
-    if maps.shape[0] == 1:
-        return torch.einsum("brhw,rfhw->bfhw", weights, maps[0])
-    return torch.einsum("brhw,brfhw->bfhw", weights, maps)

@@ -20,6 +20,7 @@ from ..audio import AudioEncoder
 from ..flow import POSE_RATE, FlowBatch, features_at_pose_rate
 from ..types import SAMPLE_RATE, FlashLipsError, Progress
 from .material import UNSYNCED
+from .voices import shifted_voice
 
 log = logging.getLogger(__name__)
 
@@ -243,12 +244,17 @@ class PoseSounds:
         sound_of: SoundOf,
         encoder: AudioEncoder,
         cache: Path,
-        variants: int = 2,
+        variants: int = 3,
         seed: int = 0,
         progress: Progress | None = None,
+        voice_shift: float = 6.0,
     ) -> PoseSounds:
-        """Encode the training clips, ``variants`` times each with other silences, gains and noise, or read the cache."""
-        key = _key(labels, encoder, variants, seed)
+        """Encode the training clips, ``variants`` times each with other silences, gains and noise, or read the cache.
+
+        Args:
+            voice_shift: the first variant has the clip's own voice, the others one that is moved by up to so many semitones.
+        """
+        key = _key(labels, encoder, [variants, seed, voice_shift])
         if cache.is_file() and str(np.load(cache)["key"]) == key:
             return PoseSounds(**{k: v for k, v in np.load(cache).items() if k != "key"})
         random, clips = np.random.default_rng(seed), labels.split("train")
@@ -257,8 +263,9 @@ class PoseSounds:
         parts: list[tuple[np.ndarray, int, int, int]] = []
         for done, index in enumerate(clips):
             samples, num_frames = sound_of(labels.ids[index]), len(labels.clip(index)[0])
-            for _ in range(variants):
-                sound, before, after = padded_sound(random, samples, num_frames)
+            for variant in range(variants):
+                voice = shifted_voice(samples, random.uniform(-voice_shift, voice_shift)) if variant else samples
+                sound, before, after = padded_sound(random, voice, num_frames)
                 parts.append((encode_frames(encoder, sound, before + num_frames + after), index, before, after))
             if progress is not None:
                 progress(done + 1, len(clips))
@@ -281,9 +288,9 @@ def encode_frames(encoder: AudioEncoder, samples: np.ndarray, num_frames: int) -
     return rows[torch.arange(num_frames).clamp(max=len(rows) - 1)].half().numpy()
 
 
-def _key(labels: PoseLabels, encoder: AudioEncoder, variants: int, seed: int) -> str:
-    """What the sounds depend on: the encoder's answer to a known sound, and which clips there are."""
+def _key(labels: PoseLabels, encoder: AudioEncoder, settings: list[float]) -> str:
+    """What the sounds depend on: the encoder's answer to a known sound, which clips there are, and how they are changed."""
     probe = torch.sin(torch.arange(SAMPLE_RATE) * 0.05) * torch.linspace(0, 0.5, SAMPLE_RATE)
     clips = json.dumps([[labels.ids[i], len(labels.clip(i)[0])] for i in labels.split("train")])
     digest = hashlib.sha256(encoder.encode(probe).values.numpy().tobytes() + clips.encode()).hexdigest()
-    return json.dumps([encoder.kind, digest, variants, seed])
+    return json.dumps([encoder.kind, digest, *settings])

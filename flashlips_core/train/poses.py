@@ -49,7 +49,8 @@ class PoseTraining:
     lr: float = 1e-3
     ema: float = 0.995
     audio_dropout: float = 0.1  # for guidance (paper: classifier-free)
-    variants: int = 2  # renditions of each clip's sound
+    variants: int = 3  # renditions of each clip's sound
+    voice_shift: float = 6.0  # semitones by which all but the first are moved, up or down, at most: other people's voices
     validate_every: int = 1000
     threads: int = 1
     seed: int = 0
@@ -68,7 +69,7 @@ def train(
     encoder = encoder or load_audio_encoder(config.audio_encoder)
     material = open_material(config.data, Path(config.labels).parent)
     cache = Path(config.run_dir) / "sounds.npz"
-    sounds = PoseSounds.build(labels, material.sound, encoder, cache, config.variants, config.seed, progress)
+    sounds = PoseSounds.build(labels, material.sound, encoder, cache, config.variants, config.seed, progress, config.voice_shift)
     tracks = PoseTracks.build(labels, sounds)
     held_out = held_out_clips(labels, "val", material.sound, encoder, limit=8)
     jaw = JawReadout.fit(labels, material.jaw)
