@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from flashlips_core.flow import flow_matching_loss
 from flashlips_core.loading import load_network
+from flashlips_core.train import pose_tracks
 from flashlips_core.train.material import open_material
 from flashlips_core.train.pose_tracks import (
     FRAME_SAMPLES,
@@ -24,6 +26,7 @@ from flashlips_core.train.pose_tracks import (
     speaker_of,
 )
 from flashlips_core.train.poses import PoseTraining, build_network, train
+from flashlips_core.train.voices import shifted_voice
 from flashlips_core.types import AudioFeatures, FlashLipsError
 
 CLIPS = ["s1/train/a", "s1/train/b", "grid_people/train/s2/c", "grid_people/train/s33/d", "s1/val/e"]
@@ -111,6 +114,33 @@ def test_quiet_sounds_are_quiet_and_finite(seed):
     assert np.sqrt((sound**2).mean()) < 0.02
 
 
+@pytest.mark.parametrize("semitones", [-6.0, -1.5, 4.0])
+def test_another_voice_says_the_same_at_the_same_time(semitones):
+    random = np.random.default_rng(0)
+    beats = np.repeat(random.random(60) > 0.5, 800).astype(np.float32)  # on and off, 50 ms each
+    tone = beats * np.sin(2 * np.pi * 440 * np.arange(len(beats)) / 16_000).astype(np.float32)
+    moved = shifted_voice(tone, semitones)
+    assert moved.dtype == np.float32 and len(moved) == len(tone)
+    pitch = np.abs(np.fft.rfft(moved)).argmax() * 16_000 / len(moved)
+    assert pitch == pytest.approx(440 * 2 ** (semitones / 12), rel=0.02)
+    loudness = [np.sqrt(np.square(sound).reshape(-1, 80).mean(1)) for sound in (tone, moved)]
+    lags = range(-12, 13)  # of 5 ms
+    scores = [np.corrcoef(loudness[0][20:-20], np.roll(loudness[1], -lag)[20:-20])[0, 1] for lag in lags]
+    assert abs(lags[int(np.argmax(scores))]) <= 4 and max(scores) > 0.7
+
+
+def test_a_voice_that_is_not_moved_stays_as_it_is():
+    samples, _ = speech(0)
+    assert shifted_voice(samples, 0.0) is samples and len(shifted_voice(samples[:0], 3.0)) == 0
+
+
+def test_one_rendition_has_the_clips_own_voice_and_the_others_have_others(toy, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pose_tracks, "shifted_voice", lambda samples, semitones: asked.append(semitones) or samples)
+    PoseSounds.build(PoseLabels.load(toy.labels), sounds_of(toy), Loudness(), tmp_path / "a.npz", variants=4, voice_shift=5.0)
+    assert len(asked) == 3 * 3 and max(map(abs, asked)) <= 5 and min(asked) < -1 and max(asked) > 1  # three clips are learnt from
+
+
 class Squared(Loudness):
     def encode(self, samples: torch.Tensor) -> AudioFeatures:
         return super().encode(samples**2)
@@ -165,3 +195,16 @@ def test_training_writes_a_checkpoint_that_loads_and_a_finished_run_gives_it_aga
     weights = {name: value.clone() for name, value in network.state_dict().items()}
     again = load_network("pose-model", train(toy, Loudness())).state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def test_training_goes_on_from_another_pose_model(toy, tmp_path):
+    first = train(toy, Loudness())
+    still = dataclasses.replace(toy, start=str(first), run_dir=str(tmp_path / "next"), out="", lr=1e-12)
+    before, after = (load_network("pose-model", path).state_dict() for path in (first, train(still, Loudness())))
+    assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
+
+    class Other(Loudness):
+        kind = "other"
+
+    with pytest.raises(FlashLipsError, match="listens to 'loudness', the encoder is 'other'"):
+        train(dataclasses.replace(still, run_dir=str(tmp_path / "third")), Other())

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..audio import AudioEncoder, load_audio_encoder
 from ..flow import FlowBatch, SamplerSettings, flow_matching_loss, sample_poses
+from ..loading import load_network
 from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
-from ..types import SAMPLE_RATE, AudioFeatures, Progress
+from ..types import SAMPLE_RATE, AudioFeatures, FlashLipsError, Progress
 from .loop import TrainConfig, fit
 from .material import Material, open_material
 from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, pose_correlation, quiet_tone
@@ -54,6 +55,7 @@ class PoseTraining:
     validate_every: int = 1000
     threads: int = 1
     seed: int = 0
+    start: str | None = None  # a pose model to go on from, instead of random weights
 
 
 def train(
@@ -81,7 +83,7 @@ def train(
         return score(network, labels, held_out, encoder, SamplerSettings(), jaw)
 
     best = fit(
-        build_network(config, labels, tracks, encoder),
+        started_network(config, encoder) if config.start else build_network(config, labels, tracks, encoder),
         lambda generator: tracks.batch(config.batch, config.num_frames, generator),
         step,
         TrainConfig(
@@ -100,6 +102,14 @@ def train(
     if is_first_process():
         checkpoint.save(best, out, "pose-model", training_notes(config, labels, tracks, encoder, material))
     return out
+
+
+def started_network(config: PoseTraining, encoder: AudioEncoder) -> PoseTransformer:
+    """The pose model to go on from, which must listen to the same encoder."""
+    network = load_network("pose-model", config.start)
+    if network.config.audio_kind != encoder.kind:
+        raise FlashLipsError(f"{config.start} listens to '{network.config.audio_kind}', the encoder is '{encoder.kind}'.")
+    return network.requires_grad_(True)
 
 
 def build_network(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder) -> PoseTransformer:
@@ -268,7 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.poses", description="Train the pose model.")
     for field in dataclasses.fields(PoseTraining):
         is_needed = field.default is dataclasses.MISSING
-        kind = str if is_needed else type(field.default)
+        kind = str if field.default in (dataclasses.MISSING, None) else type(field.default)
         parser.add_argument(f"--{field.name}", type=kind, required=is_needed, default=None if is_needed else field.default)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(PoseTraining(**vars(parser.parse_args(arguments))))

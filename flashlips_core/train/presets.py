@@ -49,7 +49,7 @@ MINI: dict[str, dict[str, Any]] = {
     "audio-encoder": LOOP | {"steps": 800, "lr": 2.5e-3, "ema": 0.99, "seed": 0, "log_every": 25},
     "poses": LOOP | {
         "network": "mini", "steps": 1500, "batch": 10, "num_frames": 64, "lr": 1e-3, "ema": 0.995, "seed": 0,
-        "audio_dropout": 0.1, "variants": 3, "voice_shift": 6.0, "log_every": 100, "threads": 1,
+        "audio_dropout": 0.1, "variants": 3, "voice_shift": 6.0, "log_every": 100, "threads": 1, "start": None,
     },
 }  # fmt: skip
 
