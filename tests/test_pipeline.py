@@ -21,6 +21,7 @@ from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import mouth_mask
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
+from flashlips_core.models.window import WHOLE_CROP, WindowedEditor
 from flashlips_core.pipeline import PROVENANCE, DubSettings, LipSync
 from flashlips_core.references import NUM_REFERENCES, candidate_frames, choose_references, head_pose
 from flashlips_core.sidecar import load_poses, load_track, save_poses, save_track
@@ -166,11 +167,11 @@ def test_gain_moves_sampled_poses_away_from_rest(lipsync):
     assert (asked.values - rest).abs().max() > 0.1
 
 
-class OneCellEditor(nn.Module):
+class OneCellEditor(WindowedEditor):
     """Changes one latent cell and nothing else."""
 
     def __init__(self):
-        super().__init__()
+        super().__init__(WHOLE_CROP)
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
 
     def prepare_references(self, z_refs, poses=None):
