@@ -157,7 +157,7 @@ def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, c
     assert main([*common, "--finetune", "20", "--suite", "full"]) == 0 and seen == [(SUITES["full"], 20)]
     written = json.loads((tmp_path / "o" / "table.json").read_text())
     assert "| a | 0.5 | 0.75 | 1 |" in written["table"] and "1.5 CPU minutes" in written["table"]
-    assert written["table"].endswith("Faces were found by SteadyFace.\n") and written["detector"] == "SteadyFace"
+    assert written["table"].endswith("Faces were found by Steady.\n") and written["detector"] == "Steady"
     assert written["tuning"]["best_step"] == 25 and "--finetune 20" in written["command"]
     assert main([*common, "--finetune", "20", "--parts", "voice"]) == 2
     assert "leave them out with --compare or --finetune" in capsys.readouterr().err
