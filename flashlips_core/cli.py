@@ -35,8 +35,6 @@ class Parser(argparse.ArgumentParser):
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
     """The options of ``sync``."""
-    from .references import NUM_REFERENCES
-
     parser.add_argument("video", help="the video to edit")
     parser.add_argument("audio", nargs="?", help="the voice: a sound or video file (default with --driving: that video's own)")
     parser.add_argument("-o", "--out", required=True, help="the video to write: .mp4, .mov, .mkv or .webm")
@@ -56,8 +54,8 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         help="where sound and picture differ in length (default cut)",
     )
     group.add_argument(
-        "--references", dest="num_references", type=positive, default=NUM_REFERENCES,
-        help=f"reference frames: more = better copied mouths, slower start (default {NUM_REFERENCES})",
+        "--references", dest="num_references", type=positive,
+        help="reference frames: more = better copied mouths, slower start (default: what suits the editor)",
     )
     group.add_argument("--mode", default="mask-free", choices=("mask-free", "masked"), help="masked: for a stage-1 editor")
     group.add_argument("--batch", type=positive, default=8, help="frames edited at once: lower needs less memory (default 8)")

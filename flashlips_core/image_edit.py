@@ -17,7 +17,7 @@ from .editing import CropEditor
 from .image_frames import check_track_of_images, cut_images, paste_images
 from .pipeline import LipSync
 from .poses import resample
-from .references import NUM_REFERENCES, candidate_frames, choose_references
+from .references import candidate_frames, choose_references
 from .stream import batched
 from .types import FaceTrack, FlashLipsError, LipPoses, Progress, Waiting
 from .within_memory import WithinMemory
@@ -100,4 +100,4 @@ def check_references(references: Tensor, size: int) -> Tensor:
 def _chosen(lipsync: LipSync, images: Tensor, track: FaceTrack, waiting: Waiting | None) -> Tensor:
     wanted = candidate_frames(track)
     crops = torch.cat([cut_images(images[i : i + 1], track.boxes[i : i + 1], lipsync.crop_px) for i in wanted]) * 2 - 1
-    return crops[choose_references(crops, lipsync.encode_lips(crops, waiting), NUM_REFERENCES)]
+    return crops[choose_references(crops, lipsync.encode_lips(crops, waiting), lipsync.editor.num_references)]

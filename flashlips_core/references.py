@@ -12,10 +12,7 @@ from torch import Tensor
 
 from .types import FaceTrack
 
-# The paper takes 4. The bundled U-Net copies from the reference whose pose is nearest to the wanted one, so more of them help:
-# driven by another clip's lips, the jaw's correlation on two clips of s1 val and three other people rose from .76 to .87.
-NUM_REFERENCES = 12
-NUM_CANDIDATES = 32  # crops that are looked at; each costs one run of the lip encoder
+NUM_CANDIDATES = 40  # crops that are looked at; each costs one run of the lip encoder
 BLURRED_SHARE = 0.25  # of the candidates: the least sharp are not used
 OPENING_RANGE = (0.05, 0.95)  # quantiles of the mouth's motion: the outermost candidates are often failed detections
 

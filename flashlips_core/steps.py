@@ -22,7 +22,7 @@ from .flow import SamplerSettings, sample_poses
 from .loading import Parts
 from .media import open_sound, probe, read_frames
 from .poses import fill_absent, gain, silence_gate
-from .references import NUM_REFERENCES, candidate_frames, choose_references
+from .references import candidate_frames, choose_references
 from .stream import awaited, batched, counted, prefetch
 from .types import POSE_DIM, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording, Waiting
 
@@ -45,7 +45,7 @@ class DubSettings:
     sampler: SamplerSettings = SamplerSettings()
     gate: bool = True  # close the mouth where nobody speaks
     gain: float = 1.0  # 1.2: lips move a fifth further from rest
-    num_references: int = NUM_REFERENCES
+    num_references: int | None = None  # None: as many as suit the editor
     batch: int = 8  # frames edited at once
     crf: int = 16  # x264's quality: 0 lossless, 18 hardly visible, 28 small
     preset: str = "veryfast"
@@ -162,15 +162,15 @@ class ClipSteps(Parts):
         parts = awaited(crops.split(LIPS_AT_ONCE), waiting)
         return torch.cat([self.lip_encoder(part.to(weight)).float().cpu() for part in parts])
 
-    def look(self, video: Source, track: FaceTrack, count: int = NUM_REFERENCES, progress: Progress | None = None) -> Look:
-        """Reference crops and lip poses of the person, from one pass over the clip."""
+    def look(self, video: Source, track: FaceTrack, count: int | None = None, progress: Progress | None = None) -> Look:
+        """Reference crops and lip poses of the person, from one pass over the clip; None: as many as suit the editor."""
         wanted = candidate_frames(track)
         if len(wanted) == 0:
             raise no_face_in(video)
         crops = self.crops(video, track, wanted, progress)
         last = int(wanted[-1]) + 1
         poses = self.encode_lips(crops, None if progress is None else lambda: progress(last, last))
-        rows = choose_references(crops, poses, count)
+        rows = choose_references(crops, poses, count or self.editor.num_references)
         return Look(crops[rows], [int(wanted[i]) for i in rows], poses)
 
     def crops(self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None) -> Tensor:

@@ -161,7 +161,7 @@ class LipSyncVideo(io.ComfyNode):
                 io.Image.Input(
                     "references",
                     optional=True,
-                    tooltip="Crops that show the editor this person's mouth, from Crop Faces; a dozen is best. Not connected: "
+                    tooltip="Crops that show the editor this person's mouth, from Crop Faces; twenty are best. Not connected: "
                     "chosen in the clip.",
                 ),
                 io.Combo.Input("length", options=LENGTHS, default="cut", optional=True, tooltip=LENGTH_TOOLTIP),
@@ -280,7 +280,7 @@ class EditLatents(io.ComfyNode):
             inputs=[
                 Editor.Input("editor", tooltip="From Load Lip Editor."),
                 io.Latent.Input("target", tooltip="Face crops to change, from VAE Encode with a VAE in SDXL's latent space."),
-                io.Latent.Input("references", tooltip="Crops of the same person and size that show the mouth; a dozen is best."),
+                io.Latent.Input("references", tooltip="Crops of the same person and size that show the mouth; twenty are best."),
                 Poses.Input("poses", tooltip="One per target latent; more are cut off."),
                 Poses.Input(
                     "reference_poses",

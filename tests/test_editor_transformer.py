@@ -10,8 +10,10 @@ from einops import rearrange
 from torch.nn import functional as F
 
 from flashlips_core import checkpoint
+from flashlips_core.models.copying import COPIED_FROM
 from flashlips_core.models.editor_transformer import (
     TRANSFORMER_300M,
+    TRANSFORMER_MINI,
     TRANSFORMER_TINY,
     EditorContext,
     EditorTransformer,
@@ -20,6 +22,7 @@ from flashlips_core.models.editor_transformer import (
     rope_2d,
     rotate,
 )
+from flashlips_core.models.editor_unet import UNET_MINI, EditorUNet
 from flashlips_core.types import FlashLipsError
 
 
@@ -130,6 +133,12 @@ def test_positions_are_places_in_the_crop_at_either_size():
     for a, b in zip(small, large, strict=True):  # a token at 256 px sits between its four at 512 px
         four = b.view(16, 2, 16, 2, -1).mean((1, 3)).flatten(0, 1)
         torch.testing.assert_close(a, four, rtol=0, atol=0.04)
+
+
+def test_an_editor_that_copies_wants_more_references_than_the_papers_four():
+    with torch.device("meta"):
+        editors = [EditorTransformer(TRANSFORMER_300M), EditorTransformer(TRANSFORMER_MINI), EditorUNet(UNET_MINI)]
+    assert [editor.num_references for editor in editors] == [4, COPIED_FROM, COPIED_FROM] and COPIED_FROM > 4
 
 
 def test_a_copying_editor_takes_most_from_the_reference_whose_lips_fit():

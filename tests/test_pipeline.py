@@ -23,7 +23,7 @@ from flashlips_core.models.masks import mouth_mask
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
 from flashlips_core.models.window import WHOLE_CROP, WindowedEditor
 from flashlips_core.pipeline import PROVENANCE, DubSettings, LipSync
-from flashlips_core.references import NUM_REFERENCES, candidate_frames, choose_references, head_pose
+from flashlips_core.references import candidate_frames, choose_references, head_pose
 from flashlips_core.sidecar import load_poses, load_track, save_poses, save_track
 from flashlips_core.types import Audio, FaceTrack, FlashLipsError, LipPoses
 
@@ -207,7 +207,7 @@ def test_frames_without_a_face_pass_through_and_are_counted(lipsync, plain_clip,
 
 def test_the_report_names_references_and_the_seconds_of_every_stage(lipsync, plain_clip, tmp_path):
     report = lipsync.edit_video(plain_clip, make_track(), make_poses(), tmp_path / "out.mp4", **QUICK)
-    assert len(report.references) == NUM_REFERENCES and report.total_s > 0
+    assert len(report.references) == lipsync.editor.num_references and report.total_s > 0
     stages = {
         "choose references",
         "references",
@@ -440,3 +440,9 @@ def test_candidates_show_the_usual_head_pose():
 def test_a_short_clip_gives_all_the_references_it_has(lipsync, plain_clip):
     look = lipsync.look(plain_clip, make_track(absent=tuple(range(2, 25))), 4)
     assert look.frames == [0, 1] and look.references.shape == (2, 3, CROP_PX, CROP_PX)
+
+
+def test_as_many_references_are_chosen_as_suit_the_editor(lipsync, plain_clip, monkeypatch):
+    monkeypatch.setattr(lipsync.editor, "num_references", 5)
+    assert len(lipsync.look(plain_clip, make_track()).frames) == 5
+    assert len(lipsync.look(plain_clip, make_track(), 3).frames) == 3

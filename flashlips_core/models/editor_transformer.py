@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import FlashLipsError
-from .copying import blend, compare_poses
+from .copying import COPIED_FROM, blend, compare_poses
 from .editor_unet import UNET_MINI
 from .layers import RecomputedBlock
 from .window import WHOLE_CROP, Window, WindowedEditor
@@ -39,7 +39,7 @@ class EditorTransformerConfig:
     adapter_channels: int = 64
     adapter_blocks: int = 3
     latent_channels: int = 4
-    max_references: int = 4  # what a caller should pick; the network takes any number (paper: more than 4 gains little)
+    max_references: int = 4  # what a caller should choose where nothing is copied from them
     window: Window = WHOLE_CROP
     is_copying: bool = False  # what a reference already shows is copied rather than redrawn, see ``copying``
 
@@ -73,6 +73,7 @@ class EditorTransformer(WindowedEditor):
                 f"Head size {config.width}/{config.num_heads} must be a multiple of 4 (pairs for rows and columns)."
             )
         self.config = config
+        self.num_references = COPIED_FROM if config.is_copying else config.max_references
         width, patch, channels = config.width, config.patch, config.latent_channels
         self.adapter = ReferenceAdapter(channels, config.adapter_channels, config.adapter_blocks)
         self.embed_reference = nn.Conv2d(config.adapter_channels, width, patch, stride=patch)

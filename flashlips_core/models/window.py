@@ -13,6 +13,8 @@ VIEW_MARGIN = 3  # cells around the window: what a convolutional codec needs the
 class WindowedEditor(nn.Module):
     """A lip editor that works inside ``window`` alone."""
 
+    num_references = 4  # how many a caller should choose; any number works (paper: more than 4 gain little)
+
     def __init__(self, window: Window) -> None:
         super().__init__()
         self.window = window

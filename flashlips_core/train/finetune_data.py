@@ -19,7 +19,7 @@ from ..codec import CallableCodec, Codec
 from ..compose import cut_batch
 from ..media import probe, read_frames
 from ..pipeline import DubSettings, LipSync
-from ..references import NUM_REFERENCES, candidate_frames
+from ..references import candidate_frames
 from ..steps import Show
 from ..stream import batched, counted, prefetch
 from ..types import ClipInfo, FaceTrack, FlashLipsError, Progress
@@ -91,7 +91,7 @@ def prepare_person(
         check_whole_track(track, clip)
     track = track.first(stop)
     learnt, held_out = _split(track, clip, shortest_s)
-    references = candidate_frames(track.first(int(learnt[-1]) + 1), NUM_REFERENCES)
+    references = candidate_frames(track.first(int(learnt[-1]) + 1), lipsync.editor.num_references)
     with torch.inference_mode(False), torch.no_grad():
         encoded = _encode(lipsync, video, track, sorted({*learnt, *held_out, *references}), progress, show)
         parts = [encoded.frames(track, rows, references) for rows in (learnt, held_out)]
