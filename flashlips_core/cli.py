@@ -16,7 +16,17 @@ from typing import Any, NoReturn
 
 from .cli_data import add_data, run_data, say_data
 from .cli_finetune import add_finetune, run_finetune, say_finetune
-from .cli_options import add_models, add_sampler, add_tracking, check_outputs, load_lipsync, positive, progress_bar, settings_from
+from .cli_options import (
+    add_gain,
+    add_models,
+    add_sampler,
+    add_tracking,
+    check_outputs,
+    load_lipsync,
+    positive,
+    progress_bar,
+    settings_from,
+)
 from .cli_train import add_settings, settings_given
 from .types import FlashLipsError
 
@@ -41,7 +51,7 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("lips")
     group.add_argument("--driving", metavar="VIDEO", help="take the lip motion from this video's face instead of from sound")
     group.add_argument("--poses", metavar="FILE", help="take the lip motion from this file, as 'poses' writes it")
-    group.add_argument("--gain", type=float, default=1.0, help="lip motion around rest: above 1 is more (default 1)")
+    add_gain(group, None)
     group.add_argument("--no-gate", dest="gate", action="store_false", help="let the mouth move in silence")
     add_sampler(parser)
     add_tracking(parser)
@@ -70,18 +80,22 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 def run_sync(args: argparse.Namespace) -> dict[str, Any]:
     """Dub a video, file to file."""
     from .sidecar import load_poses, load_track
+    from .steps import LIP_MOTION
 
     if args.driving and args.poses:
         raise FlashLipsError("Both --driving and --poses were given; choose one source of lip motion.")
     if not (args.audio or args.driving or args.poses):
         raise FlashLipsError("There is nothing to lip-sync to; name a sound file, or give --driving or --poses.")
+    if args.poses and args.gain is not None:
+        raise FlashLipsError("Poses of a file are used as they are; give --gain to the command 'poses' that makes them instead.")
+    args.gain = LIP_MOTION if args.gain is None else args.gain
     check_outputs(args, [args.video, args.audio, args.driving])
     lipsync, settings = load_lipsync(args), settings_from(args)
     track = load_track(args.track) if args.track else None
     poses = load_poses(args.poses) if args.poses else None
     if args.driving:
         with progress_bar("driving video", args) as progress:
-            poses = lipsync.poses_from_video(args.driving, progress=progress)
+            poses = lipsync.moved(lipsync.poses_from_video(args.driving, progress=progress), args.gain)
     with progress_bar("sync", args) as progress:
         report = lipsync.dub(
             args.video, args.audio or args.driving, args.out, settings, track=track, poses=poses, progress=progress
@@ -145,7 +159,7 @@ def add_poses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fps", type=Fraction, help="poses per second, e.g. 30000/1001 (default: 25 from sound, the video's own from a face)"
     )
-    parser.add_argument("--gain", type=float, default=1.0, help="lip motion around rest: above 1 is more (default 1)")
+    add_gain(parser, 1.0)
     parser.add_argument("--no-gate", dest="gate", action="store_false", help="let the mouth move in silence")
     add_sampler(parser)
     add_tracking(parser)
@@ -167,7 +181,7 @@ def run_poses(args: argparse.Namespace) -> dict[str, Any]:
     else:
         with progress_bar("poses", args) as progress:
             poses = lipsync.poses_from_audio(args.input, settings=settings, progress=progress)
-    poses = resample(poses, args.fps) if args.fps else poses
+    poses = lipsync.moved(resample(poses, args.fps) if args.fps else poses, args.gain)
     save_poses(poses, args.out)
     return {"path": args.out, "poses": len(poses), "fps": float(poses.fps), "seconds": len(poses) / float(poses.fps)}
 

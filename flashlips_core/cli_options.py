@@ -57,6 +57,14 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=default.seed, help=f"another number, another take (default {default.seed})")
 
 
+def add_gain(parser: argparse._ActionsContainer, default: float | None) -> None:
+    """How far the lips move; None where the dub's own default shall hold."""
+    from .steps import LIP_MOTION
+
+    text = f"lip motion around rest: above 1 is more, 0 none (default {default or LIP_MOTION:g})"
+    parser.add_argument("--gain", type=float, default=default, help=text)
+
+
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Other networks than the bundled ones."""
     kinds = "a path or a hub id; default: the bundled ones; editor also bundled-fast or bundled-transformer, with their codec"

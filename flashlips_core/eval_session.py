@@ -13,7 +13,7 @@ from .editing import CropEditor
 from .face_motion import FaceMotion, measure_video
 from .fidelity import FaceFrames, face_frames
 from .pictures import spread, write_mouth_sheet
-from .pipeline import LipSync
+from .pipeline import DubSettings, LipSync
 from .types import FaceTrack, FlashLipsError, LipPoses, Progress
 
 SEED = 0  # which clip gets which voice
@@ -62,6 +62,7 @@ class Session:
         """Write ``clip`` with the sound of ``driver``, and the lips of ``poses`` or of that sound."""
         output = self.out / part / f"{clip.parent.name}-{clip.stem}-by-{driver.stem}.mp4"
         output.parent.mkdir(parents=True, exist_ok=True)
+        poses = None if poses is None else self.lipsync.moved(poses, DubSettings.gain)  # as 'sync --driving' does
         self.lipsync.dub(clip, driver, output, track=self.track(clip), poses=poses, mode=self.mode)
         self.done += 1
         if self.progress is not None:

@@ -108,7 +108,7 @@ class LipSync(ClipSteps):
 
         Args:
             audio: A sound or video file; None keeps the clip's own sound.
-            track, poses: Computed where they are not given.
+            track, poses: Computed where they are not given. Given poses are used as they are, whatever ``settings.gain``.
             progress: Counts the frames of both passes, tracking and editing; what lies between them repeats the count.
             show: Gets each finished frame, for a preview.
             changes: Single fields of ``settings``.
@@ -129,7 +129,7 @@ class LipSync(ClipSteps):
             look = self.look(video, track, settings.num_references, passes.between)
         if poses is None:
             with clock("sound to poses"):
-                poses = self.poses_from_audio(voice, look.poses, settings, passes.between)
+                poses = self.moved(self.poses_from_audio(voice, look.poses, settings, passes.between), settings.gain)
         watching = {"progress": passes.second, "show": show, "clock": clock}
         report = self.edit_video(video, track, poses, out, settings, audio=sound, references=look, **watching)
         return replace(report, total_s=time.perf_counter() - started)

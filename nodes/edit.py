@@ -15,6 +15,7 @@ from ..flashlips_core.flow import SamplerSettings
 from ..flashlips_core.image_edit import check_images, check_references, edit_images
 from ..flashlips_core.media import probe
 from ..flashlips_core.pipeline import DubSettings, Look
+from ..flashlips_core.steps import LIP_MOTION
 from ..flashlips_core.types import POSE_DIM, FaceTrack, FlashLipsError, LipPoses
 from . import bridge
 from . import bridge_models as models
@@ -61,12 +62,13 @@ class LipSync(io.ComfyNode):
                 io.Combo.Input("length", options=LENGTHS, default="cut", optional=True, tooltip=LENGTH_TOOLTIP),
                 io.Float.Input(
                     "lip_motion",
-                    default=1.0,
+                    default=LIP_MOTION,
                     min=0.0,
                     max=2.0,
                     step=0.05,
                     optional=True,
-                    tooltip="How far the lips move. 1 = as sampled, higher = further, 0 = the mouth stays at rest.",
+                    tooltip="How far the lips move. 1 = as sampled; a little more makes up for what the bundled editors hold "
+                    "back; 0 = the mouth stays at rest.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -109,7 +111,7 @@ class LipSync(io.ComfyNode):
         audio: Any,
         face: str = "largest",
         length: str = "cut",
-        lip_motion: float = 1.0,
+        lip_motion: float = LIP_MOTION,
         seed: int = 0,
         close_in_silence: bool = True,
         crf: int = 16,

@@ -19,6 +19,7 @@ from flashlips_core.cli import COMMANDS, main
 from flashlips_core.face import detect
 from flashlips_core.pipeline import LipSync
 from flashlips_core.sidecar import load_poses, load_track, save_poses, save_track
+from flashlips_core.steps import LIP_MOTION
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -74,7 +75,8 @@ def test_track_and_poses_files_give_the_same_clip_as_one_command(sync, talking_c
     models = ["--models", str(model_folder), "--device", "cpu"]
     track, poses = str(tmp_path / "track.safetensors"), str(tmp_path / "poses.safetensors")
     assert main(["track", str(talking_clip), "--out", track, *models]) == 0
-    assert main(["poses", str(talking_clip), "--out", poses, "--from-video", *models]) == 0
+    gain = ["--gain", str(LIP_MOTION)]  # what 'sync' does unasked
+    assert main(["poses", str(talking_clip), "--out", poses, "--from-video", *gain, *models]) == 0
     assert len(load_track(track)) == len(load_poses(poses)) == 25
     one, two = tmp_path / "out" / "one.mkv", tmp_path / "out" / "two.mkv"
     assert sync(talking_clip, talking_clip, "--track", track, "--poses", poses, "--crf", 0, out=one) == 0
@@ -247,7 +249,7 @@ def test_ctrl_c_leaves_nothing_and_gives_130(sync, talking_clip, audio_only, tmp
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_poses_of_a_file_are_used_as_they_are(sync, talking_clip, tmp_path, monkeypatch):
+def test_poses_of_a_file_are_used_as_they_are(sync, talking_clip, tmp_path, monkeypatch, capsys):
     save_poses(make_poses(), tmp_path / "poses.safetensors")
     seen = []
     from flashlips_core import pipeline
@@ -255,6 +257,8 @@ def test_poses_of_a_file_are_used_as_they_are(sync, talking_clip, tmp_path, monk
     monkeypatch.setattr(pipeline, "plan_rows", lambda *a, keep=pipeline.plan_rows: seen.append(keep(*a)) or seen[0])
     assert sync(talking_clip, None, "--poses", tmp_path / "poses.safetensors") == 0
     assert torch.equal(seen[0].poses.values, make_poses().values)
+    assert sync(talking_clip, None, "--poses", tmp_path / "poses.safetensors", "--gain", 1.2) == 2
+    assert "used as they are; give --gain to the command 'poses'" in capsys.readouterr().err
 
 
 def test_every_command_explains_itself_without_loading_a_model(capsys):

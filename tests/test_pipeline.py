@@ -22,7 +22,7 @@ from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import mouth_mask
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
 from flashlips_core.models.window import WHOLE_CROP, WindowedEditor
-from flashlips_core.pipeline import PROVENANCE, DubSettings, LipSync
+from flashlips_core.pipeline import PROVENANCE, LipSync, Report
 from flashlips_core.references import candidate_frames, choose_references, head_pose
 from flashlips_core.sidecar import load_poses, load_track, save_poses, save_track
 from flashlips_core.types import Audio, FaceTrack, FlashLipsError, LipPoses
@@ -159,12 +159,21 @@ def test_edits_stay_inside_the_mouths_region(lipsync):
     assert torch.allclose(editor.edit(source, torch.ones(2, 12))[middle], raw[middle])
 
 
-def test_gain_moves_sampled_poses_away_from_rest(lipsync):
-    sound = Audio(torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0)) * 0.1, 16_000)
-    asked, doubled = (lipsync.poses_from_audio(sound, settings=DubSettings(gain=g)) for g in (1.0, 2.0))
+def test_a_dub_moves_the_lips_by_its_gain_away_from_rest(lipsync, talking_clip, plain_clip, tmp_path, monkeypatch):
+    asked = {}
+
+    def edit_video(video, track, poses, out, settings, **_):
+        asked[settings.gain] = poses
+        return Report(str(out))
+
+    monkeypatch.setattr(lipsync, "edit_video", edit_video)
+    for gain in (1.0, 2.0):
+        lipsync.dub(plain_clip, talking_clip, tmp_path / "out.mp4", track=make_track(), gain=gain)
     rest = lipsync.pose_model.rest_pose
-    torch.testing.assert_close(doubled.values - rest, 2 * (asked.values - rest), rtol=1e-4, atol=1e-4)
-    assert (asked.values - rest).abs().max() > 0.1
+    torch.testing.assert_close(asked[2.0].values - rest, 2 * (asked[1.0].values - rest), rtol=1e-4, atol=1e-4)
+    assert (asked[1.0].values - rest).abs().max() > 0.1
+    lipsync.dub(plain_clip, talking_clip, tmp_path / "out.mp4", track=make_track(), poses=make_poses(), gain=3.0)
+    assert torch.equal(asked[3.0].values, make_poses().values)  # given ones are used as they are
 
 
 class OneCellEditor(WindowedEditor):

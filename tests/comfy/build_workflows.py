@@ -98,7 +98,7 @@ def full_pipeline(g: Sketch) -> None:
     with g.group(
         "3. The lip motion",
         "Twelve numbers per frame say what the mouth does. The person's own poses tell the pose model how they move their lips; "
-        "Edit Lip Poses changes the motion before it is applied.",
+        "Edit Lip Poses changes the motion before it is applied: gains of 1.15 make up for what the bundled editor holds back.",
         "poses",
     ):
         lip_encoder = g.node("FlashLipsLoadLipEncoder")
@@ -107,7 +107,8 @@ def full_pipeline(g: Sketch) -> None:
         own = g.node("FlashLipsEncodePoses", "Encode the person's own poses", lip_encoder=lip_encoder, video=video, track=track)
         sampled = g.node("FlashLipsSamplePoses", pose_model=pose_model, features=features, source_poses=own)
         g.column()
-        poses = g.node("FlashLipsEditPoses", poses=sampled, features=features)
+        further = {"expression_gain": 1.15, "mouth_gain": 1.15}
+        poses = g.node("FlashLipsEditPoses", poses=sampled, features=features, **further)
         g.column()
         g.node("FlashLipsPreviewPoses", poses=poses, audio=voice.out("audio"))
     with g.group("4. The edit", "The editor gives the face in each frame its new mouth; the rest of the frame stays.", "edit"):
