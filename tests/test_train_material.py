@@ -185,6 +185,24 @@ def test_everybody_is_labelled_and_nobody_but_the_training_split_is_learnt_from(
     assert {labels.speakers[i] for i in heard if i >= 0} == wanted and (heard < 0).sum() == 4
 
 
+def test_without_a_lip_teacher_the_lip_encoder_labels_everybody(trained, built, tmp_path, caplog):
+    (tmp_path / "mouths").symlink_to(trained / "mouths")
+    run = run_of(built, tmp_path)
+    store = stages.mouth_samples(run)[0].store
+    given = {}
+    for name in ("bundled", "its own"):
+        labels = PoseLabels.load(stages.labelled(run))
+        given[name] = labels.poses[labels.found]
+        encoder = load_network("lip-encoder", "bundled" if name == "bundled" else tmp_path)
+        torch.testing.assert_close(torch.from_numpy(given[name]), lip.read_rows(encoder, store))
+        assert not labels.poses[~labels.found].any() and len(store) == labels.found.sum()
+        (tmp_path / "poses_grid.npz").unlink()
+        if name == "bundled":
+            (tmp_path / "lip-encoder.safetensors").symlink_to(trained / "lip-encoder.safetensors")
+    assert not np.allclose(given["bundled"], given["its own"])
+    assert caplog.text.count("No lip-encoder.safetensors") == 1
+
+
 def test_a_sample_without_sound_teaches_mouths_but_no_poses(trained, built):
     mute = next(s.key for s in ShardReader(built) if s.samples is None)
     labels = PoseLabels.load(trained / "poses_grid.npz")
@@ -295,7 +313,7 @@ def test_a_set_without_landmarks_is_refused_in_one_sentence(stage, bare, teacher
         ("lip-teacher", "run the stage 'prepare' first"),
         ("lip-encoder", "run the stage 'lip-teacher' first"),
         ("editor", "run the stage 'looks' first"),
-        ("poses", "No pose labels at"),
+        ("poses", "run the stage 'prepare' first"),
     ],
 )
 def test_a_stage_before_its_time_names_the_one_that_is_missing(stage, words, built, teachers, tmp_path, capsys):

@@ -148,12 +148,13 @@ def test_the_joint_stage_writes_the_editor_and_the_teacher_with_its_labels(place
     samples = lip.LipSamples(features=random.normal(size=(140, 107)).astype(np.float32), **rows)
     monkeypatch.setattr(stages, "mouth_samples", lambda run: (samples, []))
     monkeypatch.setattr(lip, "speaker_features", lambda clips: features)
-    monkeypatch.setattr(stages, "save_labels", lambda run, teacher, *rest: written.update(teacher=teacher))
+    monkeypatch.setattr(lip, "label_rows", lambda teacher, *rest: written.update(teacher=teacher) or "poses")
+    monkeypatch.setattr(stages, "save_labels", lambda run, poses, *rest: written.update(poses=poses))
     small = {"steps": 2, "batch_size": 2, "references": 1, "crop_px": 64, "precision": "fp32", "tensorboard": False}
     path = run_stage("editor-joint", "d", "w", place, small | {"network": "tiny"}, preset="full")
     assert checkpoint.info(path).role == STAGE_1 and (place / "lip-teacher.safetensors").is_file()
     start = lip.start_teacher(samples.features)
-    assert not torch.equal(start.linear.weight, written["teacher"].linear.weight)
+    assert not torch.equal(start.linear.weight, written["teacher"].linear.weight) and written["poses"] == "poses"
 
 
 def test_the_looks_are_as_strong_and_as_large_as_was_asked(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ B batch, N frames, E expression features, P = 12.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,13 +215,24 @@ def label_rows(
     """Teacher poses of stored frames, (len(rows), 12)."""
     teacher.eval()
     poses = []
-    for start in range(0, len(rows), 256):
-        part = rows[start : start + 256]
-        upright = torch.ones(len(part))
-        mouths = view_mouths(samples.store.batch(part), teacher.config.mouth_px, torch.Generator(), 0.0, 0.0, upright)
+    for part, mouths in plain_mouths(samples.store, rows, teacher.config.mouth_px):
         expression = torch.from_numpy(samples.features[part].astype(np.float32))
         poses.append(teacher(expression, mouths) if standardised else teacher.raw(expression, mouths))
     return torch.cat(poses)
+
+
+@torch.inference_mode()
+def read_rows(encoder: LipEncoder, store: CropStore) -> Tensor:
+    """What a lip encoder reads from all stored mouths, (N, 12)."""
+    parts = plain_mouths(store, np.arange(len(store)), encoder.config.mouth_px)
+    return torch.cat([encoder.read_mouths(mouths) for _, mouths in parts])
+
+
+def plain_mouths(store: CropStore, rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Tensor]]:
+    """Some of the rows at once, and their mouth regions as they are, (n, 3, size, size)."""
+    for start in range(0, len(rows), 256):
+        part = rows[start : start + 256]
+        yield part, view_mouths(store.batch(part), size, torch.Generator(), 0.0, 0.0, torch.ones(len(part)))
 
 
 @dataclass(frozen=True)

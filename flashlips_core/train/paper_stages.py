@@ -39,7 +39,8 @@ def editor_joint(run: stages.Run) -> Path:
     batches = _batches(run, PictureSource(stores, [_expressions(store, features) for store in stores]))
     trained = paper.train_masked(network, batches, judge, paper.read_by_teacher, config, run.progress)
     run.save(trained.teacher, "lip-teacher")
-    stages.save_labels(run, trained.teacher.cpu(), samples, clips)
+    poses = lip.label_rows(trained.teacher.cpu(), samples, np.arange(len(samples.features)))
+    stages.save_labels(run, poses, samples, clips)
     return _save(run, trained.editor, STAGE_1, judge)
 
 

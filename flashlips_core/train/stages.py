@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from .. import checkpoint
 from ..codec import CELL_PX, load_codec
@@ -109,13 +110,13 @@ def lip_teacher(run: Run) -> Path:
     samples, clips = mouth_samples(run)
     teacher = lip.train_teacher(samples, str(run.folder / "run_lip_teacher"), progress=run.progress, **run.options)
     path = run.save(teacher, "lip-teacher")
-    save_labels(run, teacher, samples, clips)
+    save_labels(run, lip.label_rows(teacher, samples, np.arange(len(samples.features))), samples, clips)
     return path
 
 
-def save_labels(run: Run, teacher: LipTeacher, samples: lip.LipSamples, clips: list[Clip]) -> None:
-    """Poses of all frames of all clips, whose and for what they are, and everybody's rest pose."""
-    poses = lip.label_rows(teacher, samples, np.arange(len(samples.features))).numpy()
+def save_labels(run: Run, poses: Tensor, samples: lip.LipSamples, clips: list[Clip]) -> None:
+    """Write the poses (N, 12) of all stored frames, whose and for what they are, and everybody's rest pose."""
+    poses = poses.numpy()
     by_id = {c.id: c for c in clips}
     own = [by_id[str(i)] for i in samples.store.clip_ids]
     starts = np.cumsum([0] + [len(c) for c in own])
@@ -133,6 +134,16 @@ def save_labels(run: Run, teacher: LipTeacher, samples: lip.LipSamples, clips: l
         rest=np.median(poses[closed], axis=0).astype(np.float32),
         speakers=[c.speaker for c in own], splits=[c.split for c in own], has_voice=[c.has_voice for c in own],
     )  # fmt: skip
+
+
+def labelled(run: Run) -> Path:
+    """The teacher's labels; where no lip teacher was trained, what the run's or the bundled lip encoder reads."""
+    path = run.folder / POSES
+    if not path.is_file():
+        samples, clips = mouth_samples(run)
+        encoder = load_network("lip-encoder", _own_or_bundled(run, "lip-encoder"))
+        save_labels(run, lip.read_rows(encoder, samples.store), samples, clips)
+    return path
 
 
 def read_poses(path: Path) -> dict[str, np.ndarray]:
@@ -291,12 +302,12 @@ def audio_encoder(run: Run) -> Path:
     return run.save(train_audio_encoder(Corpus.load(corpus), config, batches, progress=run.progress), "audio-encoder")
 
 
-def _own_audio_encoder(run: Run) -> str:
-    """The run's, or the bundled one where the stage "audio-encoder" was left out."""
-    path = run.folder / "audio-encoder.safetensors"
+def _own_or_bundled(run: Run, role: str) -> str:
+    """The run's network, or the bundled one where its stage was left out."""
+    path = run.folder / f"{role}.safetensors"
     if path.is_file():
         return str(path)
-    log.warning("No %s in %s: the pose model learns to listen with the bundled audio encoder.", path.name, run.folder)
+    log.warning("No %s in %s: the bundled one is used.", path.name, run.folder)
     return "bundled"
 
 
@@ -304,8 +315,9 @@ def poses(run: Run) -> Path:
     """Flow matching from audio features to the labelled poses."""
     from .poses import PRESETS, PoseTraining, train
 
-    names = {"labels": POSES, "run_dir": "run_poses", "out": "pose-model.safetensors"}
-    paths = {key: str(run.folder / name) for key, name in names.items()} | {"audio_encoder": _own_audio_encoder(run)}
+    names = {"run_dir": "run_poses", "out": "pose-model.safetensors"}
+    paths = {key: str(run.folder / name) for key, name in names.items()}
+    paths |= {"labels": str(labelled(run)), "audio_encoder": _own_or_bundled(run, "audio-encoder")}
     options = dict(run.options)
     _named("pose model", PRESETS, options["network"])
     options["preset"] = options.pop("network")
