@@ -56,16 +56,18 @@ def test_fewer_channels_and_fewer_blocks_are_refused(field):
 def test_half_of_what_is_drawn_are_heads_however_many_there_are(tmp_path):
     stores = [store(tmp_path / "people", ["a", "b"], 64), store(tmp_path / "heads", [f"head{i:03d}" for i in range(30)], 64)]
     generator = torch.Generator().manual_seed(0)
-    drawn = [stage.balanced_row(stores, generator)[0] is stores[1] for _ in range(200)]
-    assert 0.4 < np.mean(drawn) < 0.6
-    assert all(stage.balanced_row(stores[:1], generator)[0] is stores[0] for _ in range(5))
-    assert all(stage.balanced_row(stores[1:], generator)[0] is stores[1] for _ in range(5))
+    drawn = [stage.FacePool(stores).draw(generator) for _ in range(200)]
+    assert 0.4 < np.mean([owner is stores[1] for owner, _ in drawn]) < 0.6
+    for owner in stores:  # every clip, and every row of it
+        assert {row for of, row in drawn if of is owner} <= set(range(len(owner)))
+        alone = [stage.FacePool([owner]).draw(generator) for _ in range(40 * len(owner))]
+        assert all(of is owner for of, _ in alone) and {row for _, row in alone} == set(range(len(owner)))
 
 
 def test_large_crops_shrink_without_aliasing(tmp_path, monkeypatch):
     stores = [store(tmp_path / "people", ["a"], 960)]  # noise of 960 px, drawn at 192: nearly grey where it is averaged
     monkeypatch.setattr(stage, "SIZES", (192,))
-    window = stage.draw_window(stores, torch.Generator().manual_seed(0))
+    window = stage.draw_window(stage.FacePool(stores), torch.Generator().manual_seed(0))
     assert window.shape == (1, 3, 192, 192) and window.std() < 0.25
 
 

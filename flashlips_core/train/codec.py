@@ -40,30 +40,35 @@ class CodecBatch:
     redrawn: Tensor  # (B, 3, H, W) what the teacher draws from them
 
 
-def balanced_row(stores: list[CropStore], generator: torch.Generator) -> tuple[CropStore, int]:
-    """A row drawn by speaker first, so that the speaker with most clips is not seen most."""
-    pools = [(store, clip) for store in stores for clip in range(len(store.speakers))]
-    heads, people = ([p for p in pools if _is_head(p) == wanted] for wanted in (True, False))
-    is_head = bool(heads) and (not people or float(torch.rand((), generator=generator)) < HEAD_SHARE)
-    pools = heads if is_head else people
-    speakers = sorted({str(store.speakers[clip]) for store, clip in pools})
-    speaker = _pick(speakers, generator)
-    store, clip = _pick([(s, c) for s, c in pools if s.speakers[c] == speaker], generator)
-    return store, int(_pick(np.flatnonzero(store.clip_of == clip), generator))
+Rows = tuple[CropStore, int, int]  # one clip's rows in a store: first, and behind the last
 
 
-def _is_head(pool: tuple[CropStore, int]) -> bool:
-    store, clip = pool
-    return is_head(str(store.speakers[clip]))
+class FacePool:
+    """Stored faces to draw from by speaker first, so that the speaker with most clips is not seen most; sorted once."""
+
+    def __init__(self, stores: list[CropStore]) -> None:
+        self.heads: dict[str, list[Rows]] = {}
+        self.people: dict[str, list[Rows]] = {}
+        for store in stores:
+            bounds = np.searchsorted(store.clip_of, np.arange(len(store.speakers) + 1)).tolist()
+            for speaker, first, end in zip(map(str, store.speakers), bounds, bounds[1:], strict=False):
+                (self.heads if is_head(speaker) else self.people).setdefault(speaker, []).append((store, first, end))
+
+    def draw(self, generator: torch.Generator) -> tuple[CropStore, int]:
+        """A row of a store."""
+        is_drawn_head = self.heads and (not self.people or float(torch.rand((), generator=generator)) < HEAD_SHARE)
+        clips_of = self.heads if is_drawn_head else self.people
+        store, first, end = _pick(clips_of[_pick(list(clips_of), generator)], generator)
+        return store, int(torch.randint(first, end, (), generator=generator))
 
 
-def _pick(items: list | np.ndarray, generator: torch.Generator):
+def _pick(items: list | tuple, generator: torch.Generator):
     return items[int(torch.randint(len(items), (), generator=generator))]
 
 
-def draw_window(stores: list[CropStore], generator: torch.Generator) -> Tensor:
+def draw_window(faces: FacePool, generator: torch.Generator) -> Tensor:
     """A part of an augmented crop of one of ``SIZES``, antialiased. -> (1, 3, WINDOW_PX, WINDOW_PX) in [-1, 1]."""
-    store, row = balanced_row(stores, generator)
+    store, row = faces.draw(generator)
     wide, size = store.batch(np.array([row])), int(_pick(SIZES, generator))
     if (inner := round(size * STORED_MARGIN)) < wide.shape[-1]:
         wide = F.interpolate(wide, size=(inner, inner), mode="bicubic", antialias=True).clamp(-1, 1)
@@ -75,9 +80,9 @@ def draw_window(stores: list[CropStore], generator: torch.Generator) -> Tensor:
 def build_cache(stores: list[CropStore], teacher: Codec, path: Path, count: int, seed: int, progress: Progress | None) -> None:
     """Windows of augmented crops, the teacher's latents and what it draws from them, computed once: the teacher is slow."""
     parts: dict[str, list[np.ndarray]] = {"images": [], "latents": [], "redrawn": []}
-    generator = torch.Generator().manual_seed(seed)
+    faces, generator = FacePool(stores), torch.Generator().manual_seed(seed)
     for start in range(0, count, 4):
-        images = torch.cat([draw_window(stores, generator) for _ in range(4)])
+        images = torch.cat([draw_window(faces, generator) for _ in range(4)])
         with torch.inference_mode():
             latents = teacher.encode(images)
             redrawn = teacher.decode(latents)
