@@ -8,9 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# How many references a caller should choose for an editor with this path: the more, the nearer one of them is to the wanted pose.
-COPIED_FROM = 20
-
 
 def compare_poses(poses: Tensor, reference_poses: Tensor | None, metric: Tensor) -> tuple[Tensor | None, Tensor]:
     """How near each reference's pose is to the wanted one, (B, R), 0 at best; and what the nearest lack of it, (B, P).

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import FlashLipsError
-from .copying import COPIED_FROM, blend, compare_poses
+from .copying import blend, compare_poses
 from .editor_unet import UNET_MINI
 from .layers import RecomputedBlock
 from .window import WHOLE_CROP, Window, WindowedEditor
 
+COPIED_FROM = 8  # references, where there is a copying path; frames attend to all of them, and more distract the bundled network
 ROPE_THETA = 100.0  # vision transformers with axial RoPE use 100: positions run to tens, not thousands
 ROPE_EXTENT = 16.0  # the crop is this many units wide at any latent size: 256 px crops at patch 2 have one token per unit
 

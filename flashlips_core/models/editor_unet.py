@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import POSE_DIM, FlashLipsError
-from .copying import COPIED_FROM, blend, compare_poses
+from .copying import blend, compare_poses
 from .layers import ModulatedBlock
 from .window import WHOLE_CROP, Window, WindowedEditor
 
@@ -98,7 +98,8 @@ class SelfAttention(nn.Module):
 class EditorUNet(WindowedEditor):
     """The residual editor of Eqs. 1-3 with a U-Net. Starts as the identity: its last layer is zero."""
 
-    num_references = COPIED_FROM  # each costs a run of f_ref per clip, and per frame next to nothing
+    # The more, the nearer one of them is to the wanted pose; each costs a run of f_ref per clip, and per frame next to nothing
+    num_references = 20
 
     def __init__(self, config: EditorUNetConfig = UNET_250M):
         super().__init__(config.window)
