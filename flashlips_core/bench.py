@@ -1,6 +1,7 @@
 """``python -m flashlips_core bench``: how fast, how big, how much memory; each number says what is inside it.
 
 A timed run is file to file: reading, tracking, audio, the networks, pasting, x264 and the container, but not loading the models.
+Editors of the paper's size, of which no weights are bundled, are timed without files (``bench_full``).
 """
 
 from __future__ import annotations
@@ -178,10 +179,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, default=8, help="frames edited at once")
     parser.add_argument("--models", type=Path, metavar="DIR", help="folder with <role>.safetensors (default: the bundled)")
     parser.add_argument("--long", type=float, metavar="MINUTES", help="also report the peak memory on a 1080p clip this long")
+    parser.add_argument("--full", action="store_true", help="instead, time editors of the paper's size on crops (random weights)")
 
 
 def run(args: argparse.Namespace, progress: Progress | None = None) -> dict:
     """Measure; ``progress`` counts the timed runs. Returns everything as one dict."""
+    if args.full:
+        from .bench_full import full_speed
+
+        return full_speed(progress=progress)
     video, audio = args.video or demo_clip(), args.audio or demo_voice()
     result: dict = {"conditions": conditions(), "networks": network_sizes()}
     if args.repeats:

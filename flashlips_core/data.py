@@ -145,9 +145,9 @@ class CropStore:
     def __len__(self) -> int:
         return len(self.clip_of)
 
-    def batch(self, rows: np.ndarray) -> Tensor:
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """Crops as (B, 3, size, size) float in [-1, 1]."""
-        return from_bytes(np.stack([self.images[i] for i in rows]))
+        return from_bytes(torch.from_numpy(np.stack([self.images[i] for i in rows])).to(device))
 
     @staticmethod
     def build(

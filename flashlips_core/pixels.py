@@ -9,10 +9,10 @@ from torch import Tensor
 
 def to_bytes(images: Tensor) -> np.ndarray:
     """(..., 3, H, W) about [-1, 1], on any device -> (..., H, W, 3) uint8."""
-    scaled = (images.detach().float().cpu().clamp(-1, 1) + 1) * 127.5
-    return scaled.round().byte().movedim(-3, -1).contiguous().numpy()
+    scaled = (images.detach().float().clamp(-1, 1) + 1) * 127.5
+    return scaled.round().byte().movedim(-3, -1).contiguous().cpu().numpy()
 
 
-def from_bytes(images: np.ndarray) -> Tensor:
-    """(..., H, W, 3) uint8 -> (..., 3, H, W) in [-1, 1]."""
-    return torch.from_numpy(images).movedim(-1, -3).float() / 127.5 - 1
+def from_bytes(images: np.ndarray | Tensor) -> Tensor:
+    """(..., H, W, 3) uint8 -> (..., 3, H, W) in [-1, 1], on the same device."""
+    return torch.as_tensor(images).movedim(-1, -3).float() / 127.5 - 1

@@ -35,7 +35,7 @@ def frames(cells: int = 32):
     groups = [np.arange(0, 8), np.arange(8, 16), np.arange(16, 24)]
     lips = torch.tensor([[0.4, 0.55, 0.6, 0.7]]).repeat(count, 1)
     _, _, rows, columns = window_of(cells)
-    windows = np.random.default_rng(0).integers(0, 255, (count, 8 * rows, 8 * columns, 3), dtype=np.uint8)
+    windows = torch.randint(0, 255, (count, 8 * rows, 8 * columns, 3), dtype=torch.uint8)
     latents = torch.randn(count, 4, cells, cells).half()
     neighbours = np.stack([np.delete(np.arange(8), i % 8)[:6] + i // 8 * 8 for i in range(count)])
     return EditorFrames(

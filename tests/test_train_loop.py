@@ -17,6 +17,7 @@ from torch import nn
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.train import loop
+from flashlips_core.train.ahead import Ahead
 from flashlips_core.train.attentive import attentive
 from flashlips_core.train.logs import add_row, read_rows
 from flashlips_core.train.loop import TrainConfig, Trainer, fit, recompute_blocks
@@ -267,3 +268,21 @@ def test_attentive_asks_between_operations_and_not_more_often_than_it_should():
     assert len(asked) == 2
     with attentive(None):
         assert (torch.ones(3) + 1).sum() == 6
+
+
+def test_the_next_batch_is_drawn_while_this_one_is_used():
+    drawn = []
+
+    def draw(number):
+        drawn.append(number)
+        if number == 3:
+            raise FlashLipsError("no third")
+        return number * 10
+
+    ahead = Ahead()
+    assert ahead.take(draw, 0, 1) == 0 and ahead.take(draw, 1, 2) == 10
+    assert ahead.take(draw, 7, 2) == 70, "an unforeseen number"
+    assert ahead.take(draw, 2, 3) == 20
+    with pytest.raises(FlashLipsError, match="no third"):
+        ahead.take(draw, 3, 4)
+    assert drawn == [0, 1, 2, 7, 2, 3]

@@ -81,7 +81,7 @@ def test_every_stage_is_in_a_preset_and_says_why_it_is_not_in_the_other():
     ("stage", "preset", "changes", "words"),
     [
         ("editor", "mini", {"stepz": 1}, "has no setting 'stepz'; did you mean steps"),
-        ("looks", "mini", {"lr": 1e-3}, "has no setting 'lr'; it has crop_px, only, strength"),
+        ("looks", "mini", {"lr": 1e-3}, "has no setting 'lr'; it has crop_px, device, only, rounds, strength"),
         ("editor", "mini", {"steps": "many"}, "The setting 'steps' is 'many'; give it a value like 12000"),
         ("editor", "full", {"recompute": 1}, "give it a value like True"),
         ("editor", "huge", {}, "No preset is called 'huge'"),
@@ -162,13 +162,13 @@ def test_the_looks_are_as_strong_and_as_large_as_was_asked(tmp_path, monkeypatch
     (tmp_path / "crops_s1" / "table.npz").touch()
     made = []
     for name, value in {
-        "load_codec": lambda path: "codec", "load_network": lambda role, folder: "reader",
-        "encode_looks": lambda *given, **how: made.append(how),
+        "load_codec": lambda path, device: "codec", "load_network": lambda role, folder, device: "reader",
+        "encode_looks": lambda *given, **how: made.append((given[4], how)),
     }.items():  # fmt: skip
         monkeypatch.setattr(stages, name, value)
     monkeypatch.setattr(material, "CropStore", lambda folder: "store")
-    run_stage("looks", tmp_path, tmp_path, tmp_path, {"crop_px": 384, "strength": 0.5})
-    assert [(how["crop_px"], how["strength"]) for how in made] == [(384, 0.5)]
+    run_stage("looks", tmp_path, tmp_path, tmp_path, {"crop_px": 384, "strength": 0.5, "rounds": 4})
+    assert [(count, how["crop_px"], how["strength"], how["device"]) for count, how in made] == [(4, 384, 0.5, "cpu")]
 
 
 def test_the_detail_stage_starts_from_the_plain_codec_each_time(tmp_path):

@@ -187,9 +187,9 @@ class ShardCrops:
     def __len__(self) -> int:
         return len(self.clip_of)
 
-    def batch(self, rows: np.ndarray) -> Tensor:
+    def batch(self, rows: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         """Crops as (B, 3, S, S) float in [-1, 1]."""
-        crops = to_crops([self._places[i].read() for i in rows])
+        crops = to_crops([self._places[i].read() for i in rows]).to(device)
         if self.largest is None or crops.shape[-1] <= self.largest:
             return crops
         return F.interpolate(crops, size=(self.largest, self.largest), mode="bicubic", antialias=True).clamp(-1, 1)

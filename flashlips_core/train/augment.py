@@ -56,6 +56,11 @@ def draw_view(count: int, generator: torch.Generator, strength: float = 1.0) -> 
     )
 
 
+def on_device(view: View, device: torch.device | str) -> View:
+    """The same looks there."""
+    return View(*(value.to(device) for value in vars(view).values()))
+
+
 def select(view: View, rows: Tensor) -> View:
     """The looks of the clips that frames belong to."""
     return View(*(value[rows] for value in vars(view).values()))
@@ -68,7 +73,7 @@ def after_motion(view: View, motion: Tensor) -> View:
 
 
 def apply(wide: Tensor, view: View, generator: torch.Generator, size: int = CROP_PX) -> Tensor:
-    """Wide crops (B, 3, S, S) in [-1, 1] -> augmented crops (B, 3, size, size) in [-1, 1]."""
+    """Wide crops (B, 3, S, S) in [-1, 1] -> augmented crops (B, 3, size, size) in [-1, 1]; all on the generator's device."""
     grid = F.affine_grid(view.geometry, [len(wide), 3, size, size], align_corners=False)
     image = F.grid_sample(wide, grid, mode="bicubic", padding_mode="border", align_corners=False)
     image = (image + 1) / 2
@@ -77,7 +82,8 @@ def apply(wide: Tensor, view: View, generator: torch.Generator, size: int = CROP
     soft = F.interpolate(F.avg_pool2d(image, 2), scale_factor=2, mode="bilinear")
     image = torch.lerp(image, soft, view.softness[:, None, None, None])
     # Sensor noise with some grain size, so that it survives the codec.
-    grain = F.interpolate(torch.randn(len(image), 3, size // 2, size // 2, generator=generator), scale_factor=2)
+    grain = torch.randn(len(image), 3, size // 2, size // 2, generator=generator, device=generator.device)
+    grain = F.interpolate(grain, scale_factor=2)
     return ((image + grain * view.noise[:, None, None, None]) * 2 - 1).clamp(-1, 1)
 
 

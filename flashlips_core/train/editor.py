@@ -312,6 +312,7 @@ def refine_editor(
     readback: float = WEIGHTS["readback"],
     texture: float = WEIGHTS["texture"],
     references: int = NUM_REFERENCES,
+    alike: float = ALIKE_SHARE,
     validate: Validate | None = None,
     progress: Progress | None = None,
     **loop: object,
@@ -322,10 +323,11 @@ def refine_editor(
         readback: weight of the lip encoder's verdict; more moves the lips further.
         texture: weight of the amount of fine detail; 0 leaves it out.
         references: how many a batch has, four times out of five.
+        alike: share of the neighbours whose mouth fits already.
     """
     network, judge = copy.deepcopy(drawer).requires_grad_(True), Judge(codec, lip_encoder, perceptual, is_textured=texture > 0)
     weights = WEIGHTS | {"readback": readback, "texture": texture}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
-    batches = editor_batches(frames, batch_size, references)
+    batches = editor_batches(frames, batch_size, references, alike)
     sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
     return fit(network, batches, refinement_step(judge, drawer), settings, validate, progress, sheet)

@@ -8,7 +8,7 @@ frames as a tracker would crop them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +39,7 @@ class EditorFrames:
 
     latents: Tensor  # (N, 4, h, w) float16, 32x32 cells of a 256 px crop
     poses: Tensor  # (N, 12) as the lip encoder reads them
-    windows: np.ndarray  # (N, H, W, 3) uint8, the pixels of the window above, 152x144 of a 256 px crop
+    windows: Tensor  # (N, H, W, 3) uint8, the pixels of the window above, 152x144 of a 256 px crop
     lips: Tensor  # (N, 4) mouth box in the augmented crop, xyxy shares
     neighbours: np.ndarray  # (N, 10) rows of the same group with the most similar head pose
     group_of: np.ndarray  # (N,)
@@ -47,6 +47,16 @@ class EditorFrames:
     reference_poses: Tensor  # (G, K, 12)
     rows_of_group: list[np.ndarray]
     groups_of_speaker: dict[str, list[int]]
+
+    def near(self, device: torch.device | str) -> EditorFrames:
+        """The same frames with what is large on ``device``: a card that fetches it from the host waits for every batch.
+
+        They stay where they are if they would take more than half of the card's free memory.
+        """
+        large = {"latents": self.latents, "windows": self.windows, "references": self.references}
+        if torch.device(device).type != "cuda" or 2 * sum(x.nbytes for x in large.values()) > torch.cuda.mem_get_info(device)[0]:
+            return self
+        return replace(self, **{name: value.to(device) for name, value in large.items()})
 
 
 def encode_looks(
@@ -60,6 +70,7 @@ def encode_looks(
     strength: float = 1.0,
     is_still: bool = False,
     crop_px: int = CROP_PX,
+    device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> None:
     """Draw ``looks`` looks of every clip, ``frames`` frames and some references each, encode them and save them under ``folder``.
@@ -69,6 +80,7 @@ def encode_looks(
     Args:
         is_still: The heads of a clip lie upon each other already (renders), better than landmarks could lay them.
         crop_px: Side of the editor's crop, a multiple of 64. The same mouth gets more latent cells in a larger one.
+        device: Where the pictures are drawn, and where the codec and the lip encoder are.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +96,7 @@ def encode_looks(
             if look % 2 and not is_still:
                 spare = _of_another_clip(store, clip, spare, generator)
             others = spare[np.arange(NUM_STORED_REFERENCES) % len(spare)]
-            encoded = _encode_group(store, rows, others, codec, lip_encoder, generator, strength, is_still, crop_px)
+            encoded = _encode_group(store, rows, others, codec, lip_encoder, generator, strength, is_still, crop_px, device)
             for name, value in (encoded | {"group": np.full(len(rows), len(speakers))}).items():
                 parts.setdefault(name, []).append(value)
             speakers.append(str(store.speakers[clip]))
@@ -114,6 +126,7 @@ def _encode_group(
     strength: float,
     is_still: bool,
     crop_px: int,
+    device: torch.device | str,
 ) -> dict[str, np.ndarray]:
     look = augment.draw_view(1, generator, strength)
     view = augment.select(look, torch.zeros(len(rows), dtype=torch.long))
@@ -121,20 +134,24 @@ def _encode_group(
     if not is_still:
         motion, steady = laid_upon(steady)
         view = augment.after_motion(view, torch.from_numpy(motion).float())
-    crops = _encodable(augment.apply(store.batch(rows), view, generator, crop_px))
-    loose = augment.select(look, torch.zeros(len(others), dtype=torch.long))
-    references = _encodable(augment.apply(store.batch(others), loose, generator, crop_px))
+    grain = generator if torch.device(device).type == "cpu" else torch.Generator(device).manual_seed(generator.initial_seed())
+
+    def seen(places: np.ndarray, through: augment.View) -> Tensor:
+        crops = augment.apply(store.batch(places, device), augment.on_device(through, device), grain, crop_px)
+        return crops.contiguous(memory_format=torch.channels_last)
+
+    def read(pictures: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        return codec.encode(pictures).half().cpu().numpy(), lip_encoder(pictures).float().cpu().numpy()
+
+    crops = seen(rows, view)
+    references = seen(others, augment.select(look, torch.zeros(len(others), dtype=torch.long)))
+    (latents, poses), (reference_latents, reference_poses) = read(crops), read(references)
     lips = augment.move_points(torch.from_numpy(store.landmarks[rows][:, :40]), view)
     return {
-        "latents": codec.encode(crops).half().numpy(), "poses": lip_encoder(crops).float().numpy(), "windows": cut_windows(crops),
+        "latents": latents, "poses": poses, "windows": cut_windows(crops),
         "lips": torch.cat([lips.amin(1), lips.amax(1)], 1).numpy(), "neighbours": nearest_heads(steady),
-        "references": codec.encode(references).half().numpy()[None],
-        "reference_poses": lip_encoder(references).float().numpy()[None],
+        "references": reference_latents[None], "reference_poses": reference_poses[None],
     }  # fmt: skip
-
-
-def _encodable(crops: Tensor) -> Tensor:
-    return crops.contiguous(memory_format=torch.channels_last)
 
 
 def laid_upon(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -189,7 +206,7 @@ def load_frames(folders: list[str | Path]) -> EditorFrames:
     joined = {name: torch.from_numpy(np.concatenate([t[name] for t in tables])) for name in names}
     group_of = np.repeat(np.arange(len(rows_of_group)), [len(rows) for rows in rows_of_group])
     return EditorFrames(
-        windows=np.concatenate(windows), neighbours=np.concatenate(neighbours), group_of=group_of,
+        windows=torch.from_numpy(np.concatenate(windows)), neighbours=np.concatenate(neighbours), group_of=group_of,
         rows_of_group=rows_of_group, groups_of_speaker=groups_of_speaker, **joined,
     )  # fmt: skip
 

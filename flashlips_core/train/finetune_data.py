@@ -132,7 +132,7 @@ class _Encoded:
     place: dict[int, int]  # frame number to row
     latents: Tensor  # (N, 4, h, w) float16
     poses: Tensor  # (N, 12)
-    windows: np.ndarray  # (N, H, W, 3) uint8
+    windows: Tensor  # (N, H, W, 3) uint8
 
     def frames(self, track: FaceTrack, numbers: np.ndarray, references: np.ndarray) -> EditorFrames:
         """One group of frames."""
@@ -172,4 +172,5 @@ def _encode(
     if sum(map(len, parts["latents"])) < len(wanted):
         raise FlashLipsError(f"{Path(video).name} ends before frame {wanted[-1]} of its track; track this file again.")
     place = {number: row for row, number in enumerate(wanted)}
-    return _Encoded(place, torch.cat(parts["latents"]), torch.cat(parts["poses"]), np.concatenate(parts["windows"]))
+    windows = torch.from_numpy(np.concatenate(parts["windows"]))
+    return _Encoded(place, torch.cat(parts["latents"]), torch.cat(parts["poses"]), windows)

@@ -23,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel
 from ..checkpoint import read_tensors, write_tensors
 from ..models.layers import RecomputedBlock
 from ..types import FlashLipsError, Progress, Waiting
+from .ahead import Ahead
 from .attentive import attentive
 from .logs import RunLog
 from .processes import join, on_device, size_of
@@ -75,6 +76,11 @@ def step_generator(seed: int, number: int, device: torch.device | str = "cpu") -
     return torch.Generator(device).manual_seed((seed << 32) + number)
 
 
+def _at(device: torch.device) -> contextlib.AbstractContextManager:
+    """Steps and sheets make masks and noise without naming a device: while this lasts, the default one is the network's."""
+    return contextlib.nullcontext() if device.type == "cpu" else device
+
+
 class _StepModule(nn.Module):
     """A step as a module's forward: what DDP wraps, so that it sees everything that the step does with the network."""
 
@@ -83,9 +89,7 @@ class _StepModule(nn.Module):
         self.network, self.step, self.device, self.is_bf16 = network, step, device, is_bf16
 
     def forward(self, batch: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        # Steps make masks and noise without naming a device; the default one must then be the network's.
-        place = torch.device(self.device) if self.device.type != "cpu" else contextlib.nullcontext()
-        with torch.autocast(self.device.type, torch.bfloat16) if self.is_bf16 else contextlib.nullcontext(), place:
+        with torch.autocast(self.device.type, torch.bfloat16) if self.is_bf16 else contextlib.nullcontext(), _at(self.device):
             return self.step(self.network, batch, generator)
 
 
@@ -105,6 +109,7 @@ class Trainer:
         self.state_path = Path(config.run_dir) / "state.safetensors"
         self.meter = Meter(self.device, config.precision == "bf16", self.processes.count)
         self._shared: tuple[Step, nn.Module] | None = None
+        self._ahead = Ahead()
 
     def learning_rate(self) -> float:
         """The rate of this step: 4 % linear warm-up, then cosine to 1e-4 of the peak ("onecycle"), or constant."""
@@ -155,11 +160,15 @@ class Trainer:
 
     def _draw(self, make_batch: MakeBatch, number: int) -> tuple[Any, torch.Generator]:
         """A batch and the random numbers for its step, both on the network's device."""
-        generator = step_generator(self.config.seed, number)
-        batch = make_batch(generator)
-        if self.device.type == "cpu":
-            return batch, generator
-        return on_device(batch, self.device), step_generator(self.config.seed, number, self.device)
+        if self.device.type == "cpu":  # which would only be taken from the step that is computed
+            generator = step_generator(self.config.seed, number)
+            return make_batch(generator), generator
+
+        def draw(number: int) -> Any:
+            return on_device(make_batch(step_generator(self.config.seed, number)), self.device)
+
+        following = number + self.processes.count
+        return self._ahead.take(draw, number, following), step_generator(self.config.seed, number, self.device)
 
     def _module(self, step: Step, batch: Any, generator: torch.Generator) -> nn.Module:
         """The step over the network, made once; its FLOPs are counted before other processes listen to its gradients."""
@@ -316,12 +325,11 @@ def _tell(progress: Progress, trainer: Trainer) -> None:
 
 def _look(trainer: Trainer, logs: RunLog, validate: Validate | None, sheet: Sheet | None) -> None:
     """Judge the weights worth keeping, by numbers and by a picture."""
-    if validate is not None:
-        scores = validate(trainer.best(), trainer.step)
-        if scores:
+    with _at(trainer.device):
+        if validate is not None and (scores := validate(trainer.best(), trainer.step)):
             logs.numbers("validation", trainer.step, scores)
-    if sheet is not None:
-        logs.sheet(trainer.step, sheet(trainer.best()))
+        if sheet is not None:
+            logs.sheet(trainer.step, sheet(trainer.best()))
 
 
 def _means(rows: list[dict[str, float]]) -> dict[str, float]:

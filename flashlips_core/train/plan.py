@@ -1,18 +1,25 @@
 """What the full preset's training steps cost, counted without data, weights or a GPU: ``python -m flashlips_core.train.plan``.
 
 Everything lives on PyTorch's meta device, which knows shapes and no values. FLOPs are those of products, convolutions and
-attention (1 multiply-add = 2), forward and backward, with all judges.
+attention (1 multiply-add = 2), forward and backward, with all judges. With ``--measure`` the same steps run on this machine's
+device (``plan_measure``).
+
+Builders make random weights and data on PyTorch's default device, whatever that is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import argparse
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ..bench_full import sdxl_vae
 from ..codec import KLCodec
 from ..flow import FlowBatch, flow_matching_loss
 from ..losses import VGG19_CONVS, IdentityLoss, PerceptualLoss, VGGFeatures
@@ -21,10 +28,12 @@ from ..models.lip_encoder import LipEncoder
 from ..models.pose_transformer import POSE_150M, PoseTransformer
 from ..types import POSE_DIM
 from . import paper
-from .loop import recompute_blocks
+from .loop import Step, recompute_blocks
 from .paper_data import PictureBatch
 
 META = torch.device("meta")
+EDITORS = ("unet-250m", "transformer-300m")
+STEPS = ("masked", "refinement")
 STATE_BYTES = 20  # per parameter in float32: weight, gradient, AdamW's two moments, and the averaged weight
 
 
@@ -45,33 +54,59 @@ class Cost:
 def editor_costs(crop_px: int, references: int = 4, recompute: bool = False) -> list[Cost]:
     """Masked reconstruction, then self-refinement, of both editors."""
     costs = []
-    for kind in ("unet-250m", "transformer-300m"):
+    for kind in EDITORS:
         with META:
-            judge, reader, network = _judge(recompute), _frozen(LipEncoder()), paper.NETWORKS[kind]()
+            (judge, reader), network = frozen_networks(recompute), paper.NETWORKS[kind]()
             if recompute:
                 recompute_blocks(network)
-            picture = torch.zeros(1, 3, crop_px, crop_px)
-            batch = PictureBatch(picture, picture[:, None].repeat(1, references, 1, 1, 1), picture[:, :1])
-            masked = paper.masked_step(judge, paper.read_by(reader))
-            steps = {"masked": masked, "refinement": paper.refinement_step(judge, reader, network)}
-            for name, step in steps.items():
-                title = f"{kind}, {name}, {crop_px} px{', recomputed' if recompute else ''}"
+            batch = pictures(1, references, crop_px)
+            for stage in STEPS:
+                title = f"{kind}, {stage}, {crop_px} px{', recomputed' if recompute else ''}"
+                step = editor_step(stage, judge, reader, network)
                 costs.append(_cost(title, network, partial(step, network, batch, torch.Generator())))
     return costs
 
 
-def pose_cost(num_frames: int = 100, sources: int = 4) -> Cost:
+def pose_cost(num_frames: int = 100) -> Cost:
     """Flow matching of the pose transformer, per window."""
     with META:
         network = PoseTransformer(POSE_150M)
+        batch = windows(network, 1, num_frames)
+    return _cost(f"pose transformer, {num_frames} frames (fp32)", network, partial(pose_step, network, batch, torch.Generator()))
 
-    def step() -> dict[str, Tensor]:
-        audio = torch.zeros(1, num_frames, network.config.audio_dim, device=META)
-        poses, weight = torch.zeros(1, num_frames, POSE_DIM, device=META), torch.ones(1, num_frames, device=META)
-        batch = FlowBatch(poses, audio, torch.zeros(1, sources, POSE_DIM, device=META), weight)
-        return {"flow": flow_matching_loss(network, batch, torch.Generator())}
 
-    return _cost(f"pose transformer, {num_frames} frames (fp32)", network, step)
+def frozen_networks(recompute: bool = False) -> tuple[paper.PaperJudge, LipEncoder]:
+    """The paper's judges with the shapes of their published networks, and the ResNet-34 that reads poses."""
+    vgg = VGGFeatures(VGG19_CONVS, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
+    codec, perceptual, identity = KLCodec(sdxl_vae()), PerceptualLoss(vgg, "VGG19"), IdentityLoss(_frozen(FaceNet()))
+    judge, reader = paper.PaperJudge(codec, perceptual, identity, recompute), _frozen(LipEncoder())
+    for network in (codec, perceptual, identity, reader):  # as files are loaded
+        network.to(memory_format=torch.channels_last)
+    return judge, reader
+
+
+def editor_step(stage: str, judge: paper.PaperJudge, reader: LipEncoder, network: nn.Module) -> Step:
+    """One of ``STEPS``; in self-refinement the network's own weights also draw the variants."""
+    return paper.masked_step(judge, paper.read_by(reader)) if stage == STEPS[0] else paper.refinement_step(judge, reader, network)
+
+
+def pose_step(network: nn.Module, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    """As the stage "poses" trains."""
+    return {"flow": flow_matching_loss(network, batch, generator)}
+
+
+def pictures(count: int, references: int, crop_px: int) -> PictureBatch:
+    """Noise for faces, all of which shows lips."""
+    images = (torch.rand(count, 3, crop_px, crop_px) * 2 - 1).contiguous(memory_format=torch.channels_last)
+    lips = torch.ones(count, 1, crop_px, crop_px)
+    return PictureBatch(images, torch.rand(count, references, 3, crop_px, crop_px) * 2 - 1, lips)
+
+
+def windows(network: PoseTransformer, count: int, num_frames: int, sources: int = 4) -> FlowBatch:
+    """Noise for poses and sound."""
+    audio = torch.randn(count, num_frames, network.config.audio_dim)
+    poses, weight = torch.randn(count, num_frames, POSE_DIM), torch.ones(count, num_frames)
+    return FlowBatch(poses, audio, torch.randn(count, sources, POSE_DIM), weight)
 
 
 def table(costs: list[Cost]) -> str:
@@ -81,17 +116,6 @@ def table(costs: list[Cost]) -> str:
         millions, state = cost.parameters / 1e6, cost.state_bytes / 1e9
         rows.append(f"| {cost.name} | {millions:.1f} M | {cost.flops / 1e12:.3f} | {state:.1f} |")
     return "\n".join(rows)
-
-
-def _judge(recompute: bool) -> paper.PaperJudge:
-    """The paper's judges with the shapes of their published networks."""
-    from diffusers import AutoencoderKL
-
-    ends = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    vae = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **ends)  # SDXL's config.json
-    vgg = VGGFeatures(VGG19_CONVS, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
-    codec, perceptual = KLCodec(_frozen(vae)), PerceptualLoss(_frozen(vgg), "VGG19")
-    return paper.PaperJudge(codec, perceptual, IdentityLoss(_frozen(FaceNet())), recompute)
 
 
 def _frozen(network: nn.Module) -> nn.Module:
@@ -107,10 +131,26 @@ def _cost(name: str, network: nn.Module, step: Callable[[], dict[str, Tensor]]) 
     return Cost(name, sum(p.numel() for p in network.parameters()), counter.get_total_flops())
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of docs/training.md."""
-    costs = [cost for px in (256, 512) for recompute in (False, True) for cost in editor_costs(px, recompute=recompute)]
-    print(table([*costs, pose_cost()]))
+    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.plan", description=main.__doc__)
+    parser.add_argument("--measure", action="store_true", help="run the steps on a device instead of counting them")
+    parser.add_argument("--device", help="with --measure: cuda, mps or cpu (default: the first there is)")
+    parser.add_argument("--only", default="", metavar="WORD", help="with --measure: steps whose name holds this, e.g. '256 px'")
+    parser.add_argument("--batch", type=int, help="with --measure: samples per step (default: the preset's)")
+    parser.add_argument("--within", type=float, metavar="SECONDS", help="with --measure: start no further step after these")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, with the table in it")
+    args = parser.parse_args(arguments)
+    if args.measure:
+        from .plan_measure import measure
+
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        result = measure(args.device, only=args.only, batch=args.batch, within_s=args.within)
+    else:
+        costs = [cost for px in (256, 512) for recompute in (False, True) for cost in editor_costs(px, recompute=recompute)]
+        costs.append(pose_cost())
+        result = {"costs": [asdict(cost) for cost in costs], "table": table(costs)}
+    print(json.dumps(result) if args.json else result["table"])
 
 
 if __name__ == "__main__":

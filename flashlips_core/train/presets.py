@@ -29,14 +29,14 @@ MINI: dict[str, dict[str, Any]] = {
     "lip-encoder": LOOP | {
         "network": "mini", "steps": 5000, "batch_size": 64, "lr": 2e-3, "ema": 0.0, "seed": 0, "log_every": 100,
     },
-    "looks": {"only": None, "crop_px": 256, "strength": 1.0},
+    "looks": {"only": None, "crop_px": 256, "strength": 1.0, "rounds": 1, "device": None},
     "editor": LOOP | {
         "steps": 12_000, "batch_size": 16, "lr": 1e-3, "ema": 0.998, "seed": 0, "start": None, "vgg_stages": 0, "readback": 0.3,
         "texture": 350.0, "masked": 0.25, "references": 6, "alike": 0.2,
     },
     "refinement": LOOP | {
         "steps": 4000, "batch_size": 16, "lr": 5e-4, "ema": 0.998, "seed": 1, "vgg_stages": 0, "readback": 0.3,
-        "texture": 350.0, "references": 6,
+        "texture": 350.0, "references": 6, "alike": 0.2,
     },
     "distil": LOOP | {
         "network": "transformer-mini", "teacher": None, "steps": 6000, "batch_size": 16, "lr": 1e-3, "ema": 0.998, "seed": 0,

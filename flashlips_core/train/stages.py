@@ -189,10 +189,14 @@ MANY_CLIPS = 300  # of a built set: fewer get more looks each, as GRID's people 
 
 
 def looks(run: Run) -> Path:
-    """Encode augmented looks of every training clip for the editor; the option ``only`` names one store, to share the work."""
-    options = dict(run.options)
-    only, faces = options.pop("only"), run.material
-    codec, reader = load_codec(str(run.folder / "codec.safetensors")), load_network("lip-encoder", run.folder)
+    """Encode augmented looks of every training clip for the editor; the option ``only`` names one store, to share the work.
+
+    ``rounds``: so many times as many looks of each clip.
+    """
+    options = dict(run.options) | {"device": run.device}
+    only, rounds, faces = options.pop("only"), options.pop("rounds"), run.material
+    codec = load_codec(str(run.folder / "codec.safetensors"), run.device)
+    reader = load_network("lip-encoder", run.folder, run.device)
     stored = [name for name in faces.face_stores if faces.is_stored(name)] + ([HEADS] if _has_heads(run) else [])
     if not stored:
         raise FlashLipsError(f"No crops in {run.folder}; run the stage 'prepare' first, or give --data a built training set.")
@@ -205,6 +209,7 @@ def looks(run: Run) -> Path:
             store = CropStore(run.folder / HEADS) if is_still else faces.faces(name, options["crop_px"])
             if name == SET_FACES:
                 count = min(count, max(1, MANY_CLIPS // len(store.clip_ids)))
+            count *= rounds
             encode_looks(store, codec, reader, out, count, frames, seed, is_still=is_still, progress=run.progress, **options)
     return run.folder
 
@@ -280,7 +285,7 @@ def _frames(run: Run) -> EditorFrames:
     folders = sorted(p for p in run.folder.glob("looks_*") if (p / "frames.npz").is_file())
     if not folders:
         raise FlashLipsError(f"No encoded looks under {run.folder}; run the stage 'looks' first.")
-    return load_frames(folders)
+    return load_frames(folders).near(run.device)
 
 
 def build_teacher(config: dict[str, Any]) -> LipTeacher:
