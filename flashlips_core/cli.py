@@ -68,6 +68,9 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         help="reference frames: more = better copied mouths, slower start (default: what suits the editor)",
     )
     group.add_argument("--mode", default="mask-free", choices=("mask-free", "masked"), help="masked: for a stage-1 editor")
+    group.add_argument(
+        "--sharpen", type=float, default=1.0, help="share of the fine detail lost in editing that is put back: 0 none (default 1)"
+    )
     group.add_argument("--batch", type=positive, default=8, help="frames edited at once: lower needs less memory (default 8)")
     group.add_argument("--crf", type=int, default=16, help="quality of the video: 0 lossless, lower = better (default 16)")
     group.add_argument("--preset", default="veryfast", help="x264's preset: slower = smaller file (default veryfast)")

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from .codec import CELL_PX, Codec, crop_decode, encode_part
 from .compose import alpha_from_latents, cut_batch, paste
-from .models.masks import lower_face_mask, mouth_mask
+from .models.masks import lips_region, lower_face_mask, mouth_mask
 from .poses import at_times
+from .sharpen import UnsharpMask, matching_mask
 from .stream import awaited, batched, prefetch
 from .types import ClipInfo, FlashLipsError, Frame, LipPoses, Progress, Waiting
 from .within_memory import WithinMemory
 
+NUM_MEASURED = 4  # references whose edits show how soft this editor draws this mouth
 PREFETCH_BATCHES = 1  # ready, beside the one being made and the one being worked on: more only costs memory
 
 
@@ -94,6 +96,9 @@ class CropEditor:
         reference_poses: (R, 12) what their lips do; None lets the editor judge by the pictures alone.
         is_masked: Whether this is a stage-1 editor, which must not see the lower face.
         waiting: Called before each reference is encoded.
+        sharpen: How much of the fine detail that edits of the references lose is put back by an unsharp mask; needs their
+            poses. 0 leaves edits as they are drawn, 1 makes them as sharp as the references.
+        box_side: Usual side of the box that crops are pasted into, in frame pixels; None: that of the crops.
     """
 
     def __init__(
@@ -105,6 +110,8 @@ class CropEditor:
         is_masked: bool = False,
         clock: StageClock | None = None,
         waiting: Waiting | None = None,
+        sharpen: float = 0.0,
+        box_side: float | None = None,
     ) -> None:
         weight = next(editor.parameters())
         self.codec, self.editor = codec, editor
@@ -119,6 +126,22 @@ class CropEditor:
             self.context = editor.prepare_references(latents[None], poses)
             if is_masked:
                 self.mask = lower_face_mask(*latents.shape[-2:]).to(latents)
+            self.unsharp = UnsharpMask()
+            if sharpen and poses is not None:
+                self.unsharp = self._unsharp_mask(references, latents, poses[0], sharpen, box_side, waiting)
+
+    def _unsharp_mask(
+        self, crops: Tensor, latents: Tensor, poses: Tensor, share: float, box_side: float | None, waiting: Waiting | None
+    ) -> UnsharpMask:
+        """What makes up for the softness of edits: some references are given each other's mouths."""
+        rows = torch.linspace(0, len(crops) - 1, min(len(crops), NUM_MEASURED)).round().long()
+        redrawn = []
+        for i, j in awaited(zip(rows, rows.roll(1), strict=True), waiting):
+            edited = self.edit(latents[i : i + 1], poses[j : j + 1])
+            redrawn.append(self.codec.decode(edited[(..., *self.view)]).float().cpu())
+        view = tuple(slice(CELL_PX * part.start, CELL_PX * part.stop) for part in self.view)
+        scale = crops.shape[-1] / (box_side or crops.shape[-1])
+        return matching_mask(torch.cat(redrawn), crops[rows][(..., *view)], lips_region(*crops.shape[-2:])[view], scale, share)
 
     @torch.inference_mode()
     def __call__(self, crops: Tensor, poses: Tensor, min_side: float | None = None) -> tuple[Tensor, Tensor]:
@@ -138,7 +161,7 @@ class CropEditor:
         with self.clock.on_device("alpha"):
             alpha = alpha_from_latents(source, edited, size).float().cpu()
         with self.clock.on_device("decode crop"):
-            rgb = self._decoded(crops, edited, changed_region(alpha, margin=_margin(size, min_side or size)))
+            rgb = self._decoded(crops, edited, changed_region(alpha, margin=_margin(size, min_side or size) + self.unsharp.reach))
         self.clock.settle()
         return rgb, alpha
 
@@ -151,7 +174,7 @@ class CropEditor:
         x0, y0, x1, y1 = region
         x0, y0, x1, y1 = max(x0, columns.start), max(y0, rows.start), min(x1, columns.stop), min(y1, rows.stop)
         inside = (x0 - columns.start, y0 - rows.start, x1 - columns.start, y1 - rows.start)
-        pixels = crop_decode(self.codec, edited[..., rows, columns], inside)
+        pixels = self.unsharp(crop_decode(self.codec, edited[..., rows, columns], inside))
         rgb[..., CELL_PX * y0 : CELL_PX * y1, CELL_PX * x0 : CELL_PX * x1] = pixels.clamp(-1, 1).float().cpu()
         return rgb
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from .checks import no_face_in
-from .editing import CropEditor
 from .image_frames import check_track_of_images, cut_images, paste_images
 from .pipeline import LipSync
 from .poses import resample
 from .references import candidate_frames, choose_references
+from .steps import SHARPEN
 from .stream import batched
 from .types import FaceTrack, FlashLipsError, LipPoses, Progress, Waiting
 from .within_memory import WithinMemory
@@ -32,6 +32,7 @@ def edit_images(
     poses: LipPoses,
     references: Tensor | None = None,
     batch: int = 8,
+    sharpen: float = SHARPEN,
     progress: Progress | None = None,
     show: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
@@ -42,6 +43,7 @@ def edit_images(
         track: of these images; those without a face stay as they are.
         poses: resampled to the track's rate; the last pose is held.
         references: (R, 3, S, S) crops in [-1, 1]; None chooses among the images.
+        sharpen: how much of the fine detail that the editor loses is put back, 0 to 1.
         show: gets each edited crop (3, S, S) in [-1, 1].
 
     Returns (T, 3, H, W) with the strides of ``images``.
@@ -50,7 +52,11 @@ def edit_images(
     if not track.present.any():
         raise no_face_in("the images")
     waiting = None if progress is None else lambda: progress(0, len(images))
-    editor = _editor(lipsync, images, track, references, waiting)
+    if references is None:
+        references = _chosen(lipsync, images, track, waiting)
+    shown = check_references(references, lipsync.crop_px)
+    mode = "masked" if lipsync.is_stage_1 else "mask-free"
+    editor = lipsync.prepared(shown, mode, None, waiting, sharpen, track.usual_side)
     values = resample(poses, track.fps, len(images)).values
     result, within_memory = images.clone(), WithinMemory(batch)
     for index in batched(np.flatnonzero(track.present).tolist(), batch):
@@ -64,15 +70,6 @@ def edit_images(
         if progress is not None:
             progress(index[-1] + 1, len(images))
     return result
-
-
-def _editor(lipsync: LipSync, images: Tensor, track: FaceTrack, references: Tensor | None, waiting: Waiting | None) -> CropEditor:
-    """The editor with the references that are given, or chosen among the images."""
-    if references is None:
-        references = _chosen(lipsync, images, track, waiting)
-    references = check_references(references, lipsync.crop_px)
-    shown = lipsync.encode_lips(references, waiting)
-    return CropEditor(lipsync.codec, lipsync.editor, references, shown, lipsync.is_stage_1, waiting=waiting)
 
 
 def check_images(images: Tensor, track: FaceTrack) -> None:

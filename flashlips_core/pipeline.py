@@ -83,7 +83,7 @@ class LipSync(ClipSteps):
         plan = plan_frames(len(track), clip.fps, *((sound.duration, settings.length) if sound else (clip.duration, "silence")))
         rows = plan_rows(plan, track, poses, clip)
         steps = _Steps(progress, show, clock, len(rows))
-        editor = self._frame_editor(look.references, settings, clock, steps.again)
+        editor = self._frame_editor(look.references, track.usual_side, settings, clock, steps.again)
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
         with closing(steps.reported(editor(frames, rows, steps.again))) as edited:
             tags = PROVENANCE if settings.is_tagged else None
@@ -144,8 +144,10 @@ class LipSync(ClipSteps):
                 return self.look(source, track, settings.num_references)
             return Look(self.crops(source, track, references), sorted({int(i) for i in references}), torch.zeros(0, POSE_DIM))
 
-    def _frame_editor(self, references: Tensor, settings: DubSettings, clock: StageClock, waiting: Waiting) -> FrameEditor:
-        crop_editor = self._crop_editor(references, settings.mode, clock, waiting)
+    def _frame_editor(
+        self, references: Tensor, box_side: float, settings: DubSettings, clock: StageClock, waiting: Waiting
+    ) -> FrameEditor:
+        crop_editor = self.prepared(references, settings.mode, clock, waiting, settings.sharpen, box_side)
         return FrameEditor(crop_editor, self.crop_px, settings.batch, clock)
 
 

@@ -30,6 +30,7 @@ Source = str | Path
 Show = Callable[[Frame], None]
 FACE_WORDS = ("largest", "left", "right")
 LIP_MOTION = 1.15  # small editors hold back: at 1 MediaPipe sees the bundled one's lips move a fifth less far than asked
+SHARPEN = 1.0  # all of what edits of the clip's own references lose
 LIPS_AT_ONCE = 4  # crops in the lip encoder between two looks at whether the work is still wanted
 DECODED_AHEAD = 16  # frames; more than the largest reordering delay of H.264
 
@@ -46,6 +47,7 @@ class DubSettings:
     sampler: SamplerSettings = SamplerSettings()
     gate: bool = True  # close the mouth where nobody speaks
     gain: float = LIP_MOTION  # how much further from rest than sampled the lips move
+    sharpen: float = SHARPEN  # how much of the fine detail that the editor loses is put back, 0 to 1
     num_references: int | None = None  # None: as many as suit the editor
     batch: int = 8  # frames edited at once
     crf: int = 16  # x264's quality: 0 lossless, 18 hardly visible, 28 small
@@ -200,12 +202,24 @@ class ClipSteps(Parts):
         references: Sequence[int] | None = None,
         mode: str = "mask-free",
         clock: StageClock | None = None,
+        sharpen: float = SHARPEN,
     ) -> CropEditor:
         """The editor prepared with this clip's references (chosen, where none are given)."""
         crops = self.look(video, track).references if references is None else self.crops(video, track, references)
-        return self._crop_editor(crops, mode, clock)
+        return self.prepared(crops, mode, clock, sharpen=sharpen, box_side=track.usual_side)
 
-    def _crop_editor(self, references: Tensor, mode: str, clock: StageClock | None, waiting: Waiting | None = None) -> CropEditor:
+    def prepared(
+        self,
+        references: Tensor,
+        mode: str = "mask-free",
+        clock: StageClock | None = None,
+        waiting: Waiting | None = None,
+        sharpen: float = SHARPEN,
+        box_side: float | None = None,
+    ) -> CropEditor:
+        """The editor prepared with reference crops (R, 3, S, S) in [-1, 1]; the rest as :class:`CropEditor` takes it."""
+        if not 0 <= sharpen <= 1:
+            raise FlashLipsError(f"Sharpening is a share from 0 (none) to 1 (all that was lost), got {sharpen:g}; choose one.")
         if mode not in ("mask-free", "masked"):
             raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
         if self.is_stage_1 and mode == "mask-free":
@@ -213,7 +227,7 @@ class ClipSteps(Parts):
                 "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
             )
         poses = self.encode_lips(references, waiting)
-        return CropEditor(self.codec, self.editor, references, poses, mode == "masked", clock, waiting)
+        return CropEditor(self.codec, self.editor, references, poses, mode == "masked", clock, waiting, sharpen, box_side)
 
 
 def opened(sound: Source | Recording) -> Recording:

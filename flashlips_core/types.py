@@ -111,6 +111,11 @@ class FaceTrack:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    @property
+    def usual_side(self) -> float:
+        """Median side of the boxes, in frame pixels."""
+        return float(np.median(self.boxes[:, 2] - self.boxes[:, 0]))
+
     def first(self, count: int) -> FaceTrack:
         """The track of the clip's first frames, as a dub that ends with its sound has them."""
         return replace(self, boxes=self.boxes[:count], points=self.points[:count], present=self.present[:count])

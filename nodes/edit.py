@@ -15,26 +15,25 @@ from ..flashlips_core.flow import SamplerSettings
 from ..flashlips_core.image_edit import check_images, check_references, edit_images
 from ..flashlips_core.media import probe
 from ..flashlips_core.pipeline import DubSettings, Look
-from ..flashlips_core.steps import LIP_MOTION
+from ..flashlips_core.steps import LIP_MOTION, SHARPEN
 from ..flashlips_core.types import POSE_DIM, FaceTrack, FlashLipsError, LipPoses
 from . import bridge
 from . import bridge_models as models
-from .sockets import DETECTOR_DOWNLOAD, EDITOR_TOOLTIP, Editor, LipEncoder, Poses, Track, download_input
+from .edit_inputs import (
+    CONSENT,
+    LENGTH_TOOLTIP,
+    LENGTHS,
+    PRESETS,
+    batch_input,
+    crf_input,
+    edit_inputs,
+    sharpen_input,
+    tag_input,
+)
+from .sockets import DETECTOR_DOWNLOAD, EDITOR_TOOLTIP, Editor, LipEncoder, Poses, download_input
 
 CATEGORY = "FlashLips"
 EDIT_CATEGORY = "FlashLips/edit"
-LENGTHS = ["cut", "loop", "ping-pong", "hold", "silence"]
-PRESETS = ["ultrafast", "veryfast", "fast", "medium", "slow"]
-CONSENT = (
-    "Dub people only with their consent, and say wherever you show the video that it was changed. Files carry a note in their "
-    "metadata; it is easily lost and does not replace saying it."
-)
-LENGTH_TOOLTIP = (
-    "Where sound and picture differ in length. cut: both end with the shorter one; loop, ping-pong, hold: the picture goes on "
-    "until the sound ends, from its start, backwards, or standing still; silence: the picture keeps its length."
-)
-CRF_TOOLTIP = "Quality of the H.264 video. 0 = lossless, 18 = hardly visible loss, higher = smaller and worse."
-TAG_TOOLTIP = "On = write into the file's metadata that the lip motion is synthetic."
 
 
 class LipSync(io.ComfyNode):
@@ -86,8 +85,8 @@ class LipSync(io.ComfyNode):
                     advanced=True,
                     tooltip="On = the mouth comes to rest where nobody speaks.",
                 ),
-                _crf_input(),
-                _tag_input(),
+                crf_input(),
+                tag_input(),
                 download_input(DETECTOR_DOWNLOAD),
                 io.Combo.Input(
                     "editor",
@@ -96,6 +95,7 @@ class LipSync(io.ComfyNode):
                     optional=True,
                     tooltip=EDITOR_TOOLTIP,
                 ),
+                sharpen_input(),
             ],
             outputs=[io.Video.Output(display_name="video")],
         )
@@ -118,12 +118,14 @@ class LipSync(io.ComfyNode):
         tag: bool = True,
         download: bool = False,
         editor: str = models.BUNDLED,
+        sharpen: float = SHARPEN,
     ) -> io.NodeOutput:
         voice, out = bridge.audio_of(audio), bridge.temp_path(".mp4")
         drawer = models.load_network("editor", editor)
         settings = DubSettings(
             face, length=length, gain=lip_motion, sampler=SamplerSettings(seed=seed), gate=close_in_silence,
             batch=models.batch_size(DubSettings.batch), crf=crf, is_tagged=tag, mode=_mode(drawer),
+            sharpen=sharpen,
         )  # fmt: skip
         pose_model, lip_encoder = (models.load_network(role, models.BUNDLED) for role in ("pose-model", "lip-encoder"))
         vae, listener = models.load_vae(drawer.codec), models.load_audio_encoder(models.BUNDLED)
@@ -149,7 +151,7 @@ class LipSyncVideo(io.ComfyNode):
             "does not grow with the clip. For two speakers chain two of these, each with its own track. " + CONSENT,
             inputs=[
                 io.Video.Input("video", tooltip="The clip that was tracked."),
-                *_edit_inputs("From Track Face, of this same video. Frames without the face stay as they are.", "frame"),
+                *edit_inputs("From Track Face, of this same video. Frames without the face stay as they are.", "frame"),
                 LipEncoder.Input(
                     "lip_encoder",
                     optional=True,
@@ -167,8 +169,8 @@ class LipSyncVideo(io.ComfyNode):
                     "chosen in the clip.",
                 ),
                 io.Combo.Input("length", options=LENGTHS, default="cut", optional=True, tooltip=LENGTH_TOOLTIP),
-                _batch_input(),
-                _crf_input(),
+                batch_input(),
+                crf_input(),
                 io.Combo.Input(
                     "preset",
                     options=PRESETS,
@@ -177,7 +179,8 @@ class LipSyncVideo(io.ComfyNode):
                     advanced=True,
                     tooltip="Speed of the video encoder; slower = a smaller file of the same quality.",
                 ),
-                _tag_input(),
+                tag_input(),
+                sharpen_input(),
             ],
             outputs=[io.Video.Output(display_name="video")],
         )
@@ -198,11 +201,13 @@ class LipSyncVideo(io.ComfyNode):
         crf: int = 16,
         preset: str = "veryfast",
         tag: bool = True,
+        sharpen: float = SHARPEN,
     ) -> io.NodeOutput:
         sound, out = None if audio is None else bridge.audio_of(audio), bridge.temp_path(".mp4")
         settings = DubSettings(
-            length=length, batch=models.batch_size(batch), crf=crf, preset=preset, is_tagged=tag, mode=_mode(editor)
-        )
+            length=length, batch=models.batch_size(batch), crf=crf, preset=preset, is_tagged=tag, mode=_mode(editor),
+            sharpen=sharpen,
+        )  # fmt: skip
         lip_encoder = lip_encoder or models.load_network("lip-encoder", models.BUNDLED)
         with bridge.running(len(track)) as run, bridge.video_source(video, run) as path:
             check_whole_track(track, probe(path))
@@ -228,7 +233,7 @@ class LipSyncImages(io.ComfyNode):
             "no note: dub people only with their consent, and say wherever you show the result that it was changed.",
             inputs=[
                 io.Image.Input("images", tooltip="The frames that were tracked, in order."),
-                *_edit_inputs("From Track Face, of these same images; it also knows their rate.", "image"),
+                *edit_inputs("From Track Face, of these same images; it also knows their rate.", "image"),
                 io.Image.Input(
                     "references",
                     optional=True,
@@ -239,7 +244,8 @@ class LipSyncImages(io.ComfyNode):
                     optional=True,
                     tooltip="Reads what the lips of the references do. Not connected: the bundled one, for poses of its kind.",
                 ),
-                _batch_input(),
+                batch_input(),
+                sharpen_input(),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
@@ -255,6 +261,7 @@ class LipSyncImages(io.ComfyNode):
         references: torch.Tensor | None = None,
         lip_encoder: models.LoadedNetwork | None = None,
         batch: int = 8,
+        sharpen: float = SHARPEN,
     ) -> io.NodeOutput:
         pictures = bridge.pictures_of(images)
         check_images(pictures, track)
@@ -264,7 +271,7 @@ class LipSyncImages(io.ComfyNode):
             with models.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
                 sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
                 callbacks = {"progress": run.progress, "show": run.show}
-                result = edit_images(sync, pictures, track, poses, crops, models.batch_size(batch), **callbacks)
+                result = edit_images(sync, pictures, track, poses, crops, models.batch_size(batch), sharpen, **callbacks)
         return io.NodeOutput(bridge.images_of(result))
 
 
@@ -322,36 +329,6 @@ class EditLatents(io.ComfyNode):
             callbacks = {"progress": run.progress, "show": lambda latent: run.show(partial(models.latent_picture, latent))}
             edited = edit_latents(editor.network, samples, shown, poses, *settings, **callbacks)
         return io.NodeOutput({**target, "samples": edited / SDXL_SCALE})
-
-
-def _edit_inputs(track: str, unit: str) -> list[io.Input]:
-    """What an edit is made of, whatever its pictures come in."""
-    return [
-        Track.Input("track", tooltip=track),
-        Poses.Input("poses", tooltip=f"One per {unit}, or at another rate; the last one is held where they end."),
-        Editor.Input("editor", tooltip="From Load Lip Editor."),
-        io.Vae.Input("vae", tooltip="From Load Codec, or any VAE in SDXL's latent space."),
-    ]
-
-
-def _batch_input() -> io.Int.Input:
-    return io.Int.Input(
-        "batch",
-        default=8,
-        min=1,
-        max=64,
-        optional=True,
-        advanced=True,
-        tooltip="Frames edited at once. Higher = faster on a GPU and more memory; the result is the same.",
-    )
-
-
-def _crf_input() -> io.Int.Input:
-    return io.Int.Input("crf", default=16, min=0, max=51, optional=True, advanced=True, tooltip=CRF_TOOLTIP)
-
-
-def _tag_input() -> io.Boolean.Input:
-    return io.Boolean.Input("tag", default=True, optional=True, advanced=True, tooltip=TAG_TOOLTIP)
 
 
 def _mode(editor: models.LoadedNetwork) -> str:

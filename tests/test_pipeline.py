@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from flashlips_core import checkpoint
+from flashlips_core import checkpoint, editing
 from flashlips_core.editing import CropEditor, FrameEditor, FrameRows, changed_region
 from flashlips_core.media import probe, read_frames
 from flashlips_core.models.audio_encoder import MelConvConfig, MelConvEncoder
@@ -24,6 +24,7 @@ from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransfor
 from flashlips_core.models.window import WHOLE_CROP, WindowedEditor
 from flashlips_core.pipeline import PROVENANCE, LipSync, Report
 from flashlips_core.references import candidate_frames, choose_references, head_pose
+from flashlips_core.sharpen import UnsharpMask
 from flashlips_core.sidecar import load_poses, load_track, save_poses, save_track
 from flashlips_core.types import Audio, FaceTrack, FlashLipsError, LipPoses
 
@@ -137,11 +138,12 @@ def test_decoding_the_changed_region_equals_decoding_everything(lipsync, monkeyp
     generator = torch.Generator().manual_seed(3)
     crops = torch.rand(2, 3, 128, 128, generator=generator) * 2 - 1
     editor = CropEditor(lipsync.codec, OneCellEditor(), crops)
+    editor.unsharp = UnsharpMask(0.4, 1.5)
     rgb, alpha = editor(crops, torch.zeros(2, 12))
     region = changed_region(alpha, 7)
     assert region is not None and (region[2] - region[0]) * (region[3] - region[1]) < 16 * 16
     with torch.inference_mode():
-        whole = lipsync.codec.decode(editor.edit(lipsync.codec.encode(crops), torch.zeros(2, 12))).clamp(-1, 1)
+        whole = editor.unsharp(lipsync.codec.decode(editor.edit(lipsync.codec.encode(crops), torch.zeros(2, 12)))).clamp(-1, 1)
     near = nn.functional.max_pool2d(alpha, 15, 1, 7) > 0  # as far as pasting reads
     assert torch.allclose(torch.where(near, rgb, 0), torch.where(near, whole, 0), atol=2e-5)
 
@@ -174,6 +176,23 @@ def test_a_dub_moves_the_lips_by_its_gain_away_from_rest(lipsync, talking_clip, 
     assert (asked[1.0].values - rest).abs().max() > 0.1
     lipsync.dub(plain_clip, talking_clip, tmp_path / "out.mp4", track=make_track(), poses=make_poses(), gain=3.0)
     assert torch.equal(asked[3.0].values, make_poses().values)  # given ones are used as they are
+
+
+def test_softness_is_measured_once_for_a_clip_and_can_be_left(lipsync, loaded, monkeypatch):
+    path, _ = loaded
+    track, shares = make_track(), []
+
+    def mask(edited, shown, region, scale, share):
+        assert edited.shape == shown.shape and shown.shape[-2:] == region.shape and len(shown) == 3
+        shares.append((share, scale))
+        return UnsharpMask(0.25)
+
+    monkeypatch.setattr(editing, "matching_mask", mask)
+    assert lipsync.crop_editor(path, track, references=[0, 5, 9]).unsharp == UnsharpMask(0.25)
+    assert lipsync.crop_editor(path, track, references=[0, 5, 9], sharpen=0.0).unsharp == UnsharpMask(0.0)
+    assert shares == [(1.0, pytest.approx(CROP_PX / track.usual_side))]
+    with pytest.raises(FlashLipsError, match="share from 0"):
+        lipsync.crop_editor(path, track, references=[0], sharpen=1.5)
 
 
 class OneCellEditor(WindowedEditor):

@@ -8,6 +8,7 @@ from torch import Tensor
 # Shares of the crop: from slightly above the nose tip, full cheek width, to the lower edge. A mask that leaves the cheeks
 # visible leaks the original lips.
 MASK_TOP, MASK_SIDE = 14 / 32, 6 / 32
+LIPS = (0.33, 0.50, 0.67, 0.74)  # of the crop, left, top, right, bottom: around the lips that MediaPipe finds on GRID
 
 
 def lower_face_mask(height: int, width: int) -> Tensor:
@@ -26,3 +27,11 @@ def mouth_mask(height: int, width: int) -> Tensor:
     y, x = (torch.arange(height) + 0.5) / height, (torch.arange(width) + 0.5) / width
     radius = (((y[:, None] - 0.71) / 0.25).square() + ((x[None] - 0.5) / 0.25).square()).sqrt()
     return ((1.1 - radius) / 0.35).clamp(0, 1)[None, None]
+
+
+def lips_region(height: int, width: int) -> Tensor:
+    """Where a frontal face's lips lie in its crop, (h, w) bool."""
+    left, top, right, bottom = (round(share * side) for share, side in zip(LIPS, (width, height) * 2, strict=True))
+    region = torch.zeros(height, width, dtype=torch.bool)
+    region[top:bottom, left:right] = True
+    return region
