@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from .cli_data import add_data, run_data, say_data
 from .cli_finetune import add_finetune, run_finetune, say_finetune
 from .cli_options import (
+    add_finish,
     add_gain,
     add_models,
     add_sampler,
@@ -63,14 +64,8 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
         choices=("cut", "loop", "ping-pong", "hold", "silence"),
         help="where sound and picture differ in length (default cut)",
     )
-    group.add_argument(
-        "--references", dest="num_references", type=positive,
-        help="reference frames: more = better copied mouths, slower start (default: what suits the editor)",
-    )
+    add_finish(group)
     group.add_argument("--mode", default="mask-free", choices=("mask-free", "masked"), help="masked: for a stage-1 editor")
-    group.add_argument(
-        "--sharpen", type=float, default=1.0, help="share of the fine detail lost in editing that is put back: 0 none (default 1)"
-    )
     group.add_argument("--batch", type=positive, default=8, help="frames edited at once: lower needs less memory (default 8)")
     group.add_argument("--crf", type=int, default=16, help="quality of the video: 0 lossless, lower = better (default 16)")
     group.add_argument("--preset", default="veryfast", help="x264's preset: slower = smaller file (default veryfast)")
@@ -83,7 +78,6 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 def run_sync(args: argparse.Namespace) -> dict[str, Any]:
     """Dub a video, file to file."""
     from .sidecar import load_poses, load_track
-    from .steps import LIP_MOTION
 
     if args.driving and args.poses:
         raise FlashLipsError("Both --driving and --poses were given; choose one source of lip motion.")
@@ -91,14 +85,13 @@ def run_sync(args: argparse.Namespace) -> dict[str, Any]:
         raise FlashLipsError("There is nothing to lip-sync to; name a sound file, or give --driving or --poses.")
     if args.poses and args.gain is not None:
         raise FlashLipsError("Poses of a file are used as they are; give --gain to the command 'poses' that makes them instead.")
-    args.gain = LIP_MOTION if args.gain is None else args.gain
     check_outputs(args, [args.video, args.audio, args.driving])
     lipsync, settings = load_lipsync(args), settings_from(args)
     track = load_track(args.track) if args.track else None
     poses = load_poses(args.poses) if args.poses else None
     if args.driving:
         with progress_bar("driving video", args) as progress:
-            poses = lipsync.moved(lipsync.poses_from_video(args.driving, progress=progress), args.gain)
+            poses = lipsync.moved(lipsync.poses_from_video(args.driving, progress=progress), settings.gain)
     with progress_bar("sync", args) as progress:
         report = lipsync.dub(
             args.video, args.audio or args.driving, args.out, settings, track=track, poses=poses, progress=progress
@@ -243,6 +236,9 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     from .evaluate import add_arguments
 
     add_arguments(parser)
+    group = parser.add_argument_group("dubs")
+    add_finish(group)
+    add_gain(group, None)
     add_models(parser)
 
 
@@ -252,7 +248,7 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
 
     lipsync = load_lipsync(args)
     with progress_bar("eval", args, unit=" dubs and minutes" if args.finetune else " dubs") as progress:
-        return run(args, lipsync, progress)
+        return run(args, lipsync, settings_from(args), progress)
 
 
 def add_bench(parser: argparse.ArgumentParser) -> None:

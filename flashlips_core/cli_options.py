@@ -65,6 +65,24 @@ def add_gain(parser: argparse._ActionsContainer, default: float | None) -> None:
     parser.add_argument("--gain", type=float, default=default, help=text)
 
 
+def add_finish(parser: argparse._ActionsContainer) -> None:
+    """How a clip's own mouth is looked at and matched."""
+    from .steps import SHARPEN
+
+    parser.add_argument(
+        "--references",
+        dest="num_references",
+        type=positive,
+        help="reference frames: more = better copied mouths, slower start (default: what suits the editor)",
+    )
+    parser.add_argument(
+        "--sharpen",
+        type=float,
+        default=SHARPEN,
+        help=f"share of the fine detail lost in editing that is put back: 0 none, 1 all (default {SHARPEN:g})",
+    )
+
+
 def add_models(parser: argparse.ArgumentParser) -> None:
     """Other networks than the bundled ones."""
     kinds = "a path or a hub id; default: the bundled ones; editor also bundled-fast or bundled-transformer, with their codec"
@@ -99,7 +117,7 @@ def settings_from(args: argparse.Namespace) -> Any:
 
     given = vars(args)
     sampler = {f.name: given[f.name] for f in fields(SamplerSettings) if f.name in given}
-    values = {f.name: given[f.name] for f in fields(DubSettings) if f.name in given}
+    values = {f.name: given[f.name] for f in fields(DubSettings) if given.get(f.name) is not None}
     return DubSettings(**values, sampler=SamplerSettings(**sampler))
 
 

@@ -116,7 +116,7 @@ def picture_rows(
     untouched = everybody.pop("untouched")
     total, num_clips = len(untouched), sum(len(clips) for clips, _ in groups.values())
     mean = {way: float(np.mean(values)) for way, values in everybody.items()}
-    where, name = f"of {num_clips} clips, crops before video encoding", "mouth box PSNR, dB: "
+    where, name = f"of {num_clips} clips, crops before sharpening and video encoding", "mouth box PSNR, dB: "
     edited = mean["changed mouth"]
     below = "reconstruction: dB below the codec's round trip"
     apart = [

@@ -36,6 +36,7 @@ class Session:
     landmarker: Path
     out: Path
     progress: Progress | None = None  # counts dubs, and the CPU minutes of a fine-tuning
+    settings: DubSettings = DubSettings()
     total: int = 0
     done: int = 0
     tracks: dict[Path, FaceTrack] = field(default_factory=dict)
@@ -62,16 +63,17 @@ class Session:
         """Write ``clip`` with the sound of ``driver``, and the lips of ``poses`` or of that sound."""
         output = self.out / part / f"{clip.parent.name}-{clip.stem}-by-{driver.stem}.mp4"
         output.parent.mkdir(parents=True, exist_ok=True)
-        poses = None if poses is None else self.lipsync.moved(poses, DubSettings.gain)  # as 'sync --driving' does
-        self.lipsync.dub(clip, driver, output, track=self.track(clip), poses=poses, mode=self.mode)
+        poses = None if poses is None else self.lipsync.moved(poses, self.settings.gain)  # as 'sync --driving' does
+        self.lipsync.dub(clip, driver, output, self.settings, track=self.track(clip), poses=poses, mode=self.mode)
         self.done += 1
         if self.progress is not None:
             self.progress(self.done, self.total)
         return Dub(clip, driver, output)
 
     def crop_editor(self, clip: Path) -> CropEditor:
-        """The editor with this clip's references."""
-        return self.lipsync.crop_editor(clip, self.track(clip), mode=self.mode)
+        """The editor with this clip's references, and without sharpening: what the networks alone draw."""
+        references = self.lipsync.look(clip, self.track(clip), self.settings.num_references).references
+        return self.lipsync.prepared(references, self.mode, sharpen=0.0)
 
     def faces(self, clip: Path, count: int, path: Path | None = None) -> FaceFrames:
         """``count`` frames spread over a clip (or over ``path``, a dub of it), cut with the clip's own track."""

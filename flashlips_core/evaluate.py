@@ -19,7 +19,8 @@ from .eval_material import SUITES, TARGETS, Material, gather
 from .eval_session import SEED, Dub, Session, drivers_for, sheets, write_silence
 from .face_motion import LANDMARKER_FILE
 from .measures import UNBOUNDED, Measure
-from .pipeline import LipSync
+from .pipeline import DubSettings, LipSync
+from .steps import SHARPEN
 from .types import FlashLipsError, Progress
 
 # ---- parts -----------------------------------------------------------------------------------------------------------------
@@ -164,12 +165,17 @@ def minutes(text: str) -> float:
     return value
 
 
-def run(args: argparse.Namespace, lipsync: LipSync | None = None, progress: Progress | None = None) -> dict:
+def run(
+    args: argparse.Namespace,
+    lipsync: LipSync | None = None,
+    settings: DubSettings | None = None,
+    progress: Progress | None = None,
+) -> dict:
     """Evaluate; writes ``table.md`` and ``table.json`` under ``--out`` and returns what the latter holds."""
     if (args.compare or args.finetune) and (args.speech or args.parts != list(PARTS) or args.targets != "basic"):
         raise FlashLipsError("--parts, --targets and --speech belong to the table; leave them out with --compare or --finetune.")
     weights = args.weights or args.data.parent / "weights"
-    session = Session(lipsync or LipSync.load(), weights / LANDMARKER_FILE, args.out, progress)
+    session = Session(lipsync or LipSync.load(), weights / LANDMARKER_FILE, args.out, progress, settings or DubSettings())
     given = gather(args.data, weights, args.speech, SUITES[args.suite], TARGETS[args.targets])
     command = command_of(args)
     result = {"command": command, "suite": args.suite} | _measured(args, session, given, command)
@@ -198,12 +204,16 @@ def _as_dicts(columns: eval_editors.Columns) -> dict[str, list[dict]]:
     return {who: [row.as_dict() for row in rows] for who, rows in columns.items()}
 
 
+DUB_OPTIONS = {"references": "num_references", "sharpen": "sharpen", "gain": "gain"}
+
+
 def command_of(args: argparse.Namespace) -> str:
     """The command that repeats this evaluation: its own options and those that choose models."""
     own = ("data", "weights", "suite", "parts", "targets", "speech", "compare", "finetune")
     models = ("models", "codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "device", "crop_px")
     given = {name: getattr(args, name, None) for name in (*own, *models)}
-    defaults = {"parts": list(PARTS), "targets": "basic"}
+    given |= {option: getattr(args, name, None) for option, name in DUB_OPTIONS.items()}
+    defaults = {"parts": list(PARTS), "targets": "basic", "sharpen": SHARPEN}
     given |= {name: None for name, value in defaults.items() if given[name] == value}
     words = ["python -m flashlips_core eval"]
     for name, value in given.items():

@@ -132,8 +132,7 @@ def edit_whole(crop_editor: CropEditor, crops: Tensor, poses: Tensor) -> Tensor:
     """Edited crops (N, 3, S, S) decoded whole and without the blend, so that nothing of the input shines through."""
     weight = next(crop_editor.editor.parameters())
     latents = crop_editor.codec.encode(crops.to(weight))
-    drawn = crop_editor.codec.decode(crop_editor.edit(latents, poses.to(weight)))
-    return crop_editor.unsharp(drawn).float().cpu()
+    return crop_editor.codec.decode(crop_editor.edit(latents, poses.to(weight))).float().cpu()
 
 
 def untouched_frames(crop_editor: CropEditor, clip: FaceFrames, poses: Tensor) -> int:

@@ -19,13 +19,13 @@ from torch import nn
 
 from flashlips_core import checkpoint, eval_editors, evaluate
 from flashlips_core import measures as m
-from flashlips_core.cli import main
+from flashlips_core.cli import COMMANDS, main
 from flashlips_core.eval_material import SUITES, TARGETS, Suite, gather
 from flashlips_core.eval_session import Session
 from flashlips_core.face_motion import FaceMotion
 from flashlips_core.loading import STAGE_1, load_part
 from flashlips_core.media import probe, read_frames
-from flashlips_core.pipeline import LipSync
+from flashlips_core.pipeline import DubSettings, LipSync
 from flashlips_core.train.style import StyleTuning, tune_style
 from flashlips_core.types import FlashLipsError
 
@@ -144,10 +144,11 @@ def test_too_few_clips_of_the_person_are_named(data, tmp_path):
 
 def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, capsys):
     rows = {"before": [m.shown("a", 0.5, 1)], "after": [m.shown("a", 0.75, 1)]}
-    seen = []
+    seen, settings = [], []
 
     def before_and_after(session, given, cpu_minutes):
         seen.append((given.suite, cpu_minutes))
+        settings.append(session.settings)
         return rows, eval_editors.Tuning("clips.", "much.", "no gain", 50, 25, 60, 90)
 
     monkeypatch.setattr(eval_editors, "before_and_after", before_and_after)
@@ -159,6 +160,8 @@ def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, c
     assert "| a | 0.5 | 0.75 | 1 |" in written["table"] and "1.5 CPU minutes" in written["table"]
     assert written["table"].endswith("Faces were found by Steady.\n") and written["detector"] == "Steady"
     assert written["tuning"]["best_step"] == 25 and "--finetune 20" in written["command"]
+    assert main([*common, "--finetune", "20", "--references", "4", "--sharpen", "0"]) == 0
+    assert settings == [DubSettings(), DubSettings(num_references=4, sharpen=0.0)]
     assert main([*common, "--finetune", "20", "--parts", "voice"]) == 2
     assert "leave them out with --compare or --finetune" in capsys.readouterr().err
     with pytest.raises(SystemExit):
@@ -167,8 +170,8 @@ def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, c
 
 def test_the_command_in_the_table_names_what_was_chosen_and_no_defaults():
     parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
+    COMMANDS["eval"].add(parser)
     command = "python -m flashlips_core eval --data 'my data' --suite quick"
     assert evaluate.command_of(parser.parse_args(["--data", "my data"])) == command
-    chosen = ["--parts", "voice", "speech", "--targets", "strict", "--speech", "s"]
+    chosen = ["--parts", "voice", "speech", "--targets", "strict", "--speech", "s", "--references", "4", "--sharpen", "0.5"]
     assert evaluate.command_of(parser.parse_args(["--data", "my data", *chosen])) == f"{command} {' '.join(chosen)}"
