@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from kornia.filters import gaussian_blur2d
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -68,6 +67,8 @@ def fine_detail(pixels: Tensor, region: Tensor) -> float:
 
 def _fine(grey: Tensor, sigma: float) -> Tensor:
     """What a Gaussian blur takes away. (B, 1, H, W)"""
+    from kornia.filters import gaussian_blur2d  # takes its time to import
+
     size = 2 * math.ceil(2 * sigma) + 1
     return grey - gaussian_blur2d(grey, (size, size), (sigma, sigma), border_type="replicate")
 

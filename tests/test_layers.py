@@ -19,7 +19,7 @@ LEVELS = [
     {"types", "checks", "pixels"},
     {"checkpoint"},
     {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory", "locks"},
-    {"compose"},
+    {"compose", "sharpen"},
     {"references", "sidecar", "loading", "editing"},
     {"steps"},
     {"pipeline"},
