@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .pixels import laplacian
 from .types import Frame
 
 LIP_LEAK_RATIO = 0.25  # KeySync: a mouth whose aspect ratio exceeds this counts as open
@@ -166,8 +167,7 @@ def detail(image: Tensor, box: Sequence[float]) -> float:
     """Fine detail of a (3, H, W) picture in [-1, 1] inside ``box`` (xyxy, pixels): variance of its grey Laplacian."""
     rows, columns = box_slices(box, image.shape[-2], image.shape[-1])
     grey = (image[:, rows, columns].float().mean(0) + 1) * 127.5
-    laplacian = 4 * grey[1:-1, 1:-1] - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    return float(laplacian.var())
+    return float(laplacian(grey).var())
 
 
 def psnr(first: Tensor, second: Tensor, box: Sequence[float] | None = None) -> float:

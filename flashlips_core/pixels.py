@@ -16,3 +16,9 @@ def to_bytes(images: Tensor) -> np.ndarray:
 def from_bytes(images: np.ndarray | Tensor) -> Tensor:
     """(..., H, W, 3) uint8 -> (..., 3, H, W) in [-1, 1], on the same device."""
     return torch.as_tensor(images).movedim(-1, -3).float() / 127.5 - 1
+
+
+def laplacian(grey: Tensor) -> Tensor:
+    """Curvature by the four neighbours, which shows fine detail. (..., H, W) -> (..., H - 2, W - 2)"""
+    inner = grey[..., 1:-1, 1:-1]
+    return 4 * inner - grey[..., :-2, 1:-1] - grey[..., 2:, 1:-1] - grey[..., 1:-1, :-2] - grey[..., 1:-1, 2:]

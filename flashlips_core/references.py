@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .pixels import laplacian
 from .types import FaceTrack
 
 NUM_CANDIDATES = 40  # crops that are looked at; each costs one run of the lip encoder
@@ -69,8 +70,7 @@ def choose_references(crops: Tensor, poses: Tensor, count: int) -> list[int]:
 def sharpness(crops: Tensor) -> Tensor:
     """Fine detail of the upper face, which does not depend on how wide the mouth is open. (N, 3, S, S) -> (N,)."""
     upper = crops[:, :, : crops.shape[-2] // 2].float().mean(1)  # N S/2 S
-    curvature = 4 * upper[:, 1:-1, 1:-1] - upper[:, :-2, 1:-1] - upper[:, 2:, 1:-1] - upper[:, 1:-1, :-2] - upper[:, 1:-1, 2:]
-    return curvature.abs().mean((1, 2))
+    return laplacian(upper).abs().mean((1, 2))
 
 
 def _share_outside(boxes: np.ndarray, width: int, height: int) -> np.ndarray:

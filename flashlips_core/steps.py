@@ -23,6 +23,7 @@ from .loading import Parts
 from .media import open_sound, probe, read_frames
 from .poses import fill_absent, gain, silence_gate
 from .references import candidate_frames, choose_references
+from .sharpen import check_share
 from .stream import awaited, batched, counted, prefetch
 from .types import POSE_DIM, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording, Waiting
 
@@ -54,6 +55,9 @@ class DubSettings:
     preset: str = "veryfast"
     mode: str = "mask-free"
     is_tagged: bool = True  # say in the file that the lip motion is synthetic
+
+    def __post_init__(self) -> None:
+        check_share(self.sharpen)  # before the long work, not after it
 
 
 @dataclass(frozen=True)
@@ -218,8 +222,7 @@ class ClipSteps(Parts):
         box_side: float | None = None,
     ) -> CropEditor:
         """The editor prepared with reference crops (R, 3, S, S) in [-1, 1]; the rest as :class:`CropEditor` takes it."""
-        if not 0 <= sharpen <= 1:
-            raise FlashLipsError(f"Sharpening is a share from 0 (none) to 1 (all that was lost), got {sharpen:g}; choose one.")
+        check_share(sharpen)
         if mode not in ("mask-free", "masked"):
             raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
         if self.is_stage_1 and mode == "mask-free":

@@ -53,7 +53,7 @@ def sharpen_input() -> io.Float.Input:
         optional=True,
         advanced=True,
         tooltip="How much of the fine detail that editing loses is put back, by sharpening the mouth. 1 = as sharp as the clip, "
-        "up to a limit that draws no outlines; 0 = as the editor drew it.",
+        "up to a limit; 0 = as the editor drew it.",
     )
 
 

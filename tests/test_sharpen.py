@@ -7,7 +7,9 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from flashlips_core.pipeline import DubSettings
 from flashlips_core.sharpen import STRONGEST, UnsharpMask, fine_detail, matching_mask
+from flashlips_core.types import FlashLipsError
 
 REGION = torch.zeros(64, 64, dtype=torch.bool)
 REGION[16:48, 16:48] = True
@@ -68,3 +70,9 @@ def test_the_mask_changes_light_alone_and_only_within_its_reach() -> None:
     rows, columns = touched.nonzero().T
     assert mask.reach == 3
     assert rows.min() >= 29 and rows.max() <= 35 and columns.min() >= 29 and columns.max() <= 35
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_what_is_no_share_is_refused_before_any_work(share) -> None:
+    with pytest.raises(FlashLipsError, match="share from 0"):
+        DubSettings(sharpen=share)
