@@ -180,6 +180,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, metavar="DIR", help="folder with <role>.safetensors (default: the bundled)")
     parser.add_argument("--long", type=float, metavar="MINUTES", help="also report the peak memory on a 1080p clip this long")
     parser.add_argument("--full", action="store_true", help="instead, time editors of the paper's size on crops (random weights)")
+    parser.add_argument("--within", type=float, metavar="SECONDS", help="with --full: begin nothing further after these")
 
 
 def run(args: argparse.Namespace, progress: Progress | None = None) -> dict:
@@ -187,7 +188,7 @@ def run(args: argparse.Namespace, progress: Progress | None = None) -> dict:
     if args.full:
         from .bench_full import full_speed
 
-        return full_speed(progress=progress)
+        return full_speed(progress=progress, within_s=args.within)
     video, audio = args.video or demo_clip(), args.audio or demo_voice()
     result: dict = {"conditions": conditions(), "networks": network_sizes()}
     if args.repeats:

@@ -7,11 +7,13 @@ crops to edited crops and their alpha, all in main memory, through the class tha
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -101,12 +103,21 @@ def plan_for(device: torch.device) -> Plan:
     return Plan(batches=(1,), rounds=1, warm_up=0) if device.type == "cpu" else Plan()
 
 
-def full_speed(device: torch.device | None = None, plan: Plan | None = None, progress: Progress | None = None) -> dict:
-    """All of the plan on a device (None: the one that the product would choose), with a table for people."""
-    device = device_of(device)
+def full_speed(
+    device: torch.device | None = None,
+    plan: Plan | None = None,
+    progress: Progress | None = None,
+    within_s: float | None = None,
+) -> dict:
+    """All of the plan on a device (None: the one that the product would choose), with a table for people.
+
+    Args:
+        within_s: seconds after which nothing further is begun, for machines that are lent.
+    """
+    device, started = device_of(device), time.monotonic()
     plan = plan or plan_for(device)
     speeds = []
-    for speed in _speeds(device, plan):
+    for speed in _speeds(device, plan, math.inf if within_s is None else started + within_s):
         speeds.append(speed)
         log.info("%s", speed)
         if progress is not None:
@@ -165,15 +176,18 @@ def peak_gb(device: torch.device) -> float | None:
     return None if peak is None else peak / 1e9
 
 
-def _speeds(device: torch.device, plan: Plan) -> Iterator[Speed]:
+def _speeds(device: torch.device, plan: Plan, end_s: float) -> Iterator[Speed]:
     for codec_name, build_codec in plan.codecs.items():
         for editor_name, build_editor in plan.editors.items():
-            codec, editor = _placed_codec(build_codec, device), _placed_editor(build_editor, device)
-            for crop_px in plan.crops_px:
-                for batch in plan.batches:
-                    forget_peak(device)
-                    speed = Speed(editor_name, codec_name, crop_px, batch)
-                    yield _within_memory(codec, editor, speed, device, plan)
+            networks = None
+            for crop_px, batch in itertools.product(plan.crops_px, plan.batches):
+                speed = Speed(editor_name, codec_name, crop_px, batch)
+                if time.monotonic() > end_s:
+                    yield replace(speed, note="not measured: out of time")
+                    continue
+                networks = networks or (_placed_codec(build_codec, device), _placed_editor(build_editor, device))
+                forget_peak(device)
+                yield _within_memory(*networks, speed, device, plan)
 
 
 def _placed_codec(build: Callable[[], Codec], device: torch.device) -> Codec:

@@ -10,6 +10,7 @@ import av
 import numpy as np
 
 from .media import load_audio
+from .media_av import fraction
 
 WIDTH, HEIGHT = 1920, 1080
 
@@ -27,7 +28,7 @@ def write_long_clip(face: str | Path, out: str | Path, seconds: Fraction) -> Pat
                 picture = source.streams.video[0]
                 if stream is None:
                     stream = target.add_stream_from_template(picture)
-                step = int(1 / (fps * picture.time_base))
+                step = int(1 / (fps * fraction(picture.time_base)))
                 for packet in source.demux(picture):
                     if packet.dts is None:  # the empty packet that ends a stream
                         continue
@@ -59,7 +60,7 @@ def _write_unit(face: str | Path, out: Path) -> tuple[int, Fraction]:
     count = 0
     with av.open(str(face)) as source, av.open(str(out), "w") as target:
         picture = source.streams.video[0]
-        fps = Fraction(picture.average_rate)
+        fps = fraction(picture.average_rate)
         stream = target.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "crf": "23", "bf": "0"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         for frame in source.decode(picture):

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .media_av import fraction
 from .media_read import decode, open_media, picture_start
 from .media_sound import sound_streams
 from .types import Audio, FlashLipsError
@@ -82,7 +83,7 @@ def check_audio(audio: Audio, name: str = "The audio") -> Audio:
 
 def sound_start(sound: av.AudioFrame) -> Fraction:
     """When a decoded piece of sound starts, in seconds; 0 where nothing says so."""
-    return Fraction(0) if sound.pts is None else sound.pts * sound.time_base
+    return Fraction(0) if sound.pts is None else sound.pts * fraction(sound.time_base)
 
 
 def _decoded(path: str | Path) -> Iterator[tuple[np.ndarray, int]]:

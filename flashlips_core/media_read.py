@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from .media_av import READING, fraction
 from .media_planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
 from .media_sound import sound_streams
 from .media_whole import breaks_off, check_whole
@@ -34,7 +35,7 @@ def probe(path: str | Path) -> ClipInfo:
     with open_media(path) as container:
         stream = video_stream(container, path)
         stamps = _first_stamps(container, stream)
-        time_base, is_counted = stream.time_base, _is_counted(container)
+        time_base, is_counted = fraction(stream.time_base), _is_counted(container)
         seconds = _stream_seconds(container, stream)
         fps = _frame_rate(stream, stamps, seconds)
         num_frames = max(1, stream.frames or round(seconds * fps) or len(stamps))
@@ -88,7 +89,7 @@ def read_from(path: str | Path, start: int = 0, stop: int | None = None, seek_pt
         if can_seek:
             with suppress(av.FFmpegError):  # where it ended up shows below
                 container.seek(seek_pts, stream=stream, backward=True, any_frame=False)
-        step = 1 / (_frame_rate(stream, [], Fraction(0)) * stream.time_base)
+        step = 1 / (_frame_rate(stream, [], Fraction(0)) * fraction(stream.time_base))
         pictures = _stamped(decode(container, stream, path), step, _is_counted(container))
         first = next(pictures, None)
         if first is None and not can_seek:
@@ -115,7 +116,7 @@ def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
     if path.is_dir() or not path.exists():
         raise FlashLipsError(f"No file at {path}; check the path.")
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path), **READING)
     except (av.FFmpegError, OSError) as error:
         raise FlashLipsError(
             f"{path.name} cannot be read as video or audio ({_reason(error)}); it is damaged or not a media file."
@@ -184,7 +185,7 @@ def decode(container: av.container.InputContainer, stream: av.stream.Stream, pat
             yield frame
     if packet is not None and count and _ends_damaged(packet, frame, damaged > 0, last_pts):
         pieces = "frames" if stream.type == "video" else "pieces of sound"
-        seconds = float((frame.pts - (stream.start_time or 0)) * stream.time_base) if frame.pts is not None else 0.0
+        seconds = float((frame.pts - (stream.start_time or 0)) * fraction(stream.time_base)) if frame.pts is not None else 0.0
         raise breaks_off(path, f"only the first {count} {pieces} can be read", seconds)
     if damaged:
         logger.warning("%s is damaged in %d places; what could be decoded is used.", Path(path).name, damaged)
@@ -239,20 +240,20 @@ def _first_stamps(container: av.container.InputContainer, stream: av.VideoStream
 
 def _frame_rate(stream: av.VideoStream, stamps: list[int], seconds: Fraction) -> Fraction:
     """The average rate, or the nominal one where both agree to within a frame over the whole clip (30000/1001)."""
-    average, nominal = (Fraction(rate or 0) for rate in (stream.average_rate, stream.base_rate))
+    average, nominal = map(fraction, (stream.average_rate, stream.base_rate))
     if average and nominal and abs(average - nominal) * seconds < 1:
         return nominal
     if average or nominal:
         return average or nominal
     if len(stamps) > 1 and stamps[-1] > stamps[0]:
-        return (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * stream.time_base)
+        return (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * fraction(stream.time_base))
     return Fraction(25)  # a single picture: any rate will do
 
 
 def _stream_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction:
     """Length of the video: the stream's, Matroska's DURATION tag, or the container's; 0 if none is known."""
     if stream.duration:
-        return stream.duration * stream.time_base
+        return stream.duration * fraction(stream.time_base)
     try:
         hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
         return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
@@ -274,7 +275,7 @@ def picture_start(container: av.container.InputContainer) -> Fraction | None:
     """When the first picture is shown by the header, in seconds; None without any."""
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic and stream.start_time is not None:
-            return stream.start_time * stream.time_base
+            return stream.start_time * fraction(stream.time_base)
     return None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 
+from .media_av import fraction
 from .media_listen import open_sound
 from .media_read import open_media, probe, read_frames, video_stream
 from .media_sound import CopiedSound, EncodedSound, can_copy, sound_streams
@@ -71,7 +72,7 @@ def copy_clip(
         output = files.enter_context(open_output(part, kind, clip, metadata or {}))
         pictures, shift = video_stream(media, source), clock_start(clip)
         stream = _copied_stream(output, pictures, clip, out.suffix)
-        start = (pictures.start_time or 0) * pictures.time_base - shift
+        start = (pictures.start_time or 0) * fraction(pictures.time_base) - shift
         sound = _sound_of(source, output, kind.audio, audio, start, shift, files)
         packets = counted(_coded_pictures(media, pictures, clip, shift), clip.num_frames, progress)
         _mux_copies(output, stream, packets, sound, start)
@@ -89,7 +90,8 @@ def _mux_copies(
     """Write coded pictures and, beside them, the sound, which ends with the last picture."""
     name, end = Path(output.name).stem, start
     for packet in packets:
-        dts, end = packet.dts * packet.time_base, max(end, (packet.pts + (packet.duration or 0)) * packet.time_base)
+        tick = fraction(packet.time_base)
+        dts, end = packet.dts * tick, max(end, (packet.pts + (packet.duration or 0)) * tick)
         packet.stream = stream
         with writing(name):
             output.mux(packet)
@@ -120,7 +122,8 @@ def _coded_pictures(
     Matroska keeps none, and FFmpeg leaves those of the first packets open where pictures are reordered: they are counted back
     from the first one that is known.
     """
-    step, back = max(1, round(1 / (clip.fps * stream.time_base))), round(shift / stream.time_base)
+    tick = fraction(stream.time_base)
+    step, back = max(1, round(1 / (clip.fps * tick))), round(shift / tick)
     waiting: list[av.Packet] = []
     for packet in media.demux(stream):
         if packet.size == 0:  # the demuxer's flush packet

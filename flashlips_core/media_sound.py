@@ -10,6 +10,7 @@ from typing import Protocol
 import av
 import numpy as np
 
+from .media_av import fraction
 from .types import FlashLipsError, Recording
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class CopiedSound:
 
     def advance(self, end: Fraction) -> None:
         self.waiting = self.waiting or next(self.packets, None)
-        while self.waiting is not None and self.waiting.dts * self.waiting.time_base < end:
+        while self.waiting is not None and self.waiting.dts * fraction(self.waiting.time_base) < end:
             self.output.mux(self.waiting)
             self.waiting = next(self.packets, None)
 
@@ -73,7 +74,7 @@ class CopiedSound:
         for packet in source.demux(sound_streams(source)):
             if packet.dts is None:  # the demuxer's flush packet, or a damaged one
                 continue
-            ticks = round(self.delay / packet.time_base)
+            ticks = round(self.delay / fraction(packet.time_base))
             index = packet.stream.index
             packet.dts += ticks
             packet.pts = packet.dts if packet.pts is None else packet.pts + ticks
@@ -150,5 +151,5 @@ def _encoder_rate(codec: str, rate: int) -> int:
 def _file_start(source: av.container.InputContainer) -> Fraction:
     for stream in [*source.streams.video, *sound_streams(source)]:
         if not stream.disposition & av.stream.Disposition.attached_pic and stream.start_time is not None:
-            return stream.start_time * stream.time_base
+            return stream.start_time * fraction(stream.time_base)
     return Fraction(0)

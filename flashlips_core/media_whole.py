@@ -9,6 +9,7 @@ from pathlib import Path
 
 import av
 
+from .media_av import fraction
 from .media_sound import sound_streams
 from .types import FlashLipsError
 
@@ -43,7 +44,7 @@ def _check_index(stream: av.stream.Stream, size: int, path: Path) -> None:
     if len(entries) == 0 or entries[-1].pos + entries[-1].size <= size:
         return
     there = sum(entry.pos + entry.size <= size for entry in entries)
-    seconds = float((stream.duration or 0) * stream.time_base) * there / len(entries)
+    seconds = float((stream.duration or 0) * fraction(stream.time_base)) * there / len(entries)
     what = "frames" if stream.type == "video" else "packets of sound"
     raise breaks_off(path, f"{there} of {len(entries)} {what} can be read", seconds)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import av
 
+from .media_av import fraction
 from .media_listen import check_audio, open_sound
 from .media_planes import Layout, encodable_layout, parse_layout, to_picture
 from .media_read import open_media, video_stream
@@ -211,7 +212,7 @@ def _pixel_shape(like: ClipInfo) -> Fraction | None:
     if not Path(like.path).is_file():
         return None
     with open_media(like.path) as source:
-        aspect = video_stream(source, like.path).sample_aspect_ratio
+        aspect = fraction(video_stream(source, like.path).sample_aspect_ratio)
     if not aspect or aspect == 1:
         return None
     return 1 / aspect if like.rotation in (90, 270) else aspect

@@ -57,6 +57,11 @@ def test_memory_that_runs_out_is_a_row_and_the_others_are_measured():
     assert "| greedy | ours | 64 | 2 | out of memory |" in table({}, [Speed(**many)])
 
 
+def test_what_there_is_no_time_for_is_a_row_that_says_so():
+    result = full_speed(CPU, Plan(EDITORS, {"ours": tiny_codec}, (64,), (2, 1), rounds=1, warm_up=0), within_s=0)
+    assert [speed["note"] for speed in result["speeds"]] == ["not measured: out of time"] * 4
+
+
 def test_other_errors_are_not_hidden():
     class Broken(EditorUNet):
         def forward(self, z_input, context, poses):

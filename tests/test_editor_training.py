@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TINY_EDITOR, tiny_codec
+from tiny import TINY_EDITOR, encoded_frames, stored_crops, tiny_codec
 
-from flashlips_core.data import CropStore
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
@@ -15,7 +14,6 @@ from flashlips_core.train.critic import Critic
 from flashlips_core.train.detail import train_detail
 from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
 from flashlips_core.train.editor_data import (
-    EditorFrames,
     draw_references,
     draw_rows,
     encode_looks,
@@ -29,25 +27,8 @@ from flashlips_core.train.logs import read_rows
 from flashlips_core.types import FlashLipsError
 
 
-def frames(cells: int = 32):
-    torch.manual_seed(0)
-    count = 24
-    groups = [np.arange(0, 8), np.arange(8, 16), np.arange(16, 24)]
-    lips = torch.tensor([[0.4, 0.55, 0.6, 0.7]]).repeat(count, 1)
-    _, _, rows, columns = window_of(cells)
-    windows = torch.randint(0, 255, (count, 8 * rows, 8 * columns, 3), dtype=torch.uint8)
-    latents = torch.randn(count, 4, cells, cells).half()
-    neighbours = np.stack([np.delete(np.arange(8), i % 8)[:6] + i // 8 * 8 for i in range(count)])
-    return EditorFrames(
-        latents=latents, poses=torch.randn(count, 12), windows=windows, lips=lips, neighbours=neighbours,
-        group_of=np.arange(count) // 8, references=torch.arange(3.0).view(3, 1, 1, 1, 1).expand(3, 6, 4, cells, cells),
-        reference_poses=torch.arange(3.0)[:, None, None].expand(3, 6, 12),
-        rows_of_group=groups, groups_of_speaker={"a": [0, 1], "b": [2]},
-    )  # fmt: skip
-
-
 def test_targets_and_references_come_from_one_group_and_speakers_evenly():
-    data, generator = frames(), torch.Generator().manual_seed(0)
+    data, generator = encoded_frames(), torch.Generator().manual_seed(0)
     targets, near = draw_rows(data, 400, generator)
     references, poses = draw_references(data, targets, 2, generator)
     group = data.group_of
@@ -58,8 +39,17 @@ def test_targets_and_references_come_from_one_group_and_speakers_evenly():
     assert 0.4 < (group[targets] == 2).mean() < 0.6
 
 
+def test_a_share_of_the_targets_are_rendered_heads():
+    data = dataclasses.replace(encoded_frames(), groups_of_speaker={"a": [0], "b": [1], "head000": [2]})
+    targets, _ = draw_rows(data, 1000, torch.Generator().manual_seed(0))
+    shares = np.bincount(data.group_of[targets]) / len(targets)
+    assert shares == pytest.approx([0.35, 0.35, 0.3], abs=0.05)
+    alone = dataclasses.replace(data, groups_of_speaker={"head000": [2]})
+    assert set(data.group_of[draw_rows(alone, 50, torch.Generator().manual_seed(0))[0]]) == {2}
+
+
 def test_a_share_of_the_neighbours_has_the_targets_mouth_already():
-    data, generator = frames(), torch.Generator().manual_seed(0)
+    data, generator = encoded_frames(), torch.Generator().manual_seed(0)
     targets, near = draw_rows(data, 400, generator, alike=0.4)
     likeness = -(data.poses[data.neighbours] - data.poses[:, None]).square().sum(2)
     nearest = data.neighbours[np.arange(len(likeness)), likeness.argmax(1)]
@@ -80,7 +70,7 @@ def test_faces_that_were_moved_turned_and_scaled_are_laid_upon_each_other():
 
 @pytest.mark.parametrize("cells", [32, 48])
 def test_both_editor_stages_run_from_one_to_the_next(tmp_path, cells):
-    data = frames(cells)
+    data = encoded_frames(cells)
     masked = train_editor(data, tiny_codec(), str(tmp_path / "a"), config=TINY_EDITOR, steps=2, batch_size=4)
     start = [p.clone() for p in masked.parameters()]
     refined = refine_editor(masked, data, tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=4)
@@ -89,7 +79,8 @@ def test_both_editor_stages_run_from_one_to_the_next(tmp_path, cells):
 
 
 def test_an_editors_run_leaves_sheets_of_the_same_pairs(tmp_path):
-    train_editor(frames(), tiny_codec(), str(tmp_path), config=TINY_EDITOR, steps=4, batch_size=4, validate_every=2, ema=0.0)
+    options = {"config": TINY_EDITOR, "steps": 4, "batch_size": 4, "validate_every": 2, "ema": 0.0}
+    train_editor(encoded_frames(), tiny_codec(), str(tmp_path), **options)
     first, last = (np.array(Image.open(tmp_path / "sheets" / f"{step:07d}.png")) for step in (2, 4))
     _, _, rows, columns = window_of(32)
     assert first.shape == (3 * 8 * rows, 4 * 8 * columns, 3)
@@ -114,7 +105,7 @@ def test_a_verdict_weighs_what_it_is_told_to(tmp_path, stage, verdict):
     start = EditorUNet(TINY_EDITOR)
     first = {"start": start, "config": TINY_EDITOR} if stage is train_editor else {"drawer": start}
     made = [
-        stage(frames=frames(), codec=tiny_codec(), run_dir=str(tmp_path / str(weight)), lip_encoder=reader, steps=2,
+        stage(frames=encoded_frames(), codec=tiny_codec(), run_dir=str(tmp_path / str(weight)), lip_encoder=reader, steps=2,
               batch_size=4, **first, **{verdict: weight}).conv_out.weight
         for weight in (0.0, 5.0)
     ]  # fmt: skip
@@ -124,7 +115,7 @@ def test_a_verdict_weighs_what_it_is_told_to(tmp_path, stage, verdict):
 def test_detail_training_changes_the_decoder_alone(tmp_path):
     editor, before = EditorUNet(TINY_EDITOR), tiny_codec().network.state_dict()
     whole, half = (
-        train_detail(tiny_codec(), editor, frames(), str(tmp_path), steps=3, batch_size=4, blend=blend).state_dict()
+        train_detail(tiny_codec(), editor, encoded_frames(), str(tmp_path), steps=3, batch_size=4, blend=blend).state_dict()
         for blend in (1.0, 0.5)  # the second finds the first one's run done
     )
     changed = {name.split(".")[0] for name, value in whole.items() if not torch.equal(value, before[name])}
@@ -135,7 +126,7 @@ def test_detail_training_changes_the_decoder_alone(tmp_path):
 
 @pytest.mark.parametrize("cells", [32, 48])
 def test_the_small_network_suits_either_crop_size(tmp_path, cells):
-    network = train_editor(frames(cells), tiny_codec(), str(tmp_path), steps=1, batch_size=4)
+    network = train_editor(encoded_frames(cells), tiny_codec(), str(tmp_path), steps=1, batch_size=4)
     rows, columns = network.window_slices((cells, cells))
     allowed = mouth_mask(cells, cells)[0, 0] > 0.1
     outside = torch.ones(cells, cells, dtype=torch.bool)
@@ -176,7 +167,7 @@ def test_what_moved_is_told_from_noise():
 
 
 def test_a_pairs_target_is_the_neighbour_where_nothing_moved():
-    data = frames()
+    data = encoded_frames()
     batch = editor_batches(data, 4)(torch.Generator().manual_seed(0))
     batch = dataclasses.replace(batch, z_near=batch.z_src.clone(), near_pixels=batch.pixels.clone())
     z_target, pixels = pair_target(batch, mouth_mask(32, 32))
@@ -199,19 +190,6 @@ def test_lip_weights_cover_the_lips(cells, top, left):
     row, column = round(0.62 * 8 * cells) - top * 8, round(0.5 * 8 * cells) - left * 8
     assert weights[row, column] == 1
     assert weights[5, column] == 0 and weights[row, 2] == 0
-
-
-def stored_crops(folder):
-    """Two clips of one speaker, one dark and one bright."""
-    folder.mkdir()
-    images = np.repeat(np.array([60, 190], np.uint8), 12)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
-    np.save(folder / "crops.npy", images)
-    points = np.random.default_rng(0).uniform(0.3, 0.7, (1, 99, 2)).astype(np.float32)
-    np.savez(
-        folder / "table.npz", clip_of=np.repeat([0, 1], 12), frame_of=np.tile(np.arange(12), 2),
-        landmarks=np.repeat(points, 24, 0), clip_ids=["a/1", "a/2"], speakers=["a", "a"],
-    )  # fmt: skip
-    return CropStore(folder)
 
 
 def test_every_second_look_takes_its_references_from_another_clip(tmp_path):

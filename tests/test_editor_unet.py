@@ -131,3 +131,17 @@ def test_every_weight_of_a_trained_editor_gets_a_gradient():
     read = torch.randn(1, 2, 12, generator=torch.Generator().manual_seed(2))
     network(latents, network.prepare_references(references, read), poses).square().mean().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+def test_a_deeper_editor_starts_from_a_shallow_one_and_draws_what_it_drew(editor):
+    deeper = EditorUNet(dataclasses.replace(TINY, encoder_blocks=(2, 1), decoder_blocks=(1, 3))).eval()
+    deeper.start_from(editor)
+    z, references, poses = inputs()
+    drawn = [network(z, network.prepare_references(references), poses) for network in (editor, deeper)]
+    assert torch.allclose(*drawn, atol=1e-5) and not torch.allclose(drawn[0], z)
+
+
+@pytest.mark.parametrize("changes", [{"channels": (16, 64)}, {"encoder_blocks": (1, 0)}, {"condition_dim": 32}])
+def test_an_editor_of_other_blocks_is_no_start(editor, changes):
+    with pytest.raises(FlashLipsError, match="Choose another start"):
+        EditorUNet(dataclasses.replace(TINY, **changes)).start_from(editor)

@@ -12,6 +12,7 @@ import torch
 from conftest import NUM_FRAMES, picture_planes, same_frames, tone
 
 from flashlips_core.media import load_audio, probe, read_frames, write_video
+from flashlips_core.media_av import fraction
 from flashlips_core.media_planes import Orientation, planar
 from flashlips_core.media_read import read_from
 from flashlips_core.types import Audio, FlashLipsError
@@ -377,3 +378,13 @@ def test_a_stopped_write_leaves_no_file_and_spares_the_old_one(plain_clip, tmp_p
         write_video(path, broken(), probe(plain_clip))
     assert path.read_bytes() == b"older result"
     assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(("value", "expected"), [(Fraction(1001, 30_000), Fraction(1001, 30_000)), (None, 0), (Fraction(0), 0)])
+def test_rational_numbers_of_any_pyav_are_fractions(value, expected):
+    assert fraction(value) == expected and isinstance(fraction(value), Fraction)
+
+
+@pytest.mark.skipif(not hasattr(av, "AVRational"), reason="PyAV before 19 has Python's fractions")
+def test_pyavs_own_numbers_are_fractions():
+    assert fraction(av.AVRational(1001, 30_000)) == Fraction(1001, 30_000) and fraction(av.AVRational(0, 1)) == 0

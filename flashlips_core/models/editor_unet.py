@@ -40,7 +40,10 @@ UNET_MINI = EditorUNetConfig(
     condition_dim=128, head_dim=32, window=(0.1875, 0.375, 0.8125, 1.0),
 )  # fmt: skip
 # For 384 px crops: the same mouth on half as many cells again each way. 28x28 of 48x48 cells hold all that an edit may change.
-UNET_MINI_384 = replace(UNET_MINI, window=(10 / 48, 20 / 48, 38 / 48, 1.0))
+# The further blocks are where teeth and creases are drawn.
+UNET_MINI_384 = replace(
+    UNET_MINI, encoder_blocks=(2, 2, 2), decoder_blocks=(3, 3, 2), window=(10 / 48, 20 / 48, 38 / 48, 1.0)
+)
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,21 @@ class EditorUNet(WindowedEditor):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
+    def start_from(self, other: EditorUNet) -> None:
+        """Take the weights of an editor of any window; blocks that it lacks at the end of a level stay as they are: the identity.
+
+        Raises:
+            FlashLipsError: The other one has more blocks, or other sizes.
+        """
+        own, its = _depths(self.config), _depths(other.config)
+        is_deeper = len(own) == len(its) and all(a >= b for a, b in zip(own, its, strict=True))
+        if not is_deeper or _block_sizes(self.config) != _block_sizes(other.config):
+            raise FlashLipsError(
+                f"The editor to start from has {its} blocks a level, this one {own}, or other sizes; it must be the same "
+                "network, or the same with fewer blocks. Choose another start, or train anew."
+            )
+        self.load_state_dict(self.state_dict() | other.state_dict())
+
     def prepare_references(self, references: Tensor, poses: Tensor | None = None) -> EditorContext:
         """Run f_ref on a clip's references, (1 or B, R, C, h, w); their order does not matter.
 
@@ -204,3 +222,10 @@ class EditorUNet(WindowedEditor):
                 "choose a pose model that matches."
             )
 
+
+def _depths(config: EditorUNetConfig) -> tuple[int, ...]:
+    return config.encoder_blocks + config.decoder_blocks
+
+
+def _block_sizes(config: EditorUNetConfig) -> EditorUNetConfig:
+    return replace(config, encoder_blocks=(), decoder_blocks=(), window=WHOLE_CROP)

@@ -288,7 +288,7 @@ def train_editor(
     """
     network = EditorUNet(config or mini_config(frames.latents.shape[-1])).to(memory_format=torch.channels_last)
     if start is not None:
-        network.load_state_dict(start.state_dict())
+        network.start_from(start)
     judge = Judge(codec, lip_encoder, perceptual, is_textured=texture > 0)
     weights = WEIGHTS | {"readback": readback, "texture": texture}
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)

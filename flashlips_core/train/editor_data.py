@@ -7,7 +7,9 @@ frames as a tracker would crop them.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +36,24 @@ PIXEL_WINDOW = (7 / 32, 12 / 32, 25 / 32, 31 / 32)
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Numbers in parts of different length, one after another, of which whole batches are drawn at once."""
+
+    numbers: np.ndarray
+    starts: np.ndarray  # (P,)
+    lengths: np.ndarray  # (P,)
+
+    @classmethod
+    def of(cls, parts: Sequence[Sequence[int] | np.ndarray]) -> Parts:
+        lengths = np.array([len(part) for part in parts])
+        return cls(np.concatenate([np.asarray(part) for part in parts]), np.cumsum(lengths) - lengths, lengths)
+
+    def pick(self, parts: np.ndarray, chances: np.ndarray) -> np.ndarray:
+        """A number of each of ``parts`` (B,), by chances (B,) in [0, 1)."""
+        return self.numbers[self.starts[parts] + (chances * self.lengths[parts]).astype(int)]
+
+
+@dataclass(frozen=True)
 class EditorFrames:
     """Encoded frames, ready to draw from."""
 
@@ -47,6 +67,22 @@ class EditorFrames:
     reference_poses: Tensor  # (G, K, 12)
     rows_of_group: list[np.ndarray]
     groups_of_speaker: dict[str, list[int]]
+
+    @functools.cached_property
+    def rows(self) -> Parts:
+        """Of each group."""
+        return Parts.of(self.rows_of_group)
+
+    @functools.cached_property
+    def groups(self) -> Parts:
+        """Of each speaker, in the order of their names."""
+        return Parts.of([self.groups_of_speaker[name] for name in sorted(self.groups_of_speaker)])
+
+    @functools.cached_property
+    def speakers(self) -> tuple[np.ndarray, np.ndarray]:
+        """The places of real people, and those of rendered heads, in the order of their names."""
+        rendered = np.array([is_head(name) for name in sorted(self.groups_of_speaker)])
+        return np.flatnonzero(~rendered), np.flatnonzero(rendered)
 
     def near(self, device: torch.device | str) -> EditorFrames:
         """The same frames with what is large on ``device``: a card that fetches it from the host waits for every batch.
@@ -219,36 +255,38 @@ def draw_rows(
     Args:
         alike: share of the neighbours that have the target's mouth already.
     """
-    heads = [s for s in sorted(frames.groups_of_speaker) if is_head(s)]
-    people = [s for s in sorted(frames.groups_of_speaker) if not is_head(s)]
-
-    def pick(items: list | np.ndarray):
-        return items[int(torch.randint(len(items), (), generator=generator))]
-
-    targets = []
-    for _ in range(count):
-        takes_head = heads and (not people or float(torch.rand((), generator=generator)) < HEAD_SHARE)
-        targets.append(pick(frames.rows_of_group[pick(frames.groups_of_speaker[pick(heads if takes_head else people)])]))
-    near = []
-    for row in targets:
-        is_alike = alike > 0 and float(torch.rand((), generator=generator)) < alike
-        near.append((_like_mouth if is_alike else _other_mouth)(frames, row, generator))
-    return np.array(targets), np.array(near)
+    chances = torch.rand(6, count, generator=generator, dtype=torch.float64).numpy()
+    people, heads = frames.speakers
+    targets = frames.rows.pick(frames.groups.pick(_speakers(people, heads, chances[:2]), chances[2]), chances[3])
+    near = np.where(
+        chances[4] < alike, _like_mouths(frames, targets, chances[5]), _other_mouths(frames, targets, chances[5])
+    )
+    return targets, near
 
 
-def _other_mouth(frames: EditorFrames, row: int, generator: torch.Generator) -> int:
+def _speakers(people: np.ndarray, heads: np.ndarray, chances: np.ndarray) -> np.ndarray:
+    """Speakers by two chances (2, count) each: whether it is a rendered head, and which."""
+    if not (len(people) and len(heads)):
+        people = heads = people if len(people) else heads
+    who = chances[1]
+    return np.where(chances[0] < HEAD_SHARE, heads[(who * len(heads)).astype(int)], people[(who * len(people)).astype(int)])
+
+
+def _other_mouths(frames: EditorFrames, rows: np.ndarray, chances: np.ndarray) -> np.ndarray:
     """One of the four neighbours whose mouths differ most: pairs of like mouths teach the editor to ignore the pose."""
-    neighbours = frames.neighbours[row]
-    distance = (frames.poses[neighbours] - frames.poses[row]).square().sum(1)
-    return int(neighbours[int(distance.topk(4).indices[int(torch.randint(4, (), generator=generator))])])
+    order = _mouth_distance(frames, rows).argsort(1, descending=True)[:, :4].numpy()
+    chosen = order[np.arange(len(rows)), (chances * order.shape[1]).astype(int)]
+    return frames.neighbours[rows, chosen]
 
 
-def _like_mouth(frames: EditorFrames, row: int, generator: torch.Generator) -> int:
+def _like_mouths(frames: EditorFrames, rows: np.ndarray, chances: np.ndarray) -> np.ndarray:
     """The neighbour whose mouth differs least, or the frame itself: what fits already is to be kept as it is."""
-    if float(torch.rand((), generator=generator)) < 0.5:
-        return int(row)
-    neighbours = frames.neighbours[row]
-    return int(neighbours[int((frames.poses[neighbours] - frames.poses[row]).square().sum(1).argmin())])
+    return np.where(chances < 0.5, rows, frames.neighbours[rows, _mouth_distance(frames, rows).argmin(1).numpy()])
+
+
+def _mouth_distance(frames: EditorFrames, rows: np.ndarray) -> Tensor:
+    """Of each row's neighbours from it, (B, 10)."""
+    return (frames.poses[frames.neighbours[rows]] - frames.poses[rows][:, None]).square().sum(-1)
 
 
 def draw_references(frames: EditorFrames, rows: np.ndarray, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
