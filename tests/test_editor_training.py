@@ -6,10 +6,12 @@ import torch
 from PIL import Image
 from tiny import TINY_EDITOR, encoded_frames, stored_crops, tiny_codec
 
+from flashlips_core import checkpoint
+from flashlips_core.loading import load_network
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
-from flashlips_core.train import augment
+from flashlips_core.train import augment, average
 from flashlips_core.train.critic import Critic
 from flashlips_core.train.detail import train_detail
 from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
@@ -241,3 +243,20 @@ def test_augmentation_moves_points_with_their_pixels():
     row, column = divmod(int(crop[0].mean(0).argmax()), 256)
     moved = augment.move_points(point, turned)[0, 0] * 256
     assert abs(moved[0] - column) < 3 and abs(moved[1] - row) < 3
+
+
+def test_the_mean_of_two_editors_lies_between_them_and_is_as_deep_as_the_last(tmp_path):
+    shallow, deep = EditorUNet(TINY_EDITOR), EditorUNet(dataclasses.replace(TINY_EDITOR, decoder_blocks=(1, 2)))
+    for name, network in (("shallow", shallow), ("deep", deep)):
+        checkpoint.save(network, tmp_path / f"{name}.safetensors", "editor", {"crop_px": 384})
+    paths = [str(tmp_path / f"{name}.safetensors") for name in ("shallow", "deep")]
+    average.main([*paths, "--out", str(tmp_path / "mean.safetensors")])
+    mean, info = load_network("editor", tmp_path / "mean.safetensors"), checkpoint.info(tmp_path / "mean.safetensors")
+    assert mean.config == deep.config and info.notes == {"crop_px": 384, "averaged": ["shallow", "deep"]}
+    for name in ("conv_in.weight", "up.1.0.conv_1.weight"):
+        expected = (shallow.state_dict()[name] + deep.state_dict()[name]) / 2
+        torch.testing.assert_close(mean.state_dict()[name], expected, atol=1e-3, rtol=1e-2)  # stored in fp16
+    with pytest.raises(SystemExit, match="two checkpoints"):
+        average.main([paths[0], "--out", str(tmp_path / "mean.safetensors")])
+    with pytest.raises(SystemExit, match="Choose another start"):
+        average.main([*reversed(paths), "--out", str(tmp_path / "mean.safetensors")])

@@ -29,7 +29,7 @@ from flashlips_core.media import load_audio, read_frames
 from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.pipeline import LipSync
-from flashlips_core.train import lip, pose_tracks, stages
+from flashlips_core.train import ablation, lip, pose_tracks, stages
 from flashlips_core.train.material import SET_FACES, cut_mouths, open_material
 from flashlips_core.train.pose_tracks import OTHERS_SHARE, SILENT_SHARE, PoseLabels, PoseTracks
 from flashlips_core.types import FlashLipsError
@@ -221,6 +221,38 @@ def test_a_sample_in_which_no_face_was_found_is_left_out_of_everything(trained, 
     assert len(red) == 1 and len(samples) == 10 and clips == {s.key for s in samples} - set(red)
     assert set(ShardCrops(built).clip_ids) == {c for c in clips if c in {s.key for s in samples if s.about["split"] == "train"}}
     assert set(CropStore(trained / "mouths").clip_ids) == clips
+
+
+# ---- how many numbers a pose has -------------------------------------------------------------------------------------------
+
+
+def test_poses_of_several_sizes_are_trained_and_judged(trained, built, tmp_path, capsys):
+    (tmp_path / "mouths").symlink_to(trained / "mouths")
+    ablation.main(["--data", str(built), "--folder", str(tmp_path), "--extra", "0", "2", "--steps", "2", "--json"])
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert [row["size"] for row in rows] == ["8", "8+2"]
+    for row in rows:
+        assert 5 < row["redrawn_db"] < 60 and -1 <= row["following"] <= 1 and 0 <= row["named"] <= 1
+        assert row["chance"] == 1 / 2
+
+
+def test_a_speaker_that_poses_give_away_is_named_and_one_that_they_hide_is_not(trained, built):
+    samples, _ = stages.mouth_samples(run_of(built, trained))
+    network = lip.MouthDecoder(lip.start_teacher(samples.features, 0)).eval()
+    hidden, told = np.zeros_like(samples.features), np.zeros_like(samples.features)
+    for number, clips in enumerate(samples.clips_of_speaker.values()):
+        told[np.concatenate([samples.rows_of_clip[c] for c in clips])] = number * samples.features.std(0)
+    named = [ablation.speakers_named(network, replace(samples, features=f))[0] for f in (told, hidden)]
+    assert named[0] == 1 and named[1] == pytest.approx(0.5)
+
+
+def test_an_ablation_without_people_held_out_is_refused(trained, built):
+    with pytest.raises(FlashLipsError, match="two that are held out"):
+        samples, clips = stages.mouth_samples(run_of(built, trained))
+        with pytest.MonkeyPatch.context() as patch:
+            everybody = [replace(c, split="train") for c in clips]
+            patch.setattr(stages, "mouth_samples", lambda run: (samples, everybody))
+            ablation.ablate(run_of(built, trained))
 
 
 # ---- what belongs together -------------------------------------------------------------------------------------------------

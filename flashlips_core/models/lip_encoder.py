@@ -40,7 +40,7 @@ class LipTeacherConfig:
 
 
 class LipTeacher(nn.Module):
-    """Expression features -> 8 numbers through a small MLP, mouth crop -> 4 numbers through a light CNN, concatenated."""
+    """Expression features -> 8 numbers through a small MLP, mouth crop -> 4 (or none) through a light CNN; concatenated."""
 
     def __init__(self, config: LipTeacherConfig):
         super().__init__()
@@ -55,7 +55,8 @@ class LipTeacher(nn.Module):
         for before, after in zip((3, *config.channels), config.channels, strict=False):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         cells = (config.mouth_px // 2 ** len(config.channels)) ** 2
-        self.cnn = nn.Sequential(*layers, nn.Flatten(), nn.Linear(config.channels[-1] * cells, config.extra_dim))
+        head = [nn.Flatten(), nn.Linear(config.channels[-1] * cells, config.extra_dim)]
+        self.cnn = nn.Sequential(*layers, *head) if config.extra_dim else None
         self.register_buffer("expression_mean", torch.zeros(config.expression_dim))
         self.register_buffer("expression_std", torch.ones(config.expression_dim))
         self.register_buffer("pose_mean", torch.zeros(config.main_dim + config.extra_dim))
@@ -64,7 +65,8 @@ class LipTeacher(nn.Module):
     def raw(self, expression: Tensor, mouths: Tensor) -> Tensor:
         """Poses before standardisation. (B, E), (B, 3, mouth_px, mouth_px) -> (B, 12)."""
         features = (expression - self.expression_mean) / self.expression_std
-        return torch.cat([self.linear(features) + self.mlp(features), self.cnn(mouths)], 1)
+        main = self.linear(features) + self.mlp(features)
+        return main if self.cnn is None else torch.cat([main, self.cnn(mouths)], 1)
 
     def forward(self, expression: Tensor, mouths: Tensor) -> Tensor:
         """Standardised poses (B, 12)."""

@@ -116,7 +116,8 @@ class MouthDecoder(nn.Module):
         self.teacher = teacher
         widths = (24, 48, 96)
         self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip((3, *widths), widths, strict=False))
-        self.middle = nn.ModuleList(ModulatedBlock(96, 96, 12, groups=8) for _ in range(3))
+        pose_dim = len(teacher.pose_mean)
+        self.middle = nn.ModuleList(ModulatedBlock(96, 96, pose_dim, groups=8) for _ in range(3))
         self.grow = nn.ModuleList(nn.Conv2d(a, 4 * b, 3, padding=1) for a, b in zip(reversed(widths), (48, 24, 3), strict=False))
 
     def forward(self, reference: Tensor, pose: Tensor) -> Tensor:
@@ -162,12 +163,13 @@ def teacher_step(network: MouthDecoder, batch: TeacherBatch, generator: torch.Ge
     noisy = pose + torch.randn(pose.shape, generator=generator) * 0.15
     redrawn = network(batch.reference, noisy)
     extra = pose[:, network.teacher.config.main_dim :]
-    return {"pixel": (redrawn - batch.target).abs().mean(), "extra": (extra.square().mean() - 1).relu()}
+    losses = {"pixel": (redrawn - batch.target).abs().mean()}
+    return losses | ({"extra": (extra.square().mean() - 1).relu()} if extra.numel() else {})
 
 
-def start_teacher(features: np.ndarray) -> LipTeacher:
+def start_teacher(features: np.ndarray, extra_dim: int = LipTeacherConfig.extra_dim) -> LipTeacher:
     """A teacher whose 8 main numbers are the first principal components of the features, before training moves them."""
-    teacher = LipTeacher(LipTeacherConfig(features.shape[1]))
+    teacher = LipTeacher(LipTeacherConfig(features.shape[1], extra_dim=extra_dim))
     mean, std = features.mean(0), features.std(0)
     lips = 80
     scale = np.concatenate([np.full(lips, std[:lips].mean()), np.maximum(std[lips:], 0.02) * 2])  # the outline leads
@@ -181,7 +183,7 @@ def start_teacher(features: np.ndarray) -> LipTeacher:
     return teacher
 
 
-def train_teacher(
+def train_decoder(
     samples: LipSamples,
     run_dir: str,
     steps: int = 4000,
@@ -189,15 +191,21 @@ def train_teacher(
     seed: int = 0,
     lr: float = 2e-3,
     log_every: int = 100,
+    extra_dim: int = LipTeacherConfig.extra_dim,
     progress: Progress | None = None,
     **loop: object,
-) -> LipTeacher:
-    """Train the teacher and set its standardisation from the training frames; ``loop`` are further settings of TrainConfig."""
+) -> MouthDecoder:
+    """Train a teacher and the decoder that redraws mouths from its poses; ``loop`` are further settings of TrainConfig."""
     rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
-    network = MouthDecoder(start_teacher(samples.features[rows]))
+    network = MouthDecoder(start_teacher(samples.features[rows], extra_dim))
     weights = {"pixel": 1.0, "extra": 0.1}
     config = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, log_every=log_every, **loop)
-    teacher = fit(network, teacher_batches(samples, batch_size), teacher_step, config, progress=progress).teacher.cpu()
+    return fit(network, teacher_batches(samples, batch_size), teacher_step, config, progress=progress)
+
+
+def train_teacher(samples: LipSamples, run_dir: str, **settings: object) -> LipTeacher:
+    """The teacher alone (see :func:`train_decoder`), with its standardisation set from the training frames."""
+    teacher = train_decoder(samples, run_dir, **settings).teacher.cpu()
     picked = np.concatenate([draw_rows(samples, 64, torch.Generator().manual_seed(i))[:, 1] for i in range(60)])
     raw = label_rows(teacher, samples, picked, standardised=False)
     teacher.pose_mean.copy_(raw.mean(0))

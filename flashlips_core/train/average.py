@@ -1,0 +1,68 @@
+"""The mean of checkpoints that one run led through: ``python -m flashlips_core.train.average A B C --out D``.
+
+Weights along one line of training lie in one valley, and their mean is often better than each (model soups, Wortsman et al. 2022,
+arXiv:2203.05482): late weights know the training faces best, early ones strangers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import checkpoint
+from ..loading import load_network
+from ..models.editor_unet import EditorUNet
+from ..types import FlashLipsError
+
+
+@torch.no_grad()
+def average(paths: Sequence[str | Path], out: str | Path, notes: dict[str, Any] | None = None) -> None:
+    """Write the mean of editors; U-Nets with fewer blocks than the last one are deepened first.
+
+    Args:
+        notes: added to those of the last editor.
+    Raises:
+        FlashLipsError: There are fewer than two, or they are not of one kind and size.
+    """
+    if len(paths) < 2:
+        raise FlashLipsError("A mean needs two checkpoints or more.")
+    networks = [load_network("editor", path) for path in paths]
+    mean = networks[-1]
+    parts = [_like(network, mean).state_dict() for network in networks]
+    mean.load_state_dict({name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]})
+    info = checkpoint.info(paths[-1])
+    averaged = {"averaged": [Path(path).stem for path in paths]}
+    checkpoint.save(mean, out, info.role, info.notes | averaged | (notes or {}))
+
+
+def _like(network: torch.nn.Module, other: torch.nn.Module) -> torch.nn.Module:
+    """The network, as deep as the other one."""
+    if type(network) is not type(other):
+        raise FlashLipsError(f"{type(network).__name__} and {type(other).__name__} have no mean; name editors of one kind.")
+    if network.config == other.config:
+        return network
+    if not isinstance(other, EditorUNet):
+        raise FlashLipsError("The editors have different sizes, so there is no mean of them; name editors of one run.")
+    deeper = EditorUNet(other.config)
+    deeper.start_from(network)
+    return deeper
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the mean of editors, the newest named last."""
+    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.average", description=main.__doc__)
+    parser.add_argument("editors", nargs="+", metavar="EDITOR", help="checkpoints; the last one's size and notes are kept")
+    parser.add_argument("--out", required=True, help="the new checkpoint")
+    args = parser.parse_args(arguments)
+    try:
+        average(args.editors, args.out)
+    except FlashLipsError as error:
+        raise SystemExit(str(error)) from None
+
+
+if __name__ == "__main__":
+    main()
