@@ -55,8 +55,9 @@ class LipTeacher(nn.Module):
         for before, after in zip((3, *config.channels), config.channels, strict=False):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU()]
         cells = (config.mouth_px // 2 ** len(config.channels)) ** 2
-        head = [nn.Flatten(), nn.Linear(config.channels[-1] * cells, config.extra_dim)]
-        self.cnn = nn.Sequential(*layers, *head) if config.extra_dim else None
+        if config.extra_dim:
+            layers += [nn.Flatten(), nn.Linear(config.channels[-1] * cells, config.extra_dim)]
+        self.cnn = nn.Sequential(*layers) if config.extra_dim else None
         self.register_buffer("expression_mean", torch.zeros(config.expression_dim))
         self.register_buffer("expression_std", torch.ones(config.expression_dim))
         self.register_buffer("pose_mean", torch.zeros(config.main_dim + config.extra_dim))
