@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_editor_training import frames
-from tiny import TINY_CODEC, TINY_EDITOR, tiny_codec
+from tiny import TINY_CODEC, TINY_EDITOR, encoded_frames, tiny_codec
 
 from flashlips_core import checkpoint
 from flashlips_core.loading import STAGE_1, load_part
@@ -44,7 +43,7 @@ def tiny_student(monkeypatch):
 
 
 def test_a_clips_frames_references_and_own_poses_come_together():
-    data, generator = frames(), torch.Generator().manual_seed(0)
+    data, generator = encoded_frames(), torch.Generator().manual_seed(0)
     make = distil.clip_batches(data, 16, 3)
     owns = []
     for _ in range(20):
@@ -62,11 +61,11 @@ def test_a_clips_frames_references_and_own_poses_come_together():
 @pytest.mark.parametrize("size", [0, 4, 12])
 def test_a_batch_that_does_not_divide_into_clips_is_refused(size):
     with pytest.raises(FlashLipsError, match="multiple of 8"):
-        distil.clip_batches(frames(), size, 2)
+        distil.clip_batches(encoded_frames(), size, 2)
 
 
 def test_the_student_comes_to_do_what_the_teacher_does(tmp_path, tiny_student):
-    given = {"teacher": Shift(), "frames": frames(), "codec": tiny_codec(), "network": "tiny", "batch_size": 8}
+    given = {"teacher": Shift(), "frames": encoded_frames(), "codec": tiny_codec(), "network": "tiny", "batch_size": 8}
     distil.distil_editor(**given, run_dir=str(tmp_path), steps=60, lr=3e-3, log_every=10, validate_every=30)
     losses = [float(row["latent"]) for row in read_rows(tmp_path / "losses.csv")]
     assert losses[-1] < 0.5 * losses[0]
@@ -77,7 +76,7 @@ def test_the_student_comes_to_do_what_the_teacher_does(tmp_path, tiny_student):
 
 
 def test_a_teacher_has_nothing_to_teach_itself():
-    batch = distil.clip_batches(frames(), 8, 2)(torch.Generator().manual_seed(0))
+    batch = distil.clip_batches(encoded_frames(), 8, 2)(torch.Generator().manual_seed(0))
     assert distil.distillation_step(teacher())(teacher(), batch, torch.Generator())["latent"] == 0
 
 
@@ -98,7 +97,7 @@ def run_folder(tmp_path, monkeypatch, role: str = "editor", crop_px: int = 256):
     """A run with a codec, a teacher and looks."""
     checkpoint.save(MiniCodec(TINY_CODEC), tmp_path / "codec.safetensors", "codec", {})
     checkpoint.save(teacher(), tmp_path / "editor.safetensors", role, {"crop_px": crop_px, "codec": "bundled-fast"})
-    monkeypatch.setattr(stages, "_frames", lambda run: frames())
+    monkeypatch.setattr(stages, "_frames", lambda run: encoded_frames())
     return tmp_path
 
 
