@@ -103,6 +103,8 @@ class Tuning:
 def before_and_after(session: Session, given: Material, cpu_minutes: float) -> tuple[Columns, Tuning]:
     """Fine-tune the session's editor and pose model on five clips of an unseen person, and measure on that person's other clips.
 
+    The pose model's way of speaking is a column of its own: it is for that person's own voice, not for others'.
+
     Args:
         cpu_minutes: of all cores together, for preparing and training; it ends sooner where nothing is gained any more.
     """
@@ -121,13 +123,17 @@ def before_and_after(session: Session, given: Material, cpu_minutes: float) -> t
         raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one to fine-tune.")
     session.motion(others[0])  # a missing MediaPipe is said before the long work, not after
     base = LoadedPart(old.editor, "editor", "base", {"crop_px": old.crop_px})
-    session.total = 4 * len(others) + math.ceil(cpu_minutes)
-    before = _person_rows(with_editor(session, base, "before"), given, others, pool)
+    session.total = 6 * len(others) + math.ceil(cpu_minutes)
+    columns = {"before": _person_rows(with_editor(session, base, "before"), given, others, pool)}
     session.done = 2 * len(others)
     tuning = _tuned(session, base, learnt, out, style, cpu_minutes)
     session.done += math.ceil(cpu_minutes)
     editor, speaker = load_part("editor", out, old.device, old.dtype), load_part("pose-model", style, old.device)
-    return {"before": before, "after": _person_rows(with_editor(session, editor, "after", speaker), given, others, pool)}, tuning
+    for name, pose_model in (("after", None), ("after, pose model too", speaker)):
+        folder = "after" if pose_model is None else "after-style"
+        columns[name] = _person_rows(with_editor(session, editor, folder, pose_model), given, others, pool)
+        session.done += 2 * len(others)
+    return columns, tuning
 
 
 class _Spent(Exception):

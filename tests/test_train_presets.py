@@ -23,7 +23,7 @@ from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, set
 from flashlips_core.types import FlashLipsError
 
 FUNCTIONS = {
-    "codec": codec.train_codec, "lip-teacher": lip.train_teacher, "lip-encoder": lip.train_student,
+    "codec": codec.train_codec, "lip-teacher": lip.train_decoder, "lip-encoder": lip.train_student,
     "editor": editor.train_editor, "refinement": editor.refine_editor, "detail": detail.train_detail,
     "distil": distil.distil_editor,
 }  # fmt: skip
