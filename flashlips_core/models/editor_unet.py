@@ -40,7 +40,7 @@ UNET_MINI = EditorUNetConfig(
     condition_dim=128, head_dim=32, window=(0.1875, 0.375, 0.8125, 1.0),
 )  # fmt: skip
 # For 384 px crops: the same mouth on half as many cells again each way. 28x28 of 48x48 cells hold all that an edit may change.
-# The further blocks are where teeth and creases are drawn.
+# Three levels have a block more, which joined the trained ones as the identity (``start_from``).
 UNET_MINI_384 = replace(
     UNET_MINI, encoder_blocks=(2, 2, 2), decoder_blocks=(3, 3, 2), window=(10 / 48, 20 / 48, 38 / 48, 1.0)
 )

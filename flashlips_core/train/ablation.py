@@ -40,7 +40,7 @@ class Row:
     size: str
     redrawn_db: float  # PSNR of a mouth redrawn from another frame of its clip and its own pose
     following: float  # correlation of the opening that a mouth with somebody else's pose shows with that other's
-    named: float  # share of clips whose speaker a linear map tells from the pose of a frame; appearance that leaked
+    named: float  # share of frames whose speaker a linear map tells from the pose; appearance that leaked
     chance: float  # of naming right by guessing
 
 
