@@ -185,6 +185,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, progress: Progress | None = None) -> dict:
     """Measure; ``progress`` counts the timed runs. Returns everything as one dict."""
+    if args.within is not None and not args.full:
+        raise FlashLipsError("--within belongs to --full; add that, or leave --within out.")
     if args.full:
         from .bench_full import full_speed
 

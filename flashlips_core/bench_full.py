@@ -32,6 +32,7 @@ PAPER = "The paper reports 109.41 (U-Net) and 66.84 (Transformer) frames per sec
 STAGES = {"encode crop": "encode", "edit": "edit", "alpha": "alpha", "decode crop": "decode"}  # of ``CropEditor``
 REFERENCES = 4
 WARM_UP = 3  # rounds
+TOO_LATE = "not measured: out of time"  # the note of what was not begun
 
 
 def sdxl_vae() -> nn.Module:
@@ -114,10 +115,10 @@ def full_speed(
     Args:
         within_s: seconds after which nothing further is begun, for machines that are lent.
     """
-    device, started = device_of(device), time.monotonic()
+    device, end_s = device_of(device), end_of(within_s)
     plan = plan or plan_for(device)
     speeds = []
-    for speed in _speeds(device, plan, math.inf if within_s is None else started + within_s):
+    for speed in _speeds(device, plan, end_s):
         speeds.append(speed)
         log.info("%s", speed)
         if progress is not None:
@@ -162,6 +163,11 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def end_of(within_s: float | None) -> float:
+    """When the time is over on the clock of ``time.monotonic``; never where there is no limit."""
+    return math.inf if within_s is None else time.monotonic() + within_s
+
+
 def forget_peak(device: torch.device) -> None:
     """Begin to watch the memory anew, where that can be: on CUDA cards."""
     if device.type == "cuda":
@@ -182,8 +188,8 @@ def _speeds(device: torch.device, plan: Plan, end_s: float) -> Iterator[Speed]:
             networks = None
             for crop_px, batch in itertools.product(plan.crops_px, plan.batches):
                 speed = Speed(editor_name, codec_name, crop_px, batch)
-                if time.monotonic() > end_s:
-                    yield replace(speed, note="not measured: out of time")
+                if time.monotonic() >= end_s:
+                    yield replace(speed, note=TOO_LATE)
                     continue
                 networks = networks or (_placed_codec(build_codec, device), _placed_editor(build_editor, device))
                 forget_peak(device)

@@ -92,3 +92,7 @@ def test_the_command_prints_the_table(monkeypatch, capsys):
     monkeypatch.setattr(bench_full, "device_of", lambda name: CPU)
     assert main(["bench", "--full", "--quiet"]) == 0
     assert "| U-Net | ours | 64 | 1 | " in capsys.readouterr().out
+    assert main(["bench", "--full", "--quiet", "--within", "0"]) == 0
+    assert "| U-Net | ours | 64 | 1 | not measured: out of time |" in capsys.readouterr().out
+    assert main(["bench", "--quiet", "--within", "9"]) == 2
+    assert "--within belongs to --full" in capsys.readouterr().err

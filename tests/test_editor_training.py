@@ -256,6 +256,9 @@ def test_the_mean_of_two_editors_lies_between_them_and_is_as_deep_as_the_last(tm
     for name in ("conv_in.weight", "up.1.0.conv_1.weight"):
         expected = (shallow.state_dict()[name] + deep.state_dict()[name]) / 2
         torch.testing.assert_close(mean.state_dict()[name], expected, atol=1e-3, rtol=1e-2)  # stored in fp16
+    checkpoint.save(deep, tmp_path / "other.safetensors", "editor", {"crop_px": 256})
+    with pytest.raises(SystemExit, match="other was trained .* on other crops"):
+        average.main([str(tmp_path / "other.safetensors"), *paths, "--out", str(tmp_path / "mean.safetensors")])
     with pytest.raises(SystemExit, match="two checkpoints"):
         average.main([paths[0], "--out", str(tmp_path / "mean.safetensors")])
     with pytest.raises(SystemExit, match="Choose another start"):

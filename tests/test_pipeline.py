@@ -1,10 +1,9 @@
-"""The pipeline with real networks at toy sizes: streams, batches, faceless frames, references, interruption."""
+"""The pipeline with real networks at toy sizes: files in and out, faceless frames, progress, interruption."""
 
 from __future__ import annotations
 
 import threading
 import time
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -12,19 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from flashlips_core import checkpoint, editing
-from flashlips_core.editing import CropEditor, FrameEditor, FrameRows, changed_region
+from flashlips_core import checkpoint
+from flashlips_core.editing import CropEditor, FrameRows
 from flashlips_core.media import probe, read_frames
 from flashlips_core.models.audio_encoder import MelConvConfig, MelConvEncoder
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.models.masks import mouth_mask
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
-from flashlips_core.models.window import WHOLE_CROP, WindowedEditor
 from flashlips_core.pipeline import PROVENANCE, LipSync, Report
-from flashlips_core.references import candidate_frames, choose_references, head_pose
-from flashlips_core.sharpen import UnsharpMask
 from flashlips_core.sidecar import load_poses, load_track, save_poses, save_track
 from flashlips_core.types import Audio, FaceTrack, FlashLipsError, LipPoses
 
@@ -97,70 +92,6 @@ def assert_same_frames(first, second):
         assert all(np.array_equal(x, y) for x, y in zip(a.planes, b.planes, strict=True)) and a.pts == b.pts
 
 
-def edit(lipsync, frames, track, poses, batch):
-    """The edited frames of a stream, all of them."""
-    editor = lipsync.crop_editor(frames[0], track, references=[0, 5, 9])
-    rows = FrameRows(track.boxes, track.present, poses)
-    return list(FrameEditor(editor, CROP_PX, batch)(iter(frames[1]), rows))
-
-
-@pytest.fixture
-def loaded(plain_clip):
-    return plain_clip, list(read_frames(plain_clip))
-
-
-def test_a_batch_of_8_equals_8_batches_of_1(lipsync, loaded):
-    track, poses = make_track(), make_poses()
-    assert_same_frames(edit(lipsync, loaded, track, poses, 8), edit(lipsync, loaded, track, poses, 1))
-
-
-@torch.inference_mode()
-def test_streamed_frames_equal_the_whole_clip_at_once(lipsync, loaded):
-    from flashlips_core.compose import alpha_from_latents, cut_batch, paste
-
-    path, frames = loaded
-    track, poses = make_track(), make_poses()
-    crops = cut_batch(frames, track.boxes, CROP_PX)
-    editor = lipsync.crop_editor(path, track, references=[0, 5, 9])
-    source = lipsync.codec.encode(crops)
-    edited = editor.edit(source, poses.values)
-    alpha, rgb = alpha_from_latents(source, edited, CROP_PX), lipsync.codec.decode(edited).clamp(-1, 1)
-    whole = [paste(f, b, r, a) for f, b, r, a in zip(frames, track.boxes, rgb, alpha, strict=True)]
-    streamed = edit(lipsync, loaded, track, poses, 5)
-    for a, b in zip(whole, streamed, strict=True):
-        assert (
-            max(int(np.abs(x.astype(int) - y).max()) for x, y in zip(a.planes, b.planes, strict=True)) <= 1
-        )  # one rounding step
-    assert any(not np.array_equal(a.planes[0], b.planes[0]) for a, b in zip(frames, streamed, strict=True))
-
-
-def test_decoding_the_changed_region_equals_decoding_everything(lipsync, monkeypatch):
-    generator = torch.Generator().manual_seed(3)
-    crops = torch.rand(2, 3, 128, 128, generator=generator) * 2 - 1
-    editor = CropEditor(lipsync.codec, OneCellEditor(), crops)
-    editor.unsharp = UnsharpMask(0.4, 1.5)
-    rgb, alpha = editor(crops, torch.zeros(2, 12))
-    region = changed_region(alpha, 7)
-    assert region is not None and (region[2] - region[0]) * (region[3] - region[1]) < 16 * 16
-    with torch.inference_mode():
-        whole = editor.unsharp(lipsync.codec.decode(editor.edit(lipsync.codec.encode(crops), torch.zeros(2, 12)))).clamp(-1, 1)
-    near = nn.functional.max_pool2d(alpha, 15, 1, 7) > 0  # as far as pasting reads
-    assert torch.allclose(torch.where(near, rgb, 0), torch.where(near, whole, 0), atol=2e-5)
-
-
-@torch.inference_mode()
-def test_edits_stay_inside_the_mouths_region(lipsync):
-    crops = torch.rand(2, 3, 128, 128, generator=torch.Generator().manual_seed(3)) * 2 - 1
-    editor = CropEditor(lipsync.codec, lipsync.editor, crops)
-    source = lipsync.codec.encode(crops)
-    changed = (editor.edit(source, torch.ones(2, 12)) != source).any(1)
-    allowed = mouth_mask(*source.shape[-2:])[0] > 0
-    assert changed.any() and not (changed & ~allowed).any()
-    raw = lipsync.editor(source, editor.context, torch.ones(2, 12))
-    middle = mouth_mask(*source.shape[-2:]).expand_as(source) == 1
-    assert torch.allclose(editor.edit(source, torch.ones(2, 12))[middle], raw[middle])
-
-
 def test_a_dub_moves_the_lips_by_its_gain_away_from_rest(lipsync, talking_clip, plain_clip, tmp_path, monkeypatch):
     asked = {}
 
@@ -176,53 +107,6 @@ def test_a_dub_moves_the_lips_by_its_gain_away_from_rest(lipsync, talking_clip, 
     assert (asked[1.0].values - rest).abs().max() > 0.1
     lipsync.dub(plain_clip, talking_clip, tmp_path / "out.mp4", track=make_track(), poses=make_poses(), gain=3.0)
     assert torch.equal(asked[3.0].values, make_poses().values)  # given ones are used as they are
-
-
-def test_softness_is_measured_once_for_a_clip_and_can_be_left(lipsync, loaded, monkeypatch):
-    path, _ = loaded
-    track, shares = make_track(), []
-
-    def mask(edited, shown, region, scale, share):
-        assert edited.shape == shown.shape and shown.shape[-2:] == region.shape and len(shown) == 3
-        shares.append((share, scale))
-        return UnsharpMask(0.25)
-
-    monkeypatch.setattr(editing, "matching_mask", mask)
-    assert lipsync.crop_editor(path, track, references=[0, 5, 9]).unsharp == UnsharpMask(0.25)
-    assert lipsync.crop_editor(path, track, references=[0, 5, 9], sharpen=0.0).unsharp == UnsharpMask(0.0)
-    assert shares == [(1.0, pytest.approx(CROP_PX / track.usual_side))]
-    with pytest.raises(FlashLipsError, match="share from 0"):
-        lipsync.crop_editor(path, track, references=[0], sharpen=1.5)
-
-
-class OneCellEditor(WindowedEditor):
-    """Changes one latent cell and nothing else."""
-
-    def __init__(self):
-        super().__init__(WHOLE_CROP)
-        self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
-
-    def prepare_references(self, z_refs, poses=None):
-        return None
-
-    def forward(self, z, context, poses):
-        change = torch.zeros_like(z)
-        change[..., 9, 5] = 1
-        return z + change
-
-
-def test_pixels_outside_alpha_are_bit_identical(lipsync, loaded):
-    path, frames = loaded
-    track = make_track()
-    editor = CropEditor(lipsync.codec, OneCellEditor(), lipsync.crops(path, track, [0]))
-    edited = list(FrameEditor(editor, 128, 4)(iter(frames), FrameRows(track.boxes, track.present, make_poses())))
-    for before, after, box in zip(frames, edited, track.boxes, strict=True):
-        changed = before.planes[0] != after.planes[0]
-        assert changed.any()
-        rows, columns = changed.nonzero()
-        side = (box[2] - box[0]) / 16  # one latent cell in frame pixels; the edit is in row 9, column 5
-        assert rows.min() >= box[1] + 5 * side - 1 and rows.max() <= box[1] + 14 * side + 1
-        assert columns.min() >= box[0] + 1 * side - 1 and columns.max() <= box[0] + 10 * side + 1
 
 
 def test_frames_without_a_face_pass_through_and_are_counted(lipsync, plain_clip, tmp_path):
@@ -321,43 +205,6 @@ def test_slow_networks_do_not_keep_a_user_from_stopping(lipsync, plain_clip, tmp
     assert counts.count(0) - told[0] >= 3 and counts[-1] == 4
 
 
-def test_out_of_memory_is_tried_once_more_at_half_the_batch(lipsync, loaded, caplog):
-    track, poses = make_track(), make_poses()
-    expected = edit(lipsync, loaded, track, poses, 8)
-    for limit, error in ((4, None), (3, FlashLipsError)):
-        editor = FullMemory(lipsync.crop_editor(loaded[0], track, references=[0, 5, 9]), limit)
-        frames = FrameEditor(editor, CROP_PX, 8)(iter(loaded[1]), FrameRows(track.boxes, track.present, poses))
-        if error is None:
-            assert_same_frames(list(frames), expected)
-            assert editor.failures == 1 and "going on with 4" in caplog.text
-        else:
-            with pytest.raises(error, match="also with 4 frames"):
-                list(frames)
-
-
-class FullMemory:
-    """A crop editor on a device that holds ``limit`` crops."""
-
-    def __init__(self, editor, limit):
-        self.editor, self.limit, self.failures = editor, limit, 0
-
-    def __call__(self, crops, poses, side):
-        if len(crops) > self.limit:
-            self.failures += 1
-            raise torch.OutOfMemoryError("CUDA out of memory.")
-        return self.editor(crops, poses, side)
-
-
-def test_a_half_precision_error_is_not_mistaken_for_full_memory(lipsync, loaded):
-    class Broken(FullMemory):
-        def __call__(self, crops, poses, side):
-            raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-
-    rows = FrameRows(make_track().boxes, make_track().present, make_poses())
-    with pytest.raises(RuntimeError, match="cannot be multiplied"):
-        list(FrameEditor(Broken(None, 0), CROP_PX, 8)(iter(loaded[1]), rows))
-
-
 def test_uneven_frames_get_the_pose_of_their_own_time(lipsync, variable_rate_clip, tmp_path):
     frames = list(read_frames(variable_rate_clip))
     clip = probe(variable_rate_clip)
@@ -436,41 +283,3 @@ def test_tracks_and_poses_survive_a_round_trip_through_files(tmp_path):
     assert torch.equal(load_poses(tmp_path / "poses.safetensors").values, poses.values)
     with pytest.raises(FlashLipsError, match="holds 'poses', but 'track'"):
         load_track(tmp_path / "poses.safetensors")
-
-
-def test_references_are_spread_from_closed_to_open_mouths():
-    crops = torch.zeros(32, 3, 16, 16)
-    poses = torch.zeros(32, 12)
-    poses[:, 3] = torch.randperm(32, generator=torch.Generator().manual_seed(0)).float()
-    chosen = choose_references(crops, poses, 4)
-    opening = sorted(poses[chosen, 3].tolist())
-    assert len(set(chosen)) == 4 and min(b - a for a, b in zip(opening, opening[1:], strict=False)) >= 5
-
-
-def test_blurred_frames_are_no_references():
-    crops = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    crops[::4] = 0.5
-    poses = torch.arange(16.0)[:, None].expand(16, 12)
-    assert not {0, 4, 8, 12} & set(choose_references(crops, poses, 4))
-
-
-def test_candidates_show_the_usual_head_pose():
-    track = make_track(320)
-    points = track.points.copy()
-    turned = np.arange(320) % 10 != 7
-    points[turned, 2, 0] += 6  # the nose moves to the side
-    points[~turned, 2, 0] += 0
-    usual = replace(track, points=np.where(turned[:, None, None], points, track.points))
-    assert (candidate_frames(usual, 32) % 10 != 7).all()
-    assert np.allclose(head_pose(track.points)[0], head_pose(2 * track.points + 5)[0], atol=1e-6)  # free of scale and place
-
-
-def test_a_short_clip_gives_all_the_references_it_has(lipsync, plain_clip):
-    look = lipsync.look(plain_clip, make_track(absent=tuple(range(2, 25))), 4)
-    assert look.frames == [0, 1] and look.references.shape == (2, 3, CROP_PX, CROP_PX)
-
-
-def test_as_many_references_are_chosen_as_suit_the_editor(lipsync, plain_clip, monkeypatch):
-    monkeypatch.setattr(lipsync.editor, "num_references", 5)
-    assert len(lipsync.look(plain_clip, make_track()).frames) == 5
-    assert len(lipsync.look(plain_clip, make_track(), 3).frames) == 3

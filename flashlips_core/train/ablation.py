@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,14 +23,13 @@ from torch.nn import functional as F
 
 from ..loading import load_network
 from ..measures import correlation, psnr
-from ..models.lip_encoder import LipEncoder
+from ..models.lip_encoder import LipEncoder, LipTeacherConfig
 from ..types import FlashLipsError, Progress
 from . import lip, stages
 from .lip import LipSamples, MouthDecoder
 from .presets import settings_of
 
 EXTRA_DIMS = (0, 4, 16)  # beside the 8 main numbers
-MOUTH_PX = 64
 RIDGE = 1e-2  # of the linear map that names the speaker, on standardised poses
 
 
@@ -52,6 +52,8 @@ def ablate(
     progress: Progress | None = None,
 ) -> list[Row]:
     """Train and judge one teacher after the other, with the settings of the stage "lip-teacher" but for their length."""
+    if min(extra_dims) < 0:
+        raise FlashLipsError(f"A pose cannot have {min(extra_dims)} further numbers; give 0 or more.")
     learnt, clips = stages.mouth_samples(run)
     held_out = lip.lip_samples(learnt.store, clips, {c.id for c in clips if c.split != "train"})
     if len(held_out.clips_of_speaker) < 2 or len(learnt.clips_of_speaker) < 2:
@@ -97,7 +99,7 @@ def redraw(network: MouthDecoder, samples: LipSamples, references: np.ndarray, t
 
 def mouths(samples: LipSamples, rows: np.ndarray) -> Tensor:
     """(N, 3, 64, 64) in [-1, 1]"""
-    return torch.cat([found for _, found in lip.plain_mouths(samples.store, rows, MOUTH_PX)])
+    return torch.cat([found for _, found in lip.plain_mouths(samples.store, rows, LipTeacherConfig.mouth_px)])
 
 
 def speakers_named(network: MouthDecoder, samples: LipSamples) -> tuple[float, float]:
@@ -143,6 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=1500, help="of each training")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, with the table in it")
     args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         rows = ablate(stages.Run(args.data, args.data, args.folder, {}), args.extra, args.steps)
     except FlashLipsError as error:

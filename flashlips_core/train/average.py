@@ -9,34 +9,35 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .. import checkpoint
-from ..loading import load_network
+from ..loading import load_part
 from ..models.editor_unet import EditorUNet
 from ..types import FlashLipsError
 
 
 @torch.no_grad()
-def average(paths: Sequence[str | Path], out: str | Path, notes: dict[str, Any] | None = None) -> None:
-    """Write the mean of editors; U-Nets with fewer blocks than the last one are deepened first.
+def average(paths: Sequence[str | Path], out: str | Path) -> None:
+    """Write the mean of editors with the last one's notes; U-Nets with fewer blocks than that one are deepened first.
 
-    Args:
-        notes: added to those of the last editor.
     Raises:
-        FlashLipsError: There are fewer than two, or they are not of one kind and size.
+        FlashLipsError: There are fewer than two, or they are not of one kind, size and stage, or not for the same latents.
     """
     if len(paths) < 2:
-        raise FlashLipsError("A mean needs two checkpoints or more.")
-    networks = [load_network("editor", path) for path in paths]
-    mean = networks[-1]
-    parts = [_like(network, mean).state_dict() for network in networks]
-    mean.load_state_dict({name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]})
-    info = checkpoint.info(paths[-1])
-    averaged = {"averaged": [Path(path).stem for path in paths]}
-    checkpoint.save(mean, out, info.role, info.notes | averaged | (notes or {}))
+        raise FlashLipsError("A mean needs two checkpoints or more; name the editors of one run, the newest last.")
+    editors = [load_part("editor", path) for path in paths]
+    last = editors[-1]
+    for editor in editors:
+        if (editor.role, editor.crop_px, editor.codec) != (last.role, last.crop_px, last.codec):
+            raise FlashLipsError(
+                f"{editor.name} was trained in another stage, on other crops or with another codec than {last.name}; "
+                "name editors of one run."
+            )
+    parts = [_like(editor.network, last.network).state_dict() for editor in editors]
+    last.network.load_state_dict({name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]})
+    checkpoint.save(last.network, out, last.role, last.notes | {"averaged": [editor.name for editor in editors]})
 
 
 def _like(network: torch.nn.Module, other: torch.nn.Module) -> torch.nn.Module:

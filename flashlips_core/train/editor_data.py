@@ -36,7 +36,7 @@ PIXEL_WINDOW = (7 / 32, 12 / 32, 25 / 32, 31 / 32)
 
 
 @dataclass(frozen=True)
-class Parts:
+class Ragged:
     """Numbers in parts of different length, one after another, of which whole batches are drawn at once."""
 
     numbers: np.ndarray
@@ -44,7 +44,7 @@ class Parts:
     lengths: np.ndarray  # (P,)
 
     @classmethod
-    def of(cls, parts: Sequence[Sequence[int] | np.ndarray]) -> Parts:
+    def of(cls, parts: Sequence[Sequence[int] | np.ndarray]) -> Ragged:
         lengths = np.array([len(part) for part in parts])
         return cls(np.concatenate([np.asarray(part) for part in parts]), np.cumsum(lengths) - lengths, lengths)
 
@@ -69,14 +69,14 @@ class EditorFrames:
     groups_of_speaker: dict[str, list[int]]
 
     @functools.cached_property
-    def rows(self) -> Parts:
+    def rows(self) -> Ragged:
         """Of each group."""
-        return Parts.of(self.rows_of_group)
+        return Ragged.of(self.rows_of_group)
 
     @functools.cached_property
-    def groups(self) -> Parts:
+    def groups(self) -> Ragged:
         """Of each speaker, in the order of their names."""
-        return Parts.of([self.groups_of_speaker[name] for name in sorted(self.groups_of_speaker)])
+        return Ragged.of([self.groups_of_speaker[name] for name in sorted(self.groups_of_speaker)])
 
     @functools.cached_property
     def speakers(self) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..bench_full import forget_peak, now, peak_gb
+from ..bench_full import TOO_LATE, end_of, forget_peak, now, peak_gb
 from ..models.lip_encoder import LipEncoder
 from ..models.pose_transformer import POSE_150M, PoseTransformer
 from ..types import FlashLipsError, device_of
@@ -130,12 +130,12 @@ def measure(
         batch: samples per step of those; None for the preset's.
         within_s: seconds after which no further job is started, for machines that are lent.
     """
-    device, started = device_of(device), time.monotonic()
+    device, started, end_s = device_of(device), time.monotonic(), end_of(within_s)
     rows = []
     for job in full_jobs(device, batch) if jobs is None else jobs:
         if only in job.name:
-            is_late = within_s is not None and time.monotonic() - started > within_s
-            rows.append(replace(_row(job), note="not measured: out of time") if is_late else measured(job, device))
+            is_late = time.monotonic() >= end_s
+            rows.append(replace(_row(job), note=TOO_LATE) if is_late else measured(job, device))
             log.info("%5.1f s %s", time.monotonic() - started, rows[-1])
     forget_peak(device)
     peak, source = peak_flops(device, is_bf16=True)
