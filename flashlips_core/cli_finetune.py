@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", help="the editor to write, a .safetensors (default: the video's name, here)")
     parser.add_argument(
         "--style", metavar="FILE", help="also let the pose model learn how the person speaks, and write it here; needs sound"
+    )
+    parser.add_argument(
+        "--decoder", metavar="FILE", help="first let the codec's decoder learn the person's face, and write the codec here"
     )
     group = parser.add_argument_group("training")
     length = group.add_mutually_exclusive_group()
@@ -53,14 +57,33 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
     settings = FineTuning(args.steps, args.minutes, args.lr, args.batch, args.seed, lora=args.lora)
     if args.style:
         _check_style(args, out)
+    if args.decoder:
+        check_output(args.decoder, [source, args.video], (".safetensors",))
+    results = [Path(file).resolve() for file in (out, args.decoder, args.style) if file]
+    if len(set(results)) < len(results):
+        raise FlashLipsError("--out, --decoder and --style name the same file; give each a name of its own.")
     with progress_bar("prepare", args) as progress:
         person = finetune_data.prepare_person(
             lipsync, args.video, settings_from(args), shortest_s=finetune_data.SHORTEST_S, progress=progress
         )
+    result, codec = {"stage": "finetune", "material": person.describe()}, lipsync.codec
+    if args.decoder:
+        result["decoder"], codec, person = _decoder(args, lipsync, person)
     with progress_bar("finetune", args, unit=" s" if args.minutes else " steps") as progress:
-        done = fine_tune(editor, person, lipsync.codec, lipsync.lip_encoder, out, settings, progress)
-    result = {"stage": "finetune", "material": person.describe()} | done.as_dict()
+        result |= fine_tune(editor, person, codec, lipsync.lip_encoder, out, settings, progress).as_dict()
     return result | ({"style": _style(args, lipsync, person.track)} if args.style else {})
+
+
+def _decoder(args: argparse.Namespace, lipsync: Any, person: Any) -> tuple[dict[str, Any], Any, Any]:
+    """Let the decoder learn the person: what came of it, the new codec, and the frames as that codec's."""
+    from .codec import load_codec
+    from .train.finetune_codec import CodecTuning, tune_decoder
+
+    with progress_bar("decoder", args, unit=" s" if args.minutes else " steps") as progress:
+        settings = CodecTuning(args.steps, args.minutes, seed=args.seed)
+        done = tune_decoder(lipsync.codec, person, args.decoder, settings, progress)
+    codec = load_codec(args.decoder, lipsync.device)
+    return done.as_dict(), codec, dataclasses.replace(person, codec=codec.name)
 
 
 def _check_style(args: argparse.Namespace, out: Path) -> None:
@@ -104,9 +127,23 @@ def say_finetune(result: dict[str, Any]) -> str:
     before, after = result["before"], result["after"]
     gain = f"lips {before['psnr_db']:.2f} -> {after['psnr_db']:.2f} dB, sharpness {before['sharpness']:.2f} -> "
     return (
-        f"{result['material']}\nOn held-out frames: {gain}{after['sharpness']:.2f} (best: step {after['step']} of "
-        f"{result['steps']}, ended by: {result['ended']}).\nWrote {result['path']} and {result['sheet']}."
+        f"{result['material']}{say_decoder(result)}\nOn held-out frames: {gain}{after['sharpness']:.2f} "
+        f"(best: step {after['step']} of {result['steps']}, ended by: {result['ended']}).\n"
+        f"Wrote {result['path']} and {result['sheet']}."
     ) + (say_style(result["style"]) if "style" in result else "")
+
+
+def say_decoder(result: dict[str, Any]) -> str:
+    """The same of the decoder, where it learnt."""
+    if "decoder" not in result:
+        return ""
+    done = result["decoder"]
+    before, after = done["before"], done["after"]
+    change = f"lips {before['psnr_db']:.2f} -> {after['psnr_db']:.2f} dB, sharpness {before['sharpness']:.2f} -> "
+    return (
+        f"\nThe decoder, on held-out frames: {change}{after['sharpness']:.2f} (best: step {after['step']} of {done['steps']}, "
+        f"ended by: {done['ended']}).\nWrote {done['path']}; give it as --codec wherever the new editor is used."
+    )
 
 
 def say_style(result: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from . import eval_rows
 from .audio import to_mono_16k
 from .checkpoint import BUNDLED
+from .codec import Codec, load_codec
 from .eval_material import Material
 from .eval_session import Session, clips_under, drivers_for, sheets, write_silence
 from .loading import LoadedPart, load_part
@@ -25,6 +26,7 @@ from .media_cut import CRF, PRESET
 from .pipeline import LipSync
 from .train.best_so_far import UNENDING, best_of
 from .train.finetune import FineTuning, fine_tune
+from .train.finetune_codec import tune_decoder
 from .train.finetune_data import prepare_person
 from .train.finetune_report import Check
 from .train.style import tune_style
@@ -36,13 +38,15 @@ NUM_LEARNT = 5  # clips to fine-tune on; the others are measured
 Columns = dict[str, list[Measure]]
 
 
-def with_editor(session: Session, editor: LoadedPart, name: str, pose_model: LoadedPart | None = None) -> Session:
-    """The same session with another editor, and another pose model if one is given; its dubs go into a folder of their own."""
+def with_editor(
+    session: Session, editor: LoadedPart, name: str, pose_model: LoadedPart | None = None, codec: Codec | None = None
+) -> Session:
+    """The same session with another editor, and another pose model and codec if given; its dubs go into a folder of their own."""
     old = session.lipsync
     names = ("pose_model", "audio_encoder", "lip_encoder", "emotion_encoder")
     parts = {part: getattr(old, part) for part in names} | ({} if pose_model is None else {"pose_model": pose_model})
-    if old.codec.name not in BUNDLED:  # a bundled one is the editor's own
-        parts["codec"] = old.codec
+    if codec is not None or old.codec.name not in BUNDLED:  # a bundled one is the editor's own
+        parts["codec"] = codec or old.codec
     lipsync = LipSync(**parts, editor=editor, detector=lambda: old.detector, device=old.device, dtype=old.dtype)
     return replace(session, lipsync=lipsync, out=session.out / name)
 
@@ -84,6 +88,7 @@ class Tuning:
     """What a fine-tuning took."""
 
     learnt: str  # what it was trained on
+    decoder: str  # what the codec's decoder learnt of the face
     style: str  # what the pose model learnt from its sound
     ended: str  # why it ended
     steps: int  # up to the last look at the held-out frames
@@ -94,16 +99,17 @@ class Tuning:
     def sentence(self) -> str:
         """For people."""
         return (
-            f"Trained on {self.learnt} The editor's best of {self.steps} steps: {self.best_step}; ended by: {self.ended}. "
+            f"Trained on {self.learnt} The decoder, on held-out frames: {self.decoder} "
+            f"The editor's best of {self.steps} steps: {self.best_step}; ended by: {self.ended}. "
             f"The pose model, on held-out speech: {self.style} "
             f"Together {self.cpu_s / 60:.1f} CPU minutes, {self.wall_s / 60:.1f} by the clock."
         )
 
 
 def before_and_after(session: Session, given: Material, cpu_minutes: float) -> tuple[Columns, Tuning]:
-    """Fine-tune the session's editor and pose model on five clips of an unseen person, and measure on that person's other clips.
+    """Fine-tune the session's codec, editor and pose model on five clips of an unseen person; measure on that person's others.
 
-    The pose model's way of speaking is a column of its own: it is for that person's own voice, not for others'.
+    The decoder alone has a column, and so has the pose model's way of speaking, which is for that person's own voice.
 
     Args:
         cpu_minutes: of all cores together, for preparing and training; it ends sooner where nothing is gained any more.
@@ -115,23 +121,25 @@ def before_and_after(session: Session, given: Material, cpu_minutes: float) -> t
         raise FlashLipsError(
             f"Found {len(clips)} clips under {given.data}/grid_people/test/{PERSON}; {NUM_LEARNT + 2} or more are needed."
         )
-    out, style = (session.out / f"{PERSON}{what}.safetensors" for what in ("", "-style"))
-    if out.exists() or style.exists():
+    out, style, drawn = (session.out / f"{PERSON}{what}.safetensors" for what in ("", "-style", "-codec"))
+    if any(path.exists() for path in (out, style, drawn)):
         raise FlashLipsError(f"{session.out} holds a fine-tuning already, which would be trained on; choose another --out.")
     old = session.lipsync
     if old.is_stage_1:
         raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one to fine-tune.")
     session.motion(others[0])  # a missing MediaPipe is said before the long work, not after
     base = LoadedPart(old.editor, "editor", "base", {"crop_px": old.crop_px})
-    session.total = 6 * len(others) + math.ceil(cpu_minutes)
+    session.total = 8 * len(others) + math.ceil(cpu_minutes)
     columns = {"before": _person_rows(with_editor(session, base, "before"), given, others, pool)}
     session.done = 2 * len(others)
-    tuning = _tuned(session, base, learnt, out, style, cpu_minutes)
+    tuning = _tuned(session, base, learnt, out, style, drawn, cpu_minutes)
     session.done += math.ceil(cpu_minutes)
     editor, speaker = load_part("editor", out, old.device, old.dtype), load_part("pose-model", style, old.device)
-    for name, pose_model in (("after", None), ("after, pose model too", speaker)):
-        folder = "after" if pose_model is None else "after-style"
-        columns[name] = _person_rows(with_editor(session, editor, folder, pose_model), given, others, pool)
+    codec = load_codec(drawn, old.device, old.dtype)
+    parts = {"decoder": (base, None), "decoder, editor": (editor, None), "decoder, editor, pose model": (editor, speaker)}
+    for index, (name, (drawer, pose_model)) in enumerate(parts.items()):
+        after = with_editor(session, drawer, f"after-{index}", pose_model, codec)
+        columns[name] = _person_rows(after, given, others, pool)
         session.done += 2 * len(others)
     return columns, tuning
 
@@ -141,9 +149,9 @@ class _Spent(Exception):
 
 
 def _tuned(
-    session: Session, base: LoadedPart, learnt: Sequence[Path], out: Path, style: Path, cpu_minutes: float
+    session: Session, base: LoadedPart, learnt: Sequence[Path], out: Path, style: Path, drawn: Path, cpu_minutes: float
 ) -> Tuning:
-    """Write the fine-tuned editor to ``out``, the pose model to ``style``."""
+    """Write the fine-tuned editor to ``out``, the pose model to ``style``, the codec to ``drawn``."""
     lipsync, wall, cpu = session.lipsync, time.monotonic(), time.process_time()
     checks: list[Check] = []
 
@@ -161,14 +169,19 @@ def _tuned(
     person = prepare_person(lipsync, clip)
     speaker, poses = LoadedPart(lipsync.pose_model, "pose-model", "base"), lipsync.poses_from_video(clip, person.track)
     spoken = tune_style(speaker, lipsync.audio_encoder.encode(to_mono_16k(join_sound(learnt))), poses, style)
-    settings = FineTuning(steps=UNENDING)
+    face = tune_decoder(lipsync.codec, person, drawn, progress=lambda done, total: spend(done, 0))
+    codec = load_codec(drawn, lipsync.device)
+    person, settings = replace(person, codec=codec.name), FineTuning(steps=UNENDING)
     try:
-        ended = fine_tune(base, person, lipsync.codec, lipsync.lip_encoder, out, settings, spend, watch).ended
+        ended = fine_tune(base, person, codec, lipsync.lip_encoder, out, settings, spend, watch).ended
     except _Spent:
         ended = f"{cpu_minutes:g} CPU minutes"
     spent = time.monotonic() - wall, time.process_time() - cpu
-    said = f"{spoken.before.sentence()} -> {spoken.best.sentence()}; best of {spoken.checks[-1].step} steps: {spoken.best.step}."
-    return Tuning(person.describe(), said, ended, checks[-1].step, best_of(checks).step, *spent)
+    said = (
+        f"{done.before.sentence()} -> {done.best.sentence()}; best of {done.checks[-1].step} steps: {done.best.step}."
+        for done in (face, spoken)
+    )
+    return Tuning(person.describe(), *said, ended, checks[-1].step, best_of(checks).step, *spent)
 
 
 def _person_rows(session: Session, given: Material, clips: Sequence[Path], own_voices: Sequence[Path]) -> list[Measure]:

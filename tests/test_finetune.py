@@ -332,6 +332,23 @@ def test_the_command_fine_tunes(models, silent_clip, tmp_path, monkeypatch, caps
     assert checkpoint.info(out).notes["fine_tuning"]["lora"] == 2
 
 
+def test_the_command_lets_the_decoder_learn_first(models, silent_clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(LipSync, "track", lambda self, *args, **kwargs: make_track(NUM_FRAMES, fps=Fraction(25)))
+    monkeypatch.setattr("flashlips_core.train.finetune_data.SHORTEST_S", 1.0)
+    out, face = tmp_path / "mine.safetensors", tmp_path / "face.safetensors"
+    words = ["train", "finetune", "--video", str(silent_clip), "--out", str(out), "--models", str(models), "--steps", "2"]
+    assert main([*words, "--decoder", str(out)]) == 2
+    assert "name the same file" in capsys.readouterr().err and not out.exists()
+    assert main([*words, "--decoder", str(face), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["decoder"]["path"] == str(face) and result["decoder"]["steps"] == 2
+    assert checkpoint.info(face).role == "codec" and checkpoint.info(out).role == "editor"
+    assert load_part("editor", out).codec == load_part("editor", models / "editor.safetensors").codec
+    again = [*words, "--decoder", str(face)]
+    assert main(again) == 0
+    assert "The decoder, on held-out frames: lips" in capsys.readouterr().out
+
+
 def test_the_command_refuses_in_one_sentence(models, plain_clip, tmp_path, capsys):
     out = str(tmp_path / "mine.safetensors")
     words = ["--video", str(plain_clip), "--out", out, "--editor", str(models / "lip-encoder.safetensors")]

@@ -106,11 +106,11 @@ class Judge:
         weight = region * ((1 - LIPS_SHARE) + LIPS_SHARE * near_lips(batch.lips, cells) * 4)
         decoded = self.codec.decode(window_cells(z_hat[rows]))
         inside = F.interpolate(window_cells(region[rows]), scale_factor=8, mode="bilinear")
-        lips = _without_edge(lip_weights(batch.lips[rows], cells) * inside)
-        difference = _without_edge((decoded - pixels) * inside)
+        lips = without_edge(lip_weights(batch.lips[rows], cells) * inside)
+        difference = without_edge((decoded - pixels) * inside)
         losses = {
             "latent": ((z_hat - z_target).abs() * weight).sum() / (weight.sum() * z_hat.shape[1]),
-            "pixel": difference.abs().sum() / (3 * _without_edge(inside).sum()),
+            "pixel": difference.abs().sum() / (3 * without_edge(inside).sum()),
             "lips": (difference.abs() * lips).sum() / (3 * lips.sum() + 1),
             "sharpness": sharpness_loss(difference, torch.zeros_like(difference)),
         }
@@ -124,7 +124,7 @@ class Judge:
         if self.is_textured:
             with torch.no_grad():  # what the codec itself loses is not the editor's to add
                 round_trip = self.codec.decode(window_cells(z_target[rows]))
-            losses["texture"] = texture_loss(_without_edge(decoded), _without_edge(round_trip))
+            losses["texture"] = texture_loss(without_edge(decoded), without_edge(round_trip))
         return losses
 
     def readback(self, z_hat: Tensor, poses: Tensor) -> Tensor:
@@ -171,7 +171,8 @@ def mouths_of(windows: Tensor, cells: int, size: int) -> Tensor:
     return F.interpolate(mouths, size=(size, size), mode="bilinear", antialias=True)
 
 
-def _without_edge(window: Tensor) -> Tensor:
+def without_edge(window: Tensor) -> Tensor:
+    """A decoded window less the pixels that lack their surroundings."""
     return window[:, :, EDGE:-EDGE, EDGE:-EDGE]
 
 

@@ -62,7 +62,7 @@ class Examiner:
         self.rows, self.near = draw_rows(frames, NUM_PAIRS, step_generator(PAIRS_SEED, 0))
         self.codec, self.device, self.frames = codec, device, frames
         self.wanted, self.given = window_pixels(frames, self.rows), window_pixels(frames, self.near)
-        self.boxes = _in_window(frames.lips[self.rows], person.crop_px)
+        self.boxes = lips_in_window(frames.lips[self.rows], person.crop_px)
 
     @torch.no_grad()
     def edits(self, network: nn.Module) -> Tensor:
@@ -77,14 +77,19 @@ class Examiner:
 
     def check(self, edits: Tensor, step: int) -> Check:
         """Numbers of one state of the training, from its :meth:`edits`."""
-        errors, sharp = [], []
-        for edited, wanted, box in zip(edits, self.wanted, self.boxes, strict=True):
-            errors.append(squared_error(edited, wanted, box))
-            sharp.append(detail(edited, box) / max(detail(wanted, box), 1e-6))
-        return Check(step, psnr_from_error(float(np.mean(errors))), float(np.median(sharp)))
+        return check_windows(edits, self.wanted, self.boxes, step)
 
 
-def _in_window(lips: Tensor, crop_px: int) -> np.ndarray:
+def check_windows(drawn: Tensor, wanted: Tensor, boxes: np.ndarray, step: int) -> Check:
+    """Drawn mouth windows (B, 3, H, W) beside the real ones, inside ``boxes`` (B, 4) in their pixels."""
+    errors, sharp = [], []
+    for ours, real, box in zip(drawn, wanted, boxes, strict=True):
+        errors.append(squared_error(ours, real, box))
+        sharp.append(detail(ours, box) / max(detail(real, box), 1e-6))
+    return Check(step, psnr_from_error(float(np.mean(errors))), float(np.median(sharp)))
+
+
+def lips_in_window(lips: Tensor, crop_px: int) -> np.ndarray:
     """Boxes in shares of the crop -> in pixels of the window, (B, 4)."""
     top, left, _, _ = window_of(crop_px // CELL_PX)
     return (lips * crop_px - CELL_PX * torch.tensor([left, top, left, top])).numpy()
