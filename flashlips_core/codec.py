@@ -35,13 +35,15 @@ class Codec(nn.Module):
         network: holds the weights; its device and dtype are the ones that are computed in.
         name: for logs and reports.
         halo: latent cells around a region that its pixels depend on, None where every pixel depends on the whole picture.
+        latents: name of the codec that it was fine-tuned from and shares the encoder with; None: it has its own.
     """
 
-    def __init__(self, network: nn.Module, name: str, halo: int | None) -> None:
+    def __init__(self, network: nn.Module, name: str, halo: int | None, latents: str | None = None) -> None:
         super().__init__()
         self.network = network.requires_grad_(False).eval()
         self.name = name
         self.halo = halo
+        self.latents = latents or name
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H/8, W/8)."""
@@ -229,7 +231,7 @@ def _load_flashlips(path: Path, name: str) -> Codec:
         return MiniCodec(checkpoint.config_from_dict(MiniCodecConfig, fields))
 
     network = checkpoint.load(path, "codec", {"MiniCodec": build})
-    return Codec(network, name, network.halo)
+    return Codec(network, name, network.halo, checkpoint.info(path).notes.get("latents"))
 
 
 def _load_folder(folder: Path, name: str | None = None) -> Codec:

@@ -171,7 +171,7 @@ def _tuned(
     spoken = tune_style(speaker, lipsync.audio_encoder.encode(to_mono_16k(join_sound(learnt))), poses, style)
     face = tune_decoder(lipsync.codec, person, drawn, progress=lambda done, total: spend(done, 0))
     codec = load_codec(drawn, lipsync.device)
-    person, settings = replace(person, codec=codec.name), FineTuning(steps=UNENDING)
+    settings = FineTuning(steps=UNENDING)
     try:
         ended = fine_tune(base, person, codec, lipsync.lip_encoder, out, settings, spend, watch).ended
     except _Spent:

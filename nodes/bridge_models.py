@@ -201,7 +201,7 @@ def lipsync(
     given = {"editor": editor, "pose_model": pose_model, "lip_encoder": lip_encoder, "detector": detector}
     if vae is not OWN_CODEC:
         given["codec"] = codec_of(vae)
-        check_pair(editor, given["codec"].name)
+        check_pair(editor, given["codec"].latents)
     if audio_encoder is not None:
         given["audio_encoder"] = getattr(audio_encoder, "encoder", audio_encoder)
     parts = {name: part for name, part in given.items() if part is not None}

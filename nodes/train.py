@@ -12,6 +12,7 @@ from PIL import Image
 from ..flashlips_core.audio import emotion_for, features_for
 from ..flashlips_core.pixels import from_bytes
 from ..flashlips_core.train.finetune import FineTuning, fine_tune
+from ..flashlips_core.train.finetune_codec import CodecTuning, tune_decoder
 from ..flashlips_core.train.finetune_data import SHORTEST_S, PersonFrames, prepare_person
 from ..flashlips_core.train.finetune_report import curve_picture, progress_picture
 from ..flashlips_core.train.style import SHORTEST_S as STYLE_SHORTEST_S
@@ -92,7 +93,7 @@ class FineTuneLipEditor(io.ComfyNode):
             inputs=[
                 Editor.Input("editor", tooltip="The editor to start from, from Load Lip Editor; it stays as it is."),
                 Dataset.Input("dataset", tooltip="From Prepare Dataset."),
-                io.Vae.Input("vae", tooltip="From Load Codec, the one that the dataset was made with."),
+                io.Vae.Input("vae", tooltip="From Load Codec, the one that the dataset was made with, or from Fine-Tune Codec."),
                 LipEncoder.Input("lip_encoder", tooltip="From Load Lip Encoder; reads the edits back."),
                 io.String.Input("name", default="my_editor", optional=True, tooltip="The new file's name in models/flashlips."),
                 io.Int.Input(
@@ -170,7 +171,7 @@ class FineTuneLipEditor(io.ComfyNode):
             memory = models.train_bytes(batch, dataset.crop_px)
             with models.on_device(editor, vae, lip_encoder, memory_bytes=memory):
                 codec = models.codec_of(vae)
-                models.check_pair(editor, codec.name)
+                models.check_pair(editor, codec.latents)
                 done = fine_tune(
                     editor, dataset, codec, lip_encoder.network, out, settings, run.progress,
                     lambda checks, edits: run.show(progress_picture(checks, edits)),
@@ -180,6 +181,81 @@ class FineTuneLipEditor(io.ComfyNode):
             pictures = torch.from_numpy(np.array(sheet.convert("RGB")))[None].float() / 255
         # no picture of its own on the node: ComfyUI's front end would show the last preview in its place, twice
         return io.NodeOutput(models.load_network("editor", out.name), curve, pictures)
+
+
+class FineTuneCodec(io.ComfyNode):
+    """A codec and training frames -> a codec whose decoder knows that person."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="FlashLipsFineTuneCodec",
+            display_name="Fine-Tune Codec",
+            category=CATEGORY,
+            description="Lets a codec's decoder learn one person's face and saves the codec in models/flashlips, where Load "
+            "Codec finds it: lips keep their colour, teeth their edges. The encoder stays, so the same editors fit. What is kept "
+            "is the best on held-out frames; Cancel keeps the best so far, and the same settings run again go on. " + CONSENT,
+            inputs=[
+                io.Vae.Input("vae", tooltip="From Load Codec, a bundled one that the dataset was made with; it stays as it is."),
+                Dataset.Input("dataset", tooltip="From Prepare Dataset."),
+                io.String.Input("name", default="my_codec", optional=True, tooltip="The new file's name in models/flashlips."),
+                io.Int.Input(
+                    "steps",
+                    default=CodecTuning.steps,
+                    min=1,
+                    max=100_000,
+                    optional=True,
+                    tooltip="How many steps at most. Higher = closer to the person, slower. Ends sooner where nothing is gained.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=CodecTuning.lr,
+                    min=1e-6,
+                    max=1e-2,
+                    step=1e-6,
+                    round=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How far a step goes. Higher = faster, less stable.",
+                ),
+                io.Int.Input(
+                    "batch",
+                    default=CodecTuning.batch,
+                    min=1,
+                    max=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Frames per step. Higher = steadier, slower, more memory.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**31 - 1,
+                    control_after_generate=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Another number = other frames in another order.",
+                ),
+            ],
+            outputs=[io.Vae.Output(display_name="vae"), io.Image.Output(display_name="curve")],
+            is_output_node=True,  # the file is a result of its own
+        )
+
+    @classmethod
+    def execute(
+        cls, vae: Any, dataset: PersonFrames, name="my_codec", steps=CodecTuning.steps, learning_rate=CodecTuning.lr,
+        batch=CodecTuning.batch, seed=0,
+    ) -> io.NodeOutput:  # fmt: skip
+        out, settings = models.new_model_path(name), CodecTuning(steps, lr=learning_rate, batch=batch, seed=seed)
+        with bridge.running(steps) as run:
+            with models.on_device(vae, memory_bytes=models.train_bytes(batch, dataset.crop_px)):
+                done = tune_decoder(
+                    models.codec_of(vae), dataset, out, settings, run.progress,
+                    lambda checks, mouths: run.show(progress_picture(checks, mouths)),
+                )  # fmt: skip
+        curve = torch.from_numpy(curve_picture(done.checks))[None].float() / 255
+        return io.NodeOutput(models.load_vae(out), curve)
 
 
 class FineTunePoseModel(io.ComfyNode):
@@ -272,4 +348,4 @@ class FineTunePoseModel(io.ComfyNode):
         return io.NodeOutput(models.load_network("pose-model", out.name), curve)
 
 
-NODES = [PrepareDataset, FineTuneLipEditor, FineTunePoseModel]
+NODES = [PrepareDataset, FineTuneCodec, FineTuneLipEditor, FineTunePoseModel]

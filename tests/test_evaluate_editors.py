@@ -102,7 +102,7 @@ def test_an_editor_is_measured_before_and_after_fine_tuning_on_other_clips_of_th
     given = gather(data, data, None, TINY, TARGETS["basic"])
     columns, tuning = eval_editors.before_and_after(session, given, cpu_minutes=1e-6)
     assert tuning.best_step == 0 and tuning.ended == "1e-06 CPU minutes" and tuning.cpu_s > 0
-    assert list(columns) == ["before", "after", "after, pose model too"]
+    assert list(columns) == ["before", "decoder", "decoder, editor", "decoder, editor, pose model"]
     before, *tuned = (values(rows) for rows in columns.values())
     assert before["mouth detail, output over source"] > 0
     for after in tuned:
@@ -152,7 +152,7 @@ def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, c
     def before_and_after(session, given, cpu_minutes):
         seen.append((given.suite, cpu_minutes))
         settings.append(session.settings)
-        return rows, eval_editors.Tuning("clips.", "much.", "no gain", 50, 25, 60, 90)
+        return rows, eval_editors.Tuning("clips.", "a face.", "much.", "no gain", 50, 25, 60, 90)
 
     monkeypatch.setattr(eval_editors, "before_and_after", before_and_after)
     lipsync = session_with(tmp_path / "models", tmp_path, CROP_PX).lipsync

@@ -52,6 +52,22 @@ def graph(engine, clip) -> dict:
     }  # fmt: skip
 
 
+def test_a_codec_learns_the_face_and_the_editor_learns_through_it(engine, graph) -> None:
+    graph["face"] = node("FlashLipsFineTuneCodec", vae=["codec", 0], dataset=["dataset", 0], name="face", steps=2, batch=2)
+    graph["tuned"] = node(**_changed(graph["tuned"], vae=["face", 0], name="through_face"))
+    run = engine.run(graph, ("face", "tuned"))
+    assert run.is_success, run.errors
+    assert tuple(run.outputs["face"][1].shape) == (1, 256, 768, 3) and run.previewed >= {"face"}
+    folder = engine.base / "models" / "flashlips"
+    notes = checkpoint.info(folder / "face.safetensors").notes
+    assert notes["latents"] == "bundled-fast" and "agreed" in notes["consent"]
+    assert checkpoint.info(folder / "through_face.safetensors").notes["codec"] == "bundled-fast"
+    loaded = node("FlashLipsLoadCodec", name="face.safetensors")
+    wrong = {**graph, "codec": loaded, "editor": node("FlashLipsLoadEditor", name="bundled"), "tuned": node(
+        **_changed(graph["tuned"], vae=["codec", 0], name="never"))}  # fmt: skip
+    assert "was trained with the codec 'bundled', this one is 'bundled-fast'" in engine.run(wrong, ("dataset",)).errors["dataset"]
+
+
 def test_frames_that_were_cut_for_another_editor_are_refused(engine, graph) -> None:
     del graph["dataset"]["inputs"]["editor"]
     run = engine.run(graph, ("dataset", "tuned"))

@@ -26,6 +26,7 @@ GRAPHS = Path(__file__).with_name("comfy") / "graphs.py"
 FRAMES = 8  # of every workflow's result
 TRAINED = 52  # frames to train on: about as few as Prepare Dataset takes
 QUICK = {"FlashLipsPrepareDataset": {"shortest": 2.0}, "FlashLipsFineTuneLipEditor": {"steps": 2, "batch": 4, "lora_rank": 2},
+         "FlashLipsFineTuneCodec": {"steps": 2, "batch": 2},
          "FlashLipsFineTunePoseModel": {"steps": 2, "batch": 4, "shortest": 2.0}}  # fmt: skip
 CUT_AT = {2.9: 0.2}  # where two_speakers cuts the voice, s
 RATE = 25

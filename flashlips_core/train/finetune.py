@@ -19,7 +19,7 @@ from ..types import FlashLipsError, Progress
 from .attentive import attentive
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .editor import WEIGHTS, Judge, editor_batches, refinement_step
-from .finetune_data import PersonFrames, check_trainable
+from .finetune_data import PersonFrames, check_latents, check_trainable
 from .finetune_report import Check, Examiner, write_sheet
 from .lora import add_lora
 
@@ -72,10 +72,7 @@ def fine_tune(
             f"The editor sees crops of {editor.crop_px} px, these frames have {person.crop_px}; prepare them for this editor."
         )
     check_trainable(codec)
-    if codec.name != person.codec:
-        raise FlashLipsError(
-            f"These frames are latents of the codec '{person.codec}', this one is '{codec.name}'; use one codec for both."
-        )
+    check_latents(codec, person)
     if editor.is_stage_1:
         raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one.")
     with torch.inference_mode(False), torch.enable_grad():
@@ -127,7 +124,8 @@ def _rebuilt(like: nn.Module, fields: dict[str, Any]) -> nn.Module:
 def notes_of(base: LoadedPart, person: PersonFrames, codec: Codec) -> dict[str, Any]:
     """What the checkpoint says of where it comes from."""
     trained_on = {"file": person.name, "seconds": round(person.seconds, 2), "frames": len(person.learnt.poses)}
+    latents = codec.latents if codec.latents in checkpoint.BUNDLED else base.codec
     return base.notes | {
-        "base": base.name, "codec": codec.name if codec.name in checkpoint.BUNDLED else base.codec, "crop_px": person.crop_px,
+        "base": base.name, "codec": latents, "crop_px": person.crop_px,
         "trained_on": trained_on, "consent": CONSENT,
     }  # fmt: skip

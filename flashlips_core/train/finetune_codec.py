@@ -24,7 +24,7 @@ from ..types import FlashLipsError, Progress
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .editor import without_edge
 from .editor_data import EditorFrames, window_cells, window_pixels
-from .finetune_data import PersonFrames
+from .finetune_data import PersonFrames, check_latents
 from .finetune_report import Check, check_windows, lips_in_window
 from .loop import MakeBatch, Step
 
@@ -111,10 +111,7 @@ def tune_decoder(
     check_output(out, [], (".safetensors",))
     if not isinstance(codec.network, MiniCodec):
         raise FlashLipsError(f"The codec '{codec.name}' cannot learn a person; choose a bundled one, or one trained here.")
-    if codec.name != person.codec:
-        raise FlashLipsError(
-            f"These frames are latents of the codec '{person.codec}', this one is '{codec.name}'; use one codec for both."
-        )
+    check_latents(codec, person)
     with torch.inference_mode(False), torch.enable_grad():
         return _tune_decoder(codec, person, out, settings, progress, watch)
 
@@ -128,7 +125,7 @@ def _tune_decoder(
 
     def notes(checks: list[Check], check: Check) -> dict[str, Any]:
         about = {"file": person.name, "seconds": round(person.seconds, 2), "frames": len(learnt.poses)}
-        return {"base": codec.name, "trained_on": about, "consent": CONSENT}
+        return {"base": codec.name, "latents": codec.latents, "trained_on": about, "consent": CONSENT}
 
     key = key_of(base, [learnt.latents[:: max(len(learnt.latents) // 16, 1)], *list(base.decoder.parameters())[:1]], settings)
     kept = BestSoFar(out, "codec", settings, key, Check, examiner.look, notes, progress, watch)

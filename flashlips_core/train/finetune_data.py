@@ -96,7 +96,7 @@ def prepare_person(
         encoded = _encode(lipsync, video, track, sorted({*learnt, *held_out, *references}), progress, show)
         parts = [encoded.frames(track, rows, references) for rows in (learnt, held_out)]
     seconds = float(track.present.sum() / clip.fps)
-    return PersonFrames(*parts, Path(video).name, seconds, lipsync.crop_px, lipsync.codec.name, track)
+    return PersonFrames(*parts, Path(video).name, seconds, lipsync.crop_px, lipsync.codec.latents, track)
 
 
 def check_trainable(codec: Codec) -> None:
@@ -105,6 +105,14 @@ def check_trainable(codec: Codec) -> None:
         raise FlashLipsError(
             f"No editor can be trained through the VAE '{codec.name}', which passes no gradients; choose a bundled codec, or one "
             "whose name has a slash, in Load Codec."
+        )
+
+
+def check_latents(codec: Codec, person: PersonFrames) -> None:
+    """Refuse a codec that these frames are not encoded by; one that was fine-tuned has its base's encoder."""
+    if codec.latents != person.codec:
+        raise FlashLipsError(
+            f"These frames are latents of the codec '{person.codec}', this one is '{codec.name}'; use one codec for both."
         )
 
 

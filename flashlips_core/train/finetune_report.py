@@ -137,5 +137,5 @@ def curve_picture(checks: list[Any], width: int = 768, height: int = 256) -> np.
 
 def progress_picture(checks: list[Check], edits: Tensor) -> Tensor:
     """The curve above the same few held-out mouths as they are now. -> (3, H, W) in [-1, 1]."""
-    mouths = torch.cat([edits[i] for i in spread(NUM_PAIRS, NUM_SHOWN)], 2)
+    mouths = torch.cat([edits[i] for i in spread(len(edits), NUM_SHOWN)], 2)
     return torch.cat([from_bytes(curve_picture(checks, width=mouths.shape[2])), mouths], 1)

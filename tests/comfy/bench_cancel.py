@@ -31,7 +31,7 @@ GRAPHS = ("full_pipeline", "dub_video", "poses_from_video", "edit_latents", "fin
 LONG = {
     "FlashLipsTrackFace", "FlashLipsSamplePoses", "FlashLipsEncodeAudio", "FlashLipsEncodePoses", "FlashLipsLipSync",
     "FlashLipsLipSyncVideo", "FlashLipsCropFaces", "FlashLipsPasteFaces", "FlashLipsEditLatents", "FlashLipsPrepareDataset",
-    "FlashLipsFineTuneLipEditor", "FlashLipsFineTunePoseModel",
+    "FlashLipsFineTuneCodec", "FlashLipsFineTuneLipEditor", "FlashLipsFineTunePoseModel",
 }  # fmt: skip
 
 

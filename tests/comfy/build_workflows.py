@@ -351,14 +351,17 @@ def finetune_on_clip(g: Sketch) -> None:
         )
     with g.group(
         "2. The training",
-        "Saved as 'name' in models/flashlips: press R, and every Load Lip Editor lists it. 50 steps show how it works; with your "
-        "own clip take 400. Cancel keeps the best so far; Run goes on, also with more steps. For another clip or other settings "
-        "choose another name.\nThe curve is the likeness of held-out lips: if it only falls, lower 'learning_rate' (advanced), "
-        "and what is kept is the editor you started from.",
+        "First the codec's decoder learns the face, then the editor learns to draw through it. Both are saved as 'name' in "
+        "models/flashlips: press R, and Load Codec and Load Lip Editor list them; use them together. 50 steps show how it works; "
+        "with your own clip take 400. Cancel keeps the best so far; Run goes on, also with more steps. For another clip or other "
+        "settings choose another name.\nThe curve is the likeness of held-out lips: if it only falls, lower 'learning_rate' "
+        "(advanced), and what is kept is the editor you started from.",
         "edit",
     ):
+        face = g.node("FlashLipsFineTuneCodec", vae=codec, dataset=dataset, name="my_codec", steps=50)
+        g.column()
         tuned = g.node(
-            "FlashLipsFineTuneLipEditor", editor=editor, dataset=dataset, vae=codec, lip_encoder=lip_encoder, name="my_editor",
+            "FlashLipsFineTuneLipEditor", editor=editor, dataset=dataset, vae=face, lip_encoder=lip_encoder, name="my_editor",
             steps=50,
         )  # fmt: skip
         g.column()
@@ -386,12 +389,12 @@ def finetune_on_clip(g: Sketch) -> None:
     g.new_row()
     with g.group(
         "5. Dubbed with the new editor",
-        "The editor goes where Load Lip Editor would be. Here the video is the training clip; any other of the same person will "
-        "do, with a track of its own.",
+        "The editor goes where Load Lip Editor would be, the codec where Load Codec would be. Here the video is the training "
+        "clip; any other of the same person will do, with a track of its own.",
         "edit",
     ):
         dubbed = g.node(
-            "FlashLipsLipSyncVideo", video=video, track=track, poses=poses, editor=tuned.out("editor"), vae=codec,
+            "FlashLipsLipSyncVideo", video=video, track=track, poses=poses, editor=tuned.out("editor"), vae=face,
             lip_encoder=lip_encoder, audio=voice.out("audio"),
         )  # fmt: skip
     with g.group("6. The result", CONSENT, "out"):

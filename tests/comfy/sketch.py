@@ -16,7 +16,7 @@ TITLE, TEXT = 34, 140
 CLASSIC = {"slot": 20, "widget": 24, "rest": 10}
 NODES_2 = {"slot": 22, "widget": 29, "rest": 42, "advanced": 34}  # hides advanced widgets behind one button
 PICTURES = {
-    "FlashLipsFineTuneLipEditor": (520, 560), "FlashLipsFineTunePoseModel": (520, 480),
+    "FlashLipsFineTuneCodec": (520, 480), "FlashLipsFineTuneLipEditor": (520, 560), "FlashLipsFineTunePoseModel": (520, 480),
     "FlashLipsPreviewPoses": (600, 430), "FlashLipsPreviewTrack": (460, 460),
     "FlashLipsSaveVideo": (420, 620), "PreviewImage": (460, 400),
 }  # fmt: skip
