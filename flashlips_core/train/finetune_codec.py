@@ -29,7 +29,7 @@ from .finetune_report import Check, check_windows, lips_in_window
 from .loop import MakeBatch, Step
 
 CONSENT = "Made from one person's face; use it only as that person agreed to."
-WEIGHTS = {"pixel": 3.0, "sharpness": 6.0, "texture": 350.0}
+WEIGHTS = {"pixel": 3.0, "sharpness": 6.0, "texture": 30.0}
 NUM_SHOWN = 16  # held-out frames of each look
 
 
@@ -127,7 +127,7 @@ def _tune_decoder(
         about = {"file": person.name, "seconds": round(person.seconds, 2), "frames": len(learnt.poses)}
         return {"base": codec.name, "latents": codec.latents, "trained_on": about, "consent": CONSENT}
 
-    key = key_of(base, [learnt.latents[:: max(len(learnt.latents) // 16, 1)], *list(base.decoder.parameters())[:1]], settings)
+    key = key_of(base, [learnt.latents[:: max(len(learnt.latents) // 16, 1)], next(base.decoder.parameters())], settings)
     kept = BestSoFar(out, "codec", settings, key, Check, examiner.look, notes, progress, watch)
     with kept.alone():
         kept.open(base)
@@ -135,4 +135,3 @@ def _tune_decoder(
         network.decoder.requires_grad_(True)
         ended = kept.fit(network, decoder_batches(learnt, settings.batch), decoder_step(), WEIGHTS)
     return Tuned(str(out), ended, kept.checks)
-
