@@ -191,9 +191,9 @@ def test_a_prompt_without_one_of_a_nodes_optional_inputs_still_runs(
     for missing in optional.keys() & prompt[key]["inputs"].keys():
         old = json.loads(json.dumps(prompt))
         del old[key]["inputs"][missing]
-        is_training = node_id == "FlashLipsFineTuneLipEditor"  # its first report will do
+        is_training = node_id in ("FlashLipsFineTuneCodec", "FlashLipsFineTuneLipEditor")  # their first report will do
         if node_id.startswith("FlashLipsFineTune") and missing != "name":  # other settings need another file
-            old[key]["inputs"]["name"] = f"without_{missing}"
+            old[key]["inputs"]["name"] = f"{node_id}_without_{missing}"
         keep = () if node_id == "FlashLipsSaveVideo" else key  # it has no outputs
         run = engine.run(upstream(old, key), keep, ("progress", 1) if is_training else None)
         is_said = missing in SAID and SAID[missing] in run.errors.get(key, "")
