@@ -21,8 +21,9 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
         "--style", metavar="FILE", help="also let the pose model learn how the person speaks, and write it here; needs sound"
     )
     parser.add_argument(
-        "--decoder", metavar="FILE", help="first let the codec's decoder learn the person's face, and write the codec here"
-    )
+        "--decoder", metavar="FILE",
+        help="first let the codec's decoder learn the person's face, for as many steps or minutes, and write the codec here",
+    )  # fmt: skip
     group = parser.add_argument_group("training")
     length = group.add_mutually_exclusive_group()
     length.add_argument("--steps", type=positive, default=default.steps, help=f"more = closer, slower (default {default.steps})")
@@ -43,6 +44,7 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
     from .loading import find_checkpoint, load_part
     from .train import finetune_data
     from .train.finetune import FineTuning, fine_tune
+    from .train.finetune_codec import check_learnable
 
     if args.minutes is not None and not args.minutes > 0:
         raise FlashLipsError(f"--minutes must be above 0, got {args.minutes:g}; leave it out to train by steps.")
@@ -58,6 +60,7 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
         _check_style(args, out)
     if args.decoder:
         check_output(args.decoder, [source, args.video], (".safetensors",))
+        check_learnable(lipsync.codec)
     results = [Path(file).resolve() for file in (out, args.decoder, args.style) if file]
     if len(set(results)) < len(results):
         raise FlashLipsError("--out, --decoder and --style name the same file; give each a name of its own.")
@@ -122,25 +125,26 @@ def part_named(args: argparse.Namespace, role: str) -> str | Path:
 
 def say_finetune(result: dict[str, Any]) -> str:
     """The result for people."""
-    before, after = result["before"], result["after"]
-    gain = f"lips {before['psnr_db']:.2f} -> {after['psnr_db']:.2f} dB, sharpness {before['sharpness']:.2f} -> "
+    decoder = say_decoder(result["decoder"]) if "decoder" in result else ""
     return (
-        f"{result['material']}{say_decoder(result)}\nOn held-out frames: {gain}{after['sharpness']:.2f} "
-        f"(best: step {after['step']} of {result['steps']}, ended by: {result['ended']}).\n"
-        f"Wrote {result['path']} and {result['sheet']}."
+        f"{result['material']}{decoder}\nOn held-out frames: {say_gain(result)}\nWrote {result['path']} and {result['sheet']}."
     ) + (say_style(result["style"]) if "style" in result else "")
 
 
-def say_decoder(result: dict[str, Any]) -> str:
-    """The same of the decoder, where it learnt."""
-    if "decoder" not in result:
-        return ""
-    done = result["decoder"]
+def say_gain(done: dict[str, Any]) -> str:
+    """Held-out lips before and after."""
     before, after = done["before"], done["after"]
-    change = f"lips {before['psnr_db']:.2f} -> {after['psnr_db']:.2f} dB, sharpness {before['sharpness']:.2f} -> "
     return (
-        f"\nThe decoder, on held-out frames: {change}{after['sharpness']:.2f} (best: step {after['step']} of {done['steps']}, "
-        f"ended by: {done['ended']}).\nWrote {done['path']}; give it as --codec wherever the new editor is used."
+        f"lips {before['psnr_db']:.2f} -> {after['psnr_db']:.2f} dB, sharpness {before['sharpness']:.2f} -> "
+        f"{after['sharpness']:.2f} (best: step {after['step']} of {done['steps']}, ended by: {done['ended']})."
+    )
+
+
+def say_decoder(result: dict[str, Any]) -> str:
+    """The same of the decoder."""
+    return (
+        f"\nThe decoder, on held-out frames: {say_gain(result)}\nWrote {result['path']}; give it as --codec wherever the new "
+        "editor is used."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from .measures import UNBOUNDED, Measure
 from .media import load_audio, probe, read_frames, write_video
 from .media_cut import CRF, PRESET
 from .pipeline import LipSync
-from .train.best_so_far import UNENDING, best_of
+from .train.best_so_far import UNENDING, Tuned, best_of
 from .train.finetune import FineTuning, fine_tune
 from .train.finetune_codec import tune_decoder
 from .train.finetune_data import prepare_person
@@ -153,7 +153,7 @@ def _tuned(
 ) -> Tuning:
     """Write the fine-tuned editor to ``out``, the pose model to ``style``, the codec to ``drawn``."""
     lipsync, wall, cpu = session.lipsync, time.monotonic(), time.process_time()
-    checks: list[Check] = []
+    checks: list[Check] = []  # of the training under way
 
     def watch(found: list[Check], _: Tensor) -> None:
         checks[:] = found
@@ -165,22 +165,28 @@ def _tuned(
         if checks and minutes > cpu_minutes:
             raise _Spent
 
+    def limited(train: Callable[[], Tuned]) -> str:
+        """Why a training ended; the CPU time ends it after its first look."""
+        checks.clear()
+        try:
+            return train().ended
+        except _Spent:
+            return f"{cpu_minutes:g} CPU minutes"
+
     clip = join_clips(learnt, out.with_suffix(".mp4"))
     person = prepare_person(lipsync, clip)
     speaker, poses = LoadedPart(lipsync.pose_model, "pose-model", "base"), lipsync.poses_from_video(clip, person.track)
     spoken = tune_style(speaker, lipsync.audio_encoder.encode(to_mono_16k(join_sound(learnt))), poses, style)
-    face = tune_decoder(lipsync.codec, person, drawn, progress=lambda done, total: spend(done, 0))
-    codec = load_codec(drawn, lipsync.device)
+    face_ended = limited(lambda: tune_decoder(lipsync.codec, person, drawn, progress=spend, watch=watch))
+    face, codec = list(checks), load_codec(drawn, lipsync.device)
     settings = FineTuning(steps=UNENDING)
-    try:
-        ended = fine_tune(base, person, codec, lipsync.lip_encoder, out, settings, spend, watch).ended
-    except _Spent:
-        ended = f"{cpu_minutes:g} CPU minutes"
+    ended = limited(lambda: fine_tune(base, person, codec, lipsync.lip_encoder, out, settings, spend, watch))
     spent = time.monotonic() - wall, time.process_time() - cpu
-    said = (
-        f"{done.before.sentence()} -> {done.best.sentence()}; best of {done.checks[-1].step} steps: {done.best.step}."
-        for done in (face, spoken)
-    )
+    said = [
+        f"{found[0].sentence()} -> {best_of(found).sentence()}; best of {found[-1].step} steps: {best_of(found).step}."
+        for found in (face, spoken.checks)
+    ]
+    said[0] += f" Ended by: {face_ended}."
     return Tuning(person.describe(), *said, ended, checks[-1].step, best_of(checks).step, *spent)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..flashlips_core.audio import emotion_for, features_for
 from ..flashlips_core.pixels import from_bytes
+from ..flashlips_core.train.best_so_far import Tuned
 from ..flashlips_core.train.finetune import FineTuning, fine_tune
 from ..flashlips_core.train.finetune_codec import CodecTuning, tune_decoder
 from ..flashlips_core.train.finetune_data import SHORTEST_S, PersonFrames, prepare_person
@@ -24,6 +25,45 @@ from .sockets import Dataset, Editor, LipEncoder, PoseModel, Poses, Track
 
 CATEGORY = "FlashLips/train"
 CONSENT = "Only with the consent of the person shown."
+
+
+# ---- what the trainings share ----------------------------------------------------------------------------------------------
+
+
+def steps_input(default: int) -> io.Int.Input:
+    """How long."""
+    tooltip = "How many steps at most. Higher = closer to the person, slower. Ends sooner where nothing is gained."
+    return io.Int.Input("steps", default=default, min=1, max=100_000, optional=True, tooltip=tooltip)
+
+
+def rate_input(default: float) -> io.Float.Input:
+    """How hard."""
+    return io.Float.Input(
+        "learning_rate", default=default, min=1e-6, max=1e-2, step=1e-6, round=False, optional=True, advanced=True,
+        tooltip="How far a step goes. Higher = faster, less stable.",
+    )  # fmt: skip
+
+
+def batch_input(default: int, fewest: int, most: int, what: str) -> io.Int.Input:
+    """How many at once."""
+    tooltip = f"{what} per step. Higher = steadier, slower, more memory."
+    return io.Int.Input("batch", default=default, min=fewest, max=most, optional=True, advanced=True, tooltip=tooltip)
+
+
+def seed_input(what: str) -> io.Int.Input:
+    """In which order."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**31 - 1, control_after_generate=False, optional=True, advanced=True,
+        tooltip=f"Another number = other {what} in another order.",
+    )  # fmt: skip
+
+
+def curve_of(done: Tuned) -> torch.Tensor:
+    """A fine-tuning's curve as ComfyUI's image, (1, H, W, 3) in [0, 1]."""
+    return torch.from_numpy(curve_picture(done.checks))[None].float() / 255
+
+
+# ---- the nodes -------------------------------------------------------------------------------------------------------------
 
 
 class PrepareDataset(io.ComfyNode):
@@ -96,14 +136,7 @@ class FineTuneLipEditor(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="From Load Codec, the one that the dataset was made with, or from Fine-Tune Codec."),
                 LipEncoder.Input("lip_encoder", tooltip="From Load Lip Encoder; reads the edits back."),
                 io.String.Input("name", default="my_editor", optional=True, tooltip="The new file's name in models/flashlips."),
-                io.Int.Input(
-                    "steps",
-                    default=400,
-                    min=1,
-                    max=100_000,
-                    optional=True,
-                    tooltip="How many steps at most. Higher = closer to the person, slower. Ends sooner where nothing is gained.",
-                ),
+                steps_input(400),
                 io.Float.Input(
                     "minutes",
                     default=0.0,
@@ -121,36 +154,9 @@ class FineTuneLipEditor(io.ComfyNode):
                     optional=True,
                     tooltip="0 trains all weights. Above 0 trains low-rank additions of this rank; higher = more may change.",
                 ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=FineTuning.lr,
-                    min=1e-6,
-                    max=1e-2,
-                    step=1e-6,
-                    round=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How far a step goes. Higher = faster, less stable.",
-                ),
-                io.Int.Input(
-                    "batch",
-                    default=8,
-                    min=4,
-                    max=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frame pairs per step. Higher = steadier, slower, more memory.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Another number = other frames in another order.",
-                ),
+                rate_input(FineTuning.lr),
+                batch_input(8, 4, 64, "Frame pairs"),
+                seed_input("frames"),
             ],
             outputs=[
                 Editor.Output(display_name="editor"),
@@ -176,7 +182,7 @@ class FineTuneLipEditor(io.ComfyNode):
                     editor, dataset, codec, lip_encoder.network, out, settings, run.progress,
                     lambda checks, edits: run.show(progress_picture(checks, edits)),
                 )  # fmt: skip
-        curve = torch.from_numpy(curve_picture(done.checks))[None].float() / 255
+        curve = curve_of(done)
         with Image.open(done.sheet) as sheet:
             pictures = torch.from_numpy(np.array(sheet.convert("RGB")))[None].float() / 255
         # no picture of its own on the node: ComfyUI's front end would show the last preview in its place, twice
@@ -199,44 +205,10 @@ class FineTuneCodec(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="From Load Codec, a bundled one that the dataset was made with; it stays as it is."),
                 Dataset.Input("dataset", tooltip="From Prepare Dataset."),
                 io.String.Input("name", default="my_codec", optional=True, tooltip="The new file's name in models/flashlips."),
-                io.Int.Input(
-                    "steps",
-                    default=CodecTuning.steps,
-                    min=1,
-                    max=100_000,
-                    optional=True,
-                    tooltip="How many steps at most. Higher = closer to the person, slower. Ends sooner where nothing is gained.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=CodecTuning.lr,
-                    min=1e-6,
-                    max=1e-2,
-                    step=1e-6,
-                    round=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How far a step goes. Higher = faster, less stable.",
-                ),
-                io.Int.Input(
-                    "batch",
-                    default=CodecTuning.batch,
-                    min=1,
-                    max=64,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Frames per step. Higher = steadier, slower, more memory.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Another number = other frames in another order.",
-                ),
+                steps_input(CodecTuning.steps),
+                rate_input(CodecTuning.lr),
+                batch_input(CodecTuning.batch, 1, 64, "Frames"),
+                seed_input("frames"),
             ],
             outputs=[io.Vae.Output(display_name="vae"), io.Image.Output(display_name="curve")],
             is_output_node=True,  # the file is a result of its own
@@ -254,7 +226,7 @@ class FineTuneCodec(io.ComfyNode):
                     models.codec_of(vae), dataset, out, settings, run.progress,
                     lambda checks, mouths: run.show(progress_picture(checks, mouths)),
                 )  # fmt: skip
-        curve = torch.from_numpy(curve_picture(done.checks))[None].float() / 255
+        curve = curve_of(done)
         return io.NodeOutput(models.load_vae(out), curve)
 
 
@@ -278,34 +250,9 @@ class FineTunePoseModel(io.ComfyNode):
                 ),
                 Poses.Input("poses", tooltip="What the lips do meanwhile, from the clip's start: from Encode Lip Poses."),
                 io.String.Input("name", default="my_style", optional=True, tooltip="The new file's name in models/flashlips."),
-                io.Int.Input(
-                    "steps",
-                    default=StyleTuning.steps,
-                    min=1,
-                    max=100_000,
-                    optional=True,
-                    tooltip="How many steps at most. Higher = closer to the person, slower. Ends sooner where nothing is gained.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=StyleTuning.lr,
-                    min=1e-6,
-                    max=1e-2,
-                    step=1e-6,
-                    round=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How far a step goes. Higher = faster, less stable.",
-                ),
-                io.Int.Input(
-                    "batch",
-                    default=StyleTuning.batch,
-                    min=1,
-                    max=256,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Stretches of speech per step. Higher = steadier, slower, more memory.",
-                ),
+                steps_input(StyleTuning.steps),
+                rate_input(StyleTuning.lr),
+                batch_input(StyleTuning.batch, 1, 256, "Stretches of speech"),
                 io.Float.Input(
                     "shortest",
                     default=STYLE_SHORTEST_S,
@@ -316,16 +263,7 @@ class FineTunePoseModel(io.ComfyNode):
                     advanced=True,
                     tooltip="Seconds that sound and poses must have in common. Lower = shorter clips pass, with poorer results.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**31 - 1,
-                    control_after_generate=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Another number = other stretches in another order.",
-                ),
+                seed_input("stretches"),
             ],
             outputs=[PoseModel.Output(display_name="pose_model"), io.Image.Output(display_name="curve")],
             is_output_node=True,  # the file is a result of its own
@@ -344,7 +282,7 @@ class FineTunePoseModel(io.ComfyNode):
                 pose_model, heard, poses, out, settings, emotion, shortest, run.progress,
                 lambda checks, _: run.show(from_bytes(curve_picture(checks))),
             )  # fmt: skip
-        curve = torch.from_numpy(curve_picture(done.checks))[None].float() / 255
+        curve = curve_of(done)
         return io.NodeOutput(models.load_network("pose-model", out.name), curve)
 
 

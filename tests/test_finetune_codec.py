@@ -73,8 +73,8 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(tune, tmp_path):
 
 
 def test_what_gains_nothing_leaves_the_base(tune, tmp_path):
-    done = tune(lr=1e-9, steps=40, check_every=1, patience=2)
-    assert done.ended == "no gain" or done.best.psnr_db - done.before.psnr_db < 0.01
+    done = tune(lr=1.0, steps=40, check_every=1, patience=2)  # far too fast
+    assert done.ended == "no gain" and done.best.step == 0 and done.checks[-1].psnr_db < done.before.psnr_db
     written = checkpoint.read_tensors(tmp_path / "face.safetensors")[0]
     assert all(torch.allclose(written[n].float(), v, atol=1e-3) for n, v in tiny_codec().network.state_dict().items())
 

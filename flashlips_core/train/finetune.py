@@ -23,8 +23,6 @@ from .finetune_data import PersonFrames, check_latents, check_trainable
 from .finetune_report import Check, Examiner, write_sheet
 from .lora import add_lora
 
-CONSENT = "Made from one person's face; use it only as that person agreed to."
-
 Watch = Callable[[list[Check], Tensor], None]
 
 
@@ -102,7 +100,7 @@ def _fine_tune(
     def notes(checks: list[Check], check: Check) -> dict[str, Any]:
         return notes_of(editor, person, codec)
 
-    key = key_of(drawer, [learnt.latents[:: max(len(learnt.latents) // 16, 1)], learnt.poses], settings)
+    key = key_of(drawer, [person.sample(), learnt.poses], settings)
     kept = BestSoFar(out, "editor", settings, key, Check, look, notes, progress, watch)
     with kept.alone():
         network = copy.deepcopy(drawer).requires_grad_(True)
@@ -123,9 +121,5 @@ def _rebuilt(like: nn.Module, fields: dict[str, Any]) -> nn.Module:
 
 def notes_of(base: LoadedPart, person: PersonFrames, codec: Codec) -> dict[str, Any]:
     """What the checkpoint says of where it comes from."""
-    trained_on = {"file": person.name, "seconds": round(person.seconds, 2), "frames": len(person.learnt.poses)}
     latents = codec.latents if codec.latents in checkpoint.BUNDLED else base.codec
-    return base.notes | {
-        "base": base.name, "codec": latents, "crop_px": person.crop_px,
-        "trained_on": trained_on, "consent": CONSENT,
-    }  # fmt: skip
+    return base.notes | {"base": base.name, "codec": latents, "crop_px": person.crop_px} | person.notes()

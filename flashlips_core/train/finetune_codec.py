@@ -26,9 +26,8 @@ from .editor import without_edge
 from .editor_data import EditorFrames, window_cells, window_pixels
 from .finetune_data import PersonFrames, check_latents
 from .finetune_report import Check, check_windows, lips_in_window
-from .loop import MakeBatch, Step
+from .loop import MakeBatch
 
-CONSENT = "Made from one person's face; use it only as that person agreed to."
 WEIGHTS = {"pixel": 3.0, "sharpness": 6.0, "texture": 30.0}
 NUM_SHOWN = 16  # held-out frames of each look
 
@@ -57,18 +56,14 @@ def decoder_batches(frames: EditorFrames, batch: int) -> MakeBatch:
     return make
 
 
-def decoder_step() -> Step:
+def decoder_step(network: nn.Module, batch: DecoderBatch, generator: torch.Generator) -> dict[str, Tensor]:
     """The picture from its latents, and as much fine detail as it has."""
-
-    def step(network: nn.Module, batch: DecoderBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        decoded, pixels = (without_edge(x) for x in (network.decode(batch.cells), batch.pixels))
-        return {
-            "pixel": (decoded - pixels).abs().mean(),
-            "sharpness": sharpness_loss(decoded, pixels),
-            "texture": texture_loss(decoded, pixels),
-        }
-
-    return step
+    decoded, pixels = (without_edge(x) for x in (network.decode(batch.cells), batch.pixels))
+    return {
+        "pixel": (decoded - pixels).abs().mean(),
+        "sharpness": sharpness_loss(decoded, pixels),
+        "texture": texture_loss(decoded, pixels),
+    }
 
 
 class DecoderExaminer:
@@ -85,6 +80,12 @@ class DecoderExaminer:
         """The numbers, and the mouths (B, 3, H, W) in [-1, 1] on the CPU."""
         drawn = torch.cat([network.decode(cell) for cell in self.cells.split(4)]).clamp(-1, 1).float().cpu()
         return check_windows(drawn, self.wanted, self.boxes, step), drawn
+
+
+def check_learnable(codec: Codec) -> None:
+    """Refuse a codec that is not of this software's kind."""
+    if not isinstance(codec.network, MiniCodec):
+        raise FlashLipsError(f"The codec '{codec.name}' cannot learn a person; choose a bundled one, or one trained here.")
 
 
 def tune_decoder(
@@ -109,8 +110,7 @@ def tune_decoder(
     """
     out = Path(out)
     check_output(out, [], (".safetensors",))
-    if not isinstance(codec.network, MiniCodec):
-        raise FlashLipsError(f"The codec '{codec.name}' cannot learn a person; choose a bundled one, or one trained here.")
+    check_learnable(codec)
     check_latents(codec, person)
     with torch.inference_mode(False), torch.enable_grad():
         return _tune_decoder(codec, person, out, settings, progress, watch)
@@ -124,14 +124,13 @@ def _tune_decoder(
     examiner = DecoderExaminer(person, next(base.parameters()).device)
 
     def notes(checks: list[Check], check: Check) -> dict[str, Any]:
-        about = {"file": person.name, "seconds": round(person.seconds, 2), "frames": len(learnt.poses)}
-        return {"base": codec.name, "latents": codec.latents, "trained_on": about, "consent": CONSENT}
+        return {"base": codec.name, "latents": codec.latents} | person.notes()
 
-    key = key_of(base, [learnt.latents[:: max(len(learnt.latents) // 16, 1)], next(base.decoder.parameters())], settings)
+    key = key_of(base, [person.sample(), next(base.decoder.parameters())], settings)
     kept = BestSoFar(out, "codec", settings, key, Check, examiner.look, notes, progress, watch)
     with kept.alone():
         kept.open(base)
         network = copy.deepcopy(base)
         network.decoder.requires_grad_(True)
-        ended = kept.fit(network, decoder_batches(learnt, settings.batch), decoder_step(), WEIGHTS)
+        ended = kept.fit(network, decoder_batches(learnt, settings.batch), decoder_step, WEIGHTS)
     return Tuned(str(out), ended, kept.checks)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from ..stream import batched, counted, prefetch
 from ..types import ClipInfo, FaceTrack, FlashLipsError, Progress
 from .editor_data import NUM_NEIGHBOURS, EditorFrames, cut_windows, nearest_heads
 
+CONSENT = "Made from one person's face; use it only as that person agreed to."
 SHORTEST_S = 10.0  # of visible face; less than this holds too few mouths
 FEWEST_FRAMES = 40  # so that the held-out ones still have neighbours with other mouths
 LONGEST_S = 300.0  # what comes later is not looked at
@@ -51,6 +53,15 @@ class PersonFrames:
     crop_px: int
     codec: str  # name of the codec whose latents they are
     track: FaceTrack  # of what was looked at
+
+    def notes(self) -> dict[str, Any]:
+        """What a checkpoint that learnt from it says of it."""
+        trained_on = {"file": self.name, "seconds": round(self.seconds, 2), "frames": len(self.learnt.poses)}
+        return {"trained_on": trained_on, "consent": CONSENT}
+
+    def sample(self) -> Tensor:
+        """Some of the latents, by which a run knows its clip again."""
+        return self.learnt.latents[:: max(len(self.learnt.latents) // 16, 1)]
 
     def describe(self) -> str:
         """For people."""
