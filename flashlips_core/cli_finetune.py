@@ -70,20 +70,20 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
         )
     result, codec = {"stage": "finetune", "material": person.describe()}, lipsync.codec
     if args.decoder:
-        result["decoder"], codec = _decoder(args, lipsync, person)
+        result["decoder"], codec = _decoder(args, lipsync, person, editor)
     with progress_bar("finetune", args, unit=" s" if args.minutes else " steps") as progress:
         result |= fine_tune(editor, person, codec, lipsync.lip_encoder, out, settings, progress).as_dict()
     return result | ({"style": _style(args, lipsync, person.track)} if args.style else {})
 
 
-def _decoder(args: argparse.Namespace, lipsync: Any, person: Any) -> tuple[dict[str, Any], Any]:
+def _decoder(args: argparse.Namespace, lipsync: Any, person: Any, editor: Any) -> tuple[dict[str, Any], Any]:
     """Let the decoder learn the person: what came of it, and the new codec."""
     from .codec import load_codec
     from .train.finetune_codec import CodecTuning, tune_decoder
 
     with progress_bar("decoder", args, unit=" s" if args.minutes else " steps") as progress:
         settings = CodecTuning(args.steps, args.minutes, seed=args.seed)
-        done = tune_decoder(lipsync.codec, person, args.decoder, settings, progress)
+        done = tune_decoder(lipsync.codec, person, editor, args.decoder, settings, progress)
     return done.as_dict(), load_codec(args.decoder, lipsync.device)
 
 
@@ -143,8 +143,8 @@ def say_gain(done: dict[str, Any]) -> str:
 def say_decoder(result: dict[str, Any]) -> str:
     """The same of the decoder."""
     return (
-        f"\nThe decoder, on held-out frames: {say_gain(result)}\nWrote {result['path']}; give it as --codec wherever the new "
-        "editor is used."
+        f"\nThe decoder, on held-out frames: {say_gain(result)}\nWrote {result['path']}; beside the new editor it is found by "
+        "itself, elsewhere give it as --codec."
     )
 
 

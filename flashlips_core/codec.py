@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,34 @@ class Codec(nn.Module):
         network: holds the weights; its device and dtype are the ones that are computed in.
         name: for logs and reports.
         halo: latent cells around a region that its pixels depend on, None where every pixel depends on the whole picture.
-        latents: name of the codec that it was fine-tuned from and shares the encoder with; None: it has its own.
+        notes: what its file says of it: licence, training, "latents" where it was fine-tuned.
+        path: that file; None for a bundled codec and for what is no FlashLips checkpoint.
     """
 
-    def __init__(self, network: nn.Module, name: str, halo: int | None, latents: str | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        halo: int | None,
+        notes: Mapping[str, Any] | None = None,
+        path: Path | None = None,
+    ) -> None:
         super().__init__()
         self.network = network.requires_grad_(False).eval()
         self.name = name
         self.halo = halo
-        self.latents = latents or name
+        self.notes = dict(notes or {})
+        self.path = path
+
+    @property
+    def latents(self) -> str:
+        """Name of the codec that it was fine-tuned from and shares the encoder with, or its own."""
+        return self.notes.get("latents", self.name)
+
+    @property
+    def is_fine_tuned(self) -> bool:
+        """Whether its decoder has learnt one person's face."""
+        return self.latents != self.name
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] -> scaled latents (B, 4, H/8, W/8)."""
@@ -210,7 +229,7 @@ def load_codec(source: str | Path = "bundled", device: torch.device | str = "cpu
     """
     path = Path(source).expanduser()
     if str(source) in checkpoint.BUNDLED:
-        codec = _load_flashlips(checkpoint.bundled("codec", str(source)), str(source))
+        codec = _load_flashlips(checkpoint.bundled("codec", str(source)), str(source), is_bundled=True)
     elif path.is_file():
         codec = _load_flashlips(path, f"flashlips-{path.stem}")
     elif path.is_dir():
@@ -224,14 +243,14 @@ def load_codec(source: str | Path = "bundled", device: torch.device | str = "cpu
     return codec.to(device=device, dtype=_safe_dtype(codec, dtype), memory_format=torch.channels_last)
 
 
-def _load_flashlips(path: Path, name: str) -> Codec:
+def _load_flashlips(path: Path, name: str, is_bundled: bool = False) -> Codec:
     from .models.codec_mini import MiniCodec, MiniCodecConfig
 
     def build(fields: dict) -> nn.Module:
         return MiniCodec(checkpoint.config_from_dict(MiniCodecConfig, fields))
 
     network = checkpoint.load(path, "codec", {"MiniCodec": build})
-    return Codec(network, name, network.halo, checkpoint.info(path).notes.get("latents"))
+    return Codec(network, name, network.halo, checkpoint.info(path).notes, None if is_bundled else path)
 
 
 def _load_folder(folder: Path, name: str | None = None) -> Codec:

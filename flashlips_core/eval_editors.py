@@ -130,7 +130,8 @@ def before_and_after(session: Session, given: Material, cpu_minutes: float) -> t
     session.motion(others[0])  # a missing MediaPipe is said before the long work, not after
     base = LoadedPart(old.editor, "editor", "base", {"crop_px": old.crop_px})
     session.total = 8 * len(others) + math.ceil(cpu_minutes)
-    columns = {"before": _person_rows(with_editor(session, base, "before"), given, others, pool)}
+    before = with_editor(session, base, "before")
+    columns = {"before": _person_rows(before, before, given, others, pool)}
     session.done = 2 * len(others)
     tuning = _tuned(session, base, learnt, out, style, drawn, cpu_minutes)
     session.done += math.ceil(cpu_minutes)
@@ -139,7 +140,7 @@ def before_and_after(session: Session, given: Material, cpu_minutes: float) -> t
     parts = {"decoder": (base, None), "decoder, editor": (editor, None), "decoder, editor, pose model": (editor, speaker)}
     for index, (name, (drawer, pose_model)) in enumerate(parts.items()):
         after = with_editor(session, drawer, f"after-{index}", pose_model, codec)
-        columns[name] = _person_rows(after, given, others, pool)
+        columns[name] = _person_rows(after, before, given, others, pool)
         session.done += 2 * len(others)
     return columns, tuning
 
@@ -177,7 +178,7 @@ def _tuned(
     person = prepare_person(lipsync, clip)
     speaker, poses = LoadedPart(lipsync.pose_model, "pose-model", "base"), lipsync.poses_from_video(clip, person.track)
     spoken = tune_style(speaker, lipsync.audio_encoder.encode(to_mono_16k(join_sound(learnt))), poses, style)
-    face_ended = limited(lambda: tune_decoder(lipsync.codec, person, drawn, progress=spend, watch=watch))
+    face_ended = limited(lambda: tune_decoder(lipsync.codec, person, base, drawn, progress=spend, watch=watch))
     face, codec = list(checks), load_codec(drawn, lipsync.device)
     settings = FineTuning(steps=UNENDING)
     ended = limited(lambda: fine_tune(base, person, codec, lipsync.lip_encoder, out, settings, spend, watch))
@@ -190,7 +191,9 @@ def _tuned(
     return Tuning(person.describe(), *said, ended, checks[-1].step, best_of(checks).step, *spent)
 
 
-def _person_rows(session: Session, given: Material, clips: Sequence[Path], own_voices: Sequence[Path]) -> list[Measure]:
+def _person_rows(
+    session: Session, before: Session, given: Material, clips: Sequence[Path], own_voices: Sequence[Path]
+) -> list[Measure]:
     frames, nothing = given.suite.frames, UNBOUNDED
     dubs, own = (
         [session.dub(clip, part, driver) for clip, driver in zip(clips, drivers_for(clips, voices), strict=True)]
@@ -199,6 +202,7 @@ def _person_rows(session: Session, given: Material, clips: Sequence[Path], own_v
     sheets(session, dubs[:5])
     return [
         *eval_rows.picture_rows(session, {PERSON: (clips, nothing)}, frames, nothing),
+        *eval_rows.restored_rows(session, before, clips, given.weights, frames),
         *eval_rows.identity_rows(session, dubs, given.weights, frames),
         *eval_rows.detail_rows(session, dubs, frames, nothing),
         *eval_rows.sync_rows(session, dubs, f"jaw correlation: {PERSON}, s1 audio", nothing),

@@ -17,6 +17,7 @@ from .fidelity import (
     identity_distances,
     outside_mouth,
     reconstruction,
+    restored,
     untouched_frames,
 )
 from .measures import Bounds, Measure
@@ -135,6 +136,34 @@ def picture_rows(
         m.at_least(
             "frames identical to the source outside alpha, share", float(np.mean(untouched)), 1.0, total, "before encoding"
         ),
+    ]
+
+
+def restored_rows(session: Session, changer: Session, clips: Sequence[Path], weights: Path, frames: int) -> list[Measure]:
+    """Likeness, identity and detail of mouths that ``changer`` changed and this editor restores, as pasted and sharpened."""
+    from .losses import load_identity
+
+    name, missing = "mouth changed and restored, as pasted: ", ""
+    try:
+        embed = load_identity(weights)
+    except FlashLipsError as error:
+        embed, missing = None, str(error)
+    likeness, sharp, apart = [], [], []
+    for clip in clips:
+        seen = session.faces(clip, frames)
+        poses = session.lipsync.encode_lips(seen.crops)
+        editors = (who.crop_editor(clip, who.settings.sharpen) for who in (changer, session))
+        made = restored(*editors, seen, poses)
+        for ours, real, box in zip(made, seen.crops, seen.mouth_boxes, strict=True):
+            likeness.append(m.psnr(ours, real, box))
+            sharp.append(m.detail(ours, box) / max(m.detail(real, box), 1e-6))
+        if embed is not None:
+            apart += identity_distances(embed, made, seen.crops).tolist()
+    total, identity = len(likeness), name + "face ID distance"
+    return [
+        m.shown(name + "mouth box PSNR, dB", float(np.mean(likeness)), total, "towards the frame itself"),
+        m.shown(identity, float(np.mean(apart)), total, f"by {embed.name}") if apart else m.not_measured(identity, missing),
+        m.shown(name + "mouth detail over the frame's", float(np.mean(sharp)), total, "1 is as sharp"),
     ]
 
 

@@ -70,10 +70,11 @@ class Session:
             self.progress(self.done, self.total)
         return Dub(clip, driver, output)
 
-    def crop_editor(self, clip: Path) -> CropEditor:
-        """The editor with this clip's references, and without sharpening: what the networks alone draw."""
-        references = self.lipsync.look(clip, self.track(clip), self.settings.num_references).references
-        return self.lipsync.prepared(references, self.mode, sharpen=0.0)
+    def crop_editor(self, clip: Path, sharpen: float = 0.0) -> CropEditor:
+        """The editor with this clip's references; without sharpening it is what the networks alone draw."""
+        track = self.track(clip)
+        references = self.lipsync.look(clip, track, self.settings.num_references).references
+        return self.lipsync.prepared(references, self.mode, sharpen=sharpen, box_side=track.usual_side)
 
     def faces(self, clip: Path, count: int, path: Path | None = None) -> FaceFrames:
         """``count`` frames spread over a clip (or over ``path``, a dub of it), cut with the clip's own track."""

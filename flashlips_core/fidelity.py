@@ -138,12 +138,36 @@ def edit_whole(crop_editor: CropEditor, crops: Tensor, poses: Tensor) -> Tensor:
 def untouched_frames(crop_editor: CropEditor, clip: FaceFrames, poses: Tensor) -> int:
     """How many edited frames are bit-identical to the source, before encoding, wherever alpha is zero."""
     count = 0
-    for index, frame in enumerate(clip.frames):
-        box = clip.boxes[index]
-        rgb, alpha = crop_editor(clip.crops[index : index + 1], poses[index : index + 1], float(box[2] - box[0]))
-        edited = paste(frame, box, rgb[0], alpha[0])
-        count += outside_is_identical(frame, edited, reached_pixels(alpha[0, 0], box, frame.height, frame.width))
+    for frame, box, crop, pose in zip(clip.frames, clip.boxes, clip.crops, poses, strict=True):
+        edited, alpha = _pasted(crop_editor, frame, box, crop, pose)
+        count += outside_is_identical(frame, edited, reached_pixels(alpha, box, frame.height, frame.width))
     return count
+
+
+def restored(changer: CropEditor, crop_editor: CropEditor, clip: FaceFrames, poses: Tensor) -> Tensor:
+    """Frames that ``changer`` gave another frame's mouth and ``crop_editor`` their own again, pasted as a dub is.
+
+    What they should look like is known, and is not in the input: the other frame is half the clip away. Editors are compared on
+    the same changed frames: one that hardly changes a mouth would find it easy to restore.
+
+    Args:
+        poses: (N, 12) true poses of the frames.
+    Returns:
+        (N, 3, S, S) crops.
+    """
+    found = []
+    for row, (frame, box, crop) in enumerate(zip(clip.frames, clip.boxes, clip.crops, strict=True)):
+        for editor, pose in ((changer, poses[row - len(poses) // 2]), (crop_editor, poses[row])):
+            frame, _ = _pasted(editor, frame, box, crop, pose)
+            crop = cut(frame, box, crop.shape[-1])
+        found.append(crop)
+    return torch.stack(found)
+
+
+def _pasted(crop_editor: CropEditor, frame: Frame, box: np.ndarray, crop: Tensor, pose: Tensor) -> tuple[Frame, Tensor]:
+    """A frame with its mouth in another pose, and alpha (S, S)."""
+    rgb, alpha = crop_editor(crop[None], pose[None], float(box[2] - box[0]))
+    return paste(frame, box, rgb[0], alpha[0]), alpha[0, 0]
 
 
 def reached_pixels(alpha: Tensor, box: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from torch import nn
 from . import checkpoint
 from .types import FlashLipsError, device_of, dtype_for
 
+log = logging.getLogger(__name__)
+
 CROP_PX = 256  # where the editor's checkpoint does not say what it was trained on
 
 # role: {network class: module of models/}; by convention its config class is <network class>Config
@@ -25,6 +28,7 @@ NETWORKS = {
     "lip-encoder": {"LipEncoder": "lip_encoder"},
     "pose-model": {"PoseTransformer": "pose_transformer"},
 }
+CODEC_FILE = "codec_file"  # note of a fine-tuned editor: the fine-tuned codec that it learnt through, a file beside its own
 STAGE_1 = "editor-masked"  # role of an editor before its mask-free refinement
 ROLES = ("codec", "editor", "pose-model", "audio-encoder", "lip-encoder")
 
@@ -55,6 +59,7 @@ class LoadedPart:
     role: str
     name: str
     notes: dict[str, Any] = field(default_factory=dict)  # "crop_px", licence, training
+    path: Path | None = None  # its file
 
     @property
     def is_stage_1(self) -> bool:
@@ -71,6 +76,12 @@ class LoadedPart:
         """Which of the bundled codecs an editor was trained with."""
         return codec_of_editor(self.name, self.notes)
 
+    @property
+    def codec_source(self) -> str | Path:
+        """What to load an editor's codec by: the fine-tuned one beside its file that it learnt through, or :attr:`codec`."""
+        file = fine_tuned_codec(self.path, self.notes)
+        return self.codec if file is None else file
+
 
 def load_part(
     role: str, source: str | Path = "bundled", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
@@ -78,13 +89,24 @@ def load_part(
     """:func:`load_network` that keeps the file's notes."""
     path = find_checkpoint(role, source)
     info = checkpoint.info(path)
-    return LoadedPart(load_network(role, path, device, dtype), info.role, path.stem, info.notes)
+    return LoadedPart(load_network(role, path, device, dtype), info.role, path.stem, info.notes, path)
 
 
 def codec_of_editor(name: str, notes: Mapping[str, Any]) -> str:
     """The bundled codec that an editor works with: its notes say it, or its name where it is bundled itself ("editor-fast")."""
     twin = name.replace("editor", "bundled", 1)
     return notes.get("codec") or (twin if twin in checkpoint.bundled_names("codec") else checkpoint.BUNDLED[0])
+
+
+def fine_tuned_codec(editor: Path | None, notes: Mapping[str, Any]) -> Path | None:
+    """The file of the fine-tuned codec that an editor learnt through, or None; where it is missed a warning says so."""
+    if editor is None or CODEC_FILE not in notes:
+        return None
+    file = editor.parent / Path(notes[CODEC_FILE]).name
+    if file.is_file():
+        return file
+    log.warning("%s learnt through %s, which is not beside it: put it there; the bundled codec is used.", editor.name, file.name)
+    return None
 
 
 def role_of(path: str | Path) -> str | None:
@@ -164,7 +186,7 @@ class Parts:
     Args:
         editor, pose_model, audio_encoder, lip_encoder: "bundled", a path, a hub id, or the loaded part. A network that comes as
             a :class:`LoadedPart` keeps what its file says of it.
-        codec: The same; None is the bundled one that the editor was trained with.
+        codec: The same; None is the one that the editor was trained with: bundled, or a fine-tuned one beside its file.
         detector: weights of the face detector, an object with its ``detect``, or a function that gives one when it is first
             needed; None for the default one.
         emotion_encoder: path, hub id or object, for pose models that take an audio-emotion embedding; None goes without.
@@ -220,15 +242,16 @@ class Parts:
         source = self._editors_codec() if self._given["codec"] is None else self._given["codec"]
         return load_codec(source, self.device, self.dtype) if isinstance(source, (str, Path)) else source
 
-    def _editors_codec(self) -> str:
-        """The bundled codec that belongs to the editor."""
+    def _editors_codec(self) -> str | Path:
+        """The codec that belongs to the editor."""
         editor = self._given["editor"]
         if isinstance(editor, LoadedPart):
-            return editor.codec
+            return editor.codec_source
         if not self._is_name("editor"):
             return checkpoint.BUNDLED[0]
         path = find_checkpoint("editor", editor)
-        return codec_of_editor(path.stem, checkpoint.info(path).notes)
+        notes = checkpoint.info(path).notes
+        return fine_tuned_codec(path, notes) or codec_of_editor(path.stem, notes)
 
     @functools.cached_property
     def editor(self) -> nn.Module:

@@ -27,11 +27,11 @@ from ..flashlips_core import LipSync
 from ..flashlips_core import audio as core_audio
 from ..flashlips_core.audio import encoded_audio, to_mono_16k
 from ..flashlips_core.checkpoint import BUNDLED as BUNDLED_NAMES
-from ..flashlips_core.checkpoint import bundled_names
+from ..flashlips_core.checkpoint import bundled_names, info
 from ..flashlips_core.codec import CELL_PX, SDXL_SCALE, Codec, UnscaledCodec, load_codec, wrap_vae
 from ..flashlips_core.downloads import CODECS, DETECTOR, DETECTOR_FILES, fetch
 from ..flashlips_core.face.detect import YUNET_FILES, found_weights, load_detector
-from ..flashlips_core.loading import LoadedPart, folder_role, load_part, role_of
+from ..flashlips_core.loading import LoadedPart, fine_tuned_codec, folder_role, load_part, role_of
 from ..flashlips_core.types import FlashLipsError, Progress, dtype_for
 from . import bridge
 
@@ -84,6 +84,15 @@ def fingerprint(name: str | None, *kinds: str) -> str:
     if path is None and name is not None:
         path = model_folder(name, kinds)
     return str(name) if path is None else _stamp(path)
+
+
+def editor_fingerprint(name: str) -> str:
+    """Changes when an editor's file does, or the fine-tuned codec's beside it."""
+    path = None if name in BUNDLED_NAMES else folder_paths.get_full_path(FOLDER, name)
+    if path is None or role_of(path) is None:
+        return fingerprint(name)
+    codec = fine_tuned_codec(Path(path), info(path).notes)
+    return fingerprint(name) + ("" if codec is None else f":{_stamp(codec)}")
 
 
 def detector_fingerprint() -> str:
@@ -143,7 +152,7 @@ def load_network(role: str, name: str) -> LoadedNetwork:
     source = name if name in BUNDLED_NAMES else model_path(name)
     dtype = torch.float32 if role == "pose-model" else dtype_for(device())
     part = load_part(role, source, management.unet_offload_device(), dtype)
-    return LoadedNetwork(part.network, part.role, name, part.notes, patcher_for(part.network))
+    return LoadedNetwork(part.network, part.role, name, part.notes, part.path, patcher_for(part.network))
 
 
 def patcher_for(network: torch.nn.Module, load_device: Any = None, offload_device: Any = None) -> Any:

@@ -102,7 +102,7 @@ class LipSync(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, editor: str = models.BUNDLED, **others: Any) -> str:
-        return f"{models.fingerprint(editor)}:{models.detector_fingerprint()}"
+        return f"{models.editor_fingerprint(editor)}:{models.detector_fingerprint()}"
 
     @classmethod
     def execute(
@@ -128,7 +128,7 @@ class LipSync(io.ComfyNode):
             sharpen=sharpen,
         )  # fmt: skip
         pose_model, lip_encoder = (models.load_network(role, models.BUNDLED) for role in ("pose-model", "lip-encoder"))
-        vae, listener = models.load_vae(drawer.codec), models.load_audio_encoder(models.BUNDLED)
+        vae, listener = models.load_vae(drawer.codec_source), models.load_audio_encoder(models.BUNDLED)
         parts = (drawer, vae, pose_model, lip_encoder, listener)
         with bridge.running() as run, bridge.video_source(video, run) as path:
             if download:

@@ -172,6 +172,19 @@ def test_frames_are_untouched_outside_alpha_whatever_the_editor_draws(plain_clip
     assert fidelity.untouched_frames(toy_crop_editor(is_still=False), frames, torch.randn(4, 12)) == 4
 
 
+def test_a_restored_mouth_is_the_frames_own_and_is_compared_on_the_same_changed_frames(plain_clip):
+    frames, poses = toy_face_frames(plain_clip), 3 * torch.randn(4, 12, generator=torch.Generator().manual_seed(0))
+    still, other = toy_crop_editor(is_still=True), toy_crop_editor(is_still=False)
+    assert torch.equal(fidelity.restored(still, still, frames, poses), frames.crops)
+    changed = fidelity.restored(other, still, frames, poses)  # nothing is restored
+    assert (changed - frames.crops).abs().mean() > 0.01
+    restored = fidelity.restored(other, other, frames, poses)
+    assert not torch.allclose(restored, changed, atol=0.01) and restored.shape == frames.crops.shape
+    poses[2] = 0  # the pose that frame 0 is changed to, and that frame 2 is restored to
+    elsewhere = fidelity.restored(other, still, frames, poses)
+    assert [torch.equal(a, b) for a, b in zip(elsewhere, changed, strict=True)] == [False, True, True, True]
+
+
 def test_what_is_changed_outside_the_mouth_is_nothing_for_a_still_editor_and_seen_for_another(plain_clip):
     frames = toy_face_frames(plain_clip)
     still = fidelity.outside_mouth(toy_crop_editor(is_still=True), frames, torch.randn(4, 12))

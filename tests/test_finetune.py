@@ -332,7 +332,7 @@ def test_the_command_fine_tunes(models, silent_clip, tmp_path, monkeypatch, caps
     assert checkpoint.info(out).notes["fine_tuning"]["lora"] == 2
 
 
-def test_the_command_lets_the_decoder_learn_first(models, silent_clip, tmp_path, monkeypatch, capsys):
+def test_the_command_lets_the_decoder_learn_first(models, silent_clip, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setattr(LipSync, "track", lambda self, *args, **kwargs: make_track(NUM_FRAMES, fps=Fraction(25)))
     monkeypatch.setattr("flashlips_core.train.finetune_data.SHORTEST_S", 1.0)
     out, face = tmp_path / "mine.safetensors", tmp_path / "face.safetensors"
@@ -347,6 +347,11 @@ def test_the_command_lets_the_decoder_learn_first(models, silent_clip, tmp_path,
     again = [*words, "--decoder", str(face)]
     assert main(again) == 0
     assert "The decoder, on held-out frames: lips" in capsys.readouterr().out
+    part = load_part("editor", out)
+    assert part.codec_source == face and LipSync(editor=out).codec.path == face == LipSync(editor=part).codec.path
+    face.rename(tmp_path / "elsewhere.safetensors")
+    assert part.codec_source == part.codec and LipSync(editor=out).codec.name == "bundled"
+    assert "mine.safetensors learnt through face.safetensors, which is not beside it" in caplog.text
 
 
 def test_the_command_refuses_in_one_sentence(models, plain_clip, tmp_path, capsys):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
-from test_pipeline import make_track
+from test_pipeline import make_track, toy_networks
 from tiny import encoded_frames, tiny_codec
+from torch import nn
 
 from flashlips_core import checkpoint
 from flashlips_core.codec import CallableCodec, load_codec
+from flashlips_core.loading import STAGE_1, LoadedPart
 from flashlips_core.pixels import to_bytes
+from flashlips_core.train.editor import editor_batches
 from flashlips_core.train.editor_data import window_cells
-from flashlips_core.train.finetune_codec import CodecTuning, decoder_batches, tune_decoder
+from flashlips_core.train.finetune_codec import WEIGHTS, CodecTuning, decoder_losses, drawn_and_wanted, tune_decoder
 from flashlips_core.train.finetune_data import PersonFrames
 from flashlips_core.types import FlashLipsError
 
@@ -25,26 +29,34 @@ def person() -> PersonFrames:
     """A face as the codec draws it, but darker."""
     frames = encoded_frames()
     drawn = tiny_codec().decode(window_cells(frames.latents.float()))
-    frames = dataclasses.replace(frames, windows=torch.from_numpy(to_bytes(drawn - 0.4)))
+    alone = {"group_of": np.zeros(24, int), "rows_of_group": [np.arange(24)], "groups_of_speaker": {"person": [0]}}
+    seen = {"references": frames.references[:1], "reference_poses": frames.reference_poses[:1]}
+    frames = dataclasses.replace(frames, windows=torch.from_numpy(to_bytes(drawn - 0.4)), **alone, **seen)
     return PersonFrames(frames, frames, "me.mp4", 2.4, 256, "tiny", make_track(24))
 
 
 @pytest.fixture
-def tune(person, tmp_path):
+def editor() -> LoadedPart:
+    return LoadedPart(toy_networks()["editor"].eval(), "editor", "toy")
+
+
+@pytest.fixture
+def tune(person, editor, tmp_path):
     """``tune(name, **settings)`` runs into a file of the test's folder."""
 
     def run(name="face", progress=None, codec=None, person=person, **changes):
         settings = dataclasses.replace(QUICK, **changes)
-        return tune_decoder(codec or tiny_codec(), person, tmp_path / f"{name}.safetensors", settings, progress)
+        return tune_decoder(codec or tiny_codec(), person, editor, tmp_path / f"{name}.safetensors", settings, progress)
 
     return run
 
 
-def test_it_learns_the_face_and_keeps_the_encoder(person, tmp_path):
+def test_it_learns_the_face_and_keeps_the_encoder(person, editor, tmp_path):
     given, path = tiny_codec(), tmp_path / "face.safetensors"
-    done = tune_decoder(given, person, path, dataclasses.replace(QUICK, steps=60, lr=1e-2, check_every=20))
+    given.notes = {"licence": "of the base"}
+    done = tune_decoder(given, person, editor, path, dataclasses.replace(QUICK, steps=60, lr=1e-2, check_every=20))
     assert [check.step for check in done.checks] == [0, 20, 40, 60]
-    assert done.best.psnr_db > done.before.psnr_db + 1
+    assert done.best.loss < 0.9 * done.before.loss and done.checks[-1].psnr_db > done.before.psnr_db + 0.5
     assert all(torch.equal(value, tiny_codec().network.state_dict()[name]) for name, value in given.network.state_dict().items())
     written = load_codec(path)
     for name, value in given.network.state_dict().items():
@@ -54,6 +66,7 @@ def test_it_learns_the_face_and_keeps_the_encoder(person, tmp_path):
     assert not torch.allclose(written.decode(latents), given.decode(latents), atol=0.05)
     notes = checkpoint.info(path).notes
     assert notes["trained_on"]["file"] == "me.mp4" and notes["base"] == "tiny" and "agreed" in notes["consent"]
+    assert notes["licence"] == "of the base" and written.is_fine_tuned and written.latents == "tiny"
 
 
 def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not(tune, tmp_path):
@@ -79,20 +92,41 @@ def test_what_gains_nothing_leaves_the_base(tune, tmp_path):
     assert all(torch.allclose(written[n].float(), v, atol=1e-3) for n, v in tiny_codec().network.state_dict().items())
 
 
-def test_batches_are_frames_with_their_own_latents(person):
-    batch = decoder_batches(person.learnt, 5)(torch.Generator().manual_seed(0))
-    assert batch.pixels.shape == (5, 3, *(8 * side for side in batch.cells.shape[2:]))
-    rows = torch.randint(24, (5,), generator=torch.Generator().manual_seed(0))
-    windows = person.learnt.windows[rows].permute(0, 3, 1, 2)
-    assert torch.allclose(batch.pixels * 127.5 + 127.5, windows.float(), atol=0.51)
+def test_frames_and_edits_are_drawn_beside_what_they_should_be(person, editor):
+    nn.init.zeros_(editor.network.conv_out.weight)
+    nn.init.zeros_(editor.network.conv_out.bias)  # an edit is then the neighbour itself
+    codec, batch = tiny_codec(), editor_batches(person.learnt, 5)(torch.Generator().manual_seed(0))
+    frames, edits = drawn_and_wanted(codec.network, editor.network, batch)
+    for (drawn, _), latents in ((frames, batch.z_src), (edits, batch.z_near)):
+        assert torch.allclose(drawn, codec.decode(window_cells(latents)), atol=1e-5)
+    assert torch.equal(frames[1], batch.pixels)
+    lips = (slice(None), slice(None), slice(60, 70), slice(60, 80))  # where the frame's own mouth is wanted
+    assert torch.allclose(edits[1][lips], batch.pixels[lips], atol=1e-5) and not torch.allclose(edits[1], batch.pixels, atol=0.1)
 
 
-def test_what_cannot_learn_is_refused(tune, person, tmp_path):
+def test_an_edit_is_held_to_the_amount_of_detail_and_hardly_to_where_it_lies():
+    torch.manual_seed(0)
+    frame = (torch.randn(2, 3, 64, 64) / 4, torch.zeros(2, 3, 64, 64))
+    still, moved, smooth = (frame[0], frame[0].roll(5, 3), torch.zeros_like(frame[0]))
+    losses = {name: decoder_losses(frame, (drawn, still)) for name, drawn in (("moved", moved), ("smooth", smooth))}
+    weighed = {
+        name: sum(WEIGHTS[term] * value for term, value in found.items() if term.startswith("edit_"))
+        for name, found in losses.items()
+    }
+    assert 0 < weighed["moved"] < 0.5 * weighed["smooth"]
+    assert losses["moved"].keys() == WEIGHTS.keys() and losses["moved"]["pixel"] == losses["smooth"]["pixel"] > 0
+
+
+def test_what_cannot_learn_is_refused(tune, person, editor, tmp_path):
     codec = tiny_codec()
     with pytest.raises(FlashLipsError, match="'somebody's' cannot learn a person; choose a bundled one"):
         tune(codec=CallableCodec(codec.encode, codec.decode, "somebody's"))
     with pytest.raises(FlashLipsError, match="latents of the codec 'another', this one is 'tiny'"):
         tune(person=dataclasses.replace(person, codec="another"))
+    for unfit, what in ((dataclasses.replace(editor, role=STAGE_1), "masked frames only"), (
+        dataclasses.replace(editor, notes={"crop_px": 384}), "sees crops of 384 px, these frames have 256")):  # fmt: skip
+        with pytest.raises(FlashLipsError, match=what):
+            tune_decoder(codec, person, unfit, tmp_path / "face.safetensors")
     assert not list(tmp_path.iterdir())
 
 

@@ -14,11 +14,13 @@ import torch
 from test_nodes_track import DEMO, NUM_EMPTY, NUM_SEEN, SIDE, face_clip
 from test_pipeline import CROP_PX, lipsync, make_poses, make_track, model_folder  # noqa: F401
 
-from flashlips_core import editing, image_edit
+from flashlips_core import checkpoint, editing, image_edit
 from flashlips_core.checks import check_whole_track
+from flashlips_core.codec import load_codec
 from flashlips_core.editing import CropEditor, edit_latents
 from flashlips_core.image_edit import edit_images
 from flashlips_core.image_frames import cut_images
+from flashlips_core.loading import CODEC_FILE, load_part
 from flashlips_core.media import load_audio, probe, read_frames
 from flashlips_core.pipeline import PROVENANCE
 from flashlips_core.types import FlashLipsError
@@ -217,6 +219,29 @@ def test_the_front_door_takes_any_lip_editor(engine, graph) -> None:
         made[name] = np.stack(planes(run.outputs["sync"][0].source)[:NUM_SEEN])
     first, second = made.values()
     assert not np.array_equal(first, second)
+
+
+@pytest.mark.comfy
+def test_the_front_door_takes_the_fine_tuned_codec_that_the_editor_learnt_through(engine, graph) -> None:
+    folder = engine.base / "models" / "flashlips"
+    editor, codec = load_part("editor", "bundled-fast"), load_codec("bundled-fast")
+    notes = editor.notes | {"codec": "bundled-fast", CODEC_FILE: "my_face.safetensors"}
+    checkpoint.save(editor.network, folder / "my_editor.safetensors", "editor", notes)
+    with torch.no_grad():
+        [part for part in codec.network.decoder.modules() if isinstance(part, torch.nn.Conv2d)][-1].bias += 0.5  # a lighter face
+    prompt = {name: graph[name] for name in ("video", "voice")}
+    prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1], editor="my_editor.safetensors")
+    brightness = []
+    for is_there in (True, False):
+        file = folder / "my_face.safetensors"
+        if is_there:
+            checkpoint.save(codec.network, file, "codec", {"latents": "bundled-fast"})
+        else:
+            file.unlink()
+        run = engine.run(prompt, "sync")
+        assert run.is_success and "sync" not in run.cached, run.errors
+        brightness.append(np.mean(planes(run.outputs["sync"][0].source)[:NUM_SEEN]))
+    assert brightness[0] > brightness[1] + 1
 
 
 @pytest.mark.comfy

@@ -53,7 +53,9 @@ def graph(engine, clip) -> dict:
 
 
 def test_a_codec_learns_the_face_and_the_editor_learns_through_it(engine, graph) -> None:
-    graph["face"] = node("FlashLipsFineTuneCodec", vae=["codec", 0], dataset=["dataset", 0], name="face", steps=2, batch=2)
+    graph["face"] = node(
+        "FlashLipsFineTuneCodec", vae=["codec", 0], dataset=["dataset", 0], editor=["editor", 0], name="face", steps=2, batch=2
+    )
     graph["tuned"] = node(**_changed(graph["tuned"], vae=["face", 0], name="through_face"))
     run = engine.run(graph, ("face", "tuned"))
     assert run.is_success, run.errors
@@ -61,7 +63,8 @@ def test_a_codec_learns_the_face_and_the_editor_learns_through_it(engine, graph)
     folder = engine.base / "models" / "flashlips"
     notes = checkpoint.info(folder / "face.safetensors").notes
     assert notes["latents"] == "bundled-fast" and "agreed" in notes["consent"]
-    assert checkpoint.info(folder / "through_face.safetensors").notes["codec"] == "bundled-fast"
+    editors = checkpoint.info(folder / "through_face.safetensors").notes
+    assert editors["codec"] == "bundled-fast" and editors["codec_file"] == "face.safetensors"
     loaded = node("FlashLipsLoadCodec", name="face.safetensors")
     wrong = {**graph, "codec": loaded, "editor": node("FlashLipsLoadEditor", name="bundled"), "tuned": node(
         **_changed(graph["tuned"], vae=["codec", 0], name="never"))}  # fmt: skip

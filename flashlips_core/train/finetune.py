@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..checks import check_output
 from ..codec import Codec
-from ..loading import LoadedPart
-from ..types import FlashLipsError, Progress
+from ..loading import CODEC_FILE, LoadedPart
+from ..types import Progress
 from .attentive import attentive
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .editor import WEIGHTS, Judge, editor_batches, refinement_step
-from .finetune_data import PersonFrames, check_latents, check_trainable
+from .finetune_data import PersonFrames, check_editor, check_latents, check_trainable
 from .finetune_report import Check, Examiner, write_sheet
 from .lora import add_lora
 
@@ -65,14 +65,9 @@ def fine_tune(
     """
     out = Path(out)
     check_output(out, [], (".safetensors",))
-    if editor.crop_px != person.crop_px:
-        raise FlashLipsError(
-            f"The editor sees crops of {editor.crop_px} px, these frames have {person.crop_px}; prepare them for this editor."
-        )
     check_trainable(codec)
     check_latents(codec, person)
-    if editor.is_stage_1:
-        raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one.")
+    check_editor(editor, person)
     with torch.inference_mode(False), torch.enable_grad():
         return _fine_tune(editor, person, codec, lip_encoder, out, settings, progress, watch)
 
@@ -122,4 +117,6 @@ def _rebuilt(like: nn.Module, fields: dict[str, Any]) -> nn.Module:
 def notes_of(base: LoadedPart, person: PersonFrames, codec: Codec) -> dict[str, Any]:
     """What the checkpoint says of where it comes from."""
     latents = codec.latents if codec.latents in checkpoint.BUNDLED else base.codec
-    return base.notes | {"base": base.name, "codec": latents, "crop_px": person.crop_px} | person.notes()
+    drawn_by = {CODEC_FILE: codec.path.name} if codec.is_fine_tuned and codec.path is not None else {}
+    inherited = {name: value for name, value in base.notes.items() if name != CODEC_FILE}
+    return inherited | {"base": base.name, "codec": latents, "crop_px": person.crop_px} | drawn_by | person.notes()
