@@ -70,20 +70,20 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
         )
     result, codec = {"stage": "finetune", "material": person.describe()}, lipsync.codec
     if args.decoder:
-        result["decoder"], codec = _decoder(args, lipsync, person, editor)
+        result["decoder"], codec = _decoder(args, lipsync, person)
     with progress_bar("finetune", args, unit=" s" if args.minutes else " steps") as progress:
         result |= fine_tune(editor, person, codec, lipsync.lip_encoder, out, settings, progress).as_dict()
     return result | ({"style": _style(args, lipsync, person.track)} if args.style else {})
 
 
-def _decoder(args: argparse.Namespace, lipsync: Any, person: Any, editor: Any) -> tuple[dict[str, Any], Any]:
+def _decoder(args: argparse.Namespace, lipsync: Any, person: Any) -> tuple[dict[str, Any], Any]:
     """Let the decoder learn the person: what came of it, and the new codec."""
     from .codec import load_codec
     from .train.finetune_codec import CodecTuning, tune_decoder
 
     with progress_bar("decoder", args, unit=" s" if args.minutes else " steps") as progress:
         settings = CodecTuning(args.steps, args.minutes, seed=args.seed)
-        done = tune_decoder(lipsync.codec, person, editor, args.decoder, settings, progress)
+        done = tune_decoder(lipsync.codec, person, args.decoder, settings, progress)
     return done.as_dict(), load_codec(args.decoder, lipsync.device)
 
 

@@ -178,7 +178,7 @@ def _tuned(
     person = prepare_person(lipsync, clip)
     speaker, poses = LoadedPart(lipsync.pose_model, "pose-model", "base"), lipsync.poses_from_video(clip, person.track)
     spoken = tune_style(speaker, lipsync.audio_encoder.encode(to_mono_16k(join_sound(learnt))), poses, style)
-    face_ended = limited(lambda: tune_decoder(lipsync.codec, person, base, drawn, progress=spend, watch=watch))
+    face_ended = limited(lambda: tune_decoder(lipsync.codec, person, drawn, progress=spend, watch=watch))
     face, codec = list(checks), load_codec(drawn, lipsync.device)
     settings = FineTuning(steps=UNENDING)
     ended = limited(lambda: fine_tune(base, person, codec, lipsync.lip_encoder, out, settings, spend, watch))

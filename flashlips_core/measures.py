@@ -165,9 +165,17 @@ def motion_share(moved: np.ndarray, wanted: np.ndarray) -> float:
 
 def detail(image: Tensor, box: Sequence[float]) -> float:
     """Fine detail of a (3, H, W) picture in [-1, 1] inside ``box`` (xyxy, pixels): variance of its grey Laplacian."""
+    return float(_curvature(image, box).var())
+
+
+def true_detail(image: Tensor, truth: Tensor, box: Sequence[float]) -> float:
+    """How much of the fine detail of :func:`detail` lies where it should: correlation of two Laplacians, 0 for invented grain."""
+    return correlation(*(_curvature(picture, box).flatten().cpu().numpy() for picture in (image, truth)))
+
+
+def _curvature(image: Tensor, box: Sequence[float]) -> Tensor:
     rows, columns = box_slices(box, image.shape[-2], image.shape[-1])
-    grey = (image[:, rows, columns].float().mean(0) + 1) * 127.5
-    return float(laplacian(grey).var())
+    return laplacian((image[:, rows, columns].float().mean(0) + 1) * 127.5)
 
 
 def psnr(first: Tensor, second: Tensor, box: Sequence[float] | None = None) -> float:

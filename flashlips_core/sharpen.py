@@ -17,7 +17,7 @@ from .pixels import laplacian
 from .types import FlashLipsError
 
 SIGMA = 1.0  # frame pixels: the finest detail, which regression loses first
-STRONGEST = 0.7  # dubs of 16 GRID clips then have at most 1.06 times their clip's detail; noise would ask for more still
+STRONGEST = 1.0  # no dub of 16 GRID clips then has more than 1.06 of its clip's detail; a noisy clip would ask for more still
 
 
 def check_share(sharpen: float) -> None:

@@ -204,15 +204,10 @@ class FineTuneCodec(io.ComfyNode):
             inputs=[
                 io.Vae.Input("vae", tooltip="From Load Codec, a bundled one that the dataset was made with; it stays as it is."),
                 Dataset.Input("dataset", tooltip="From Prepare Dataset."),
-                Editor.Input(
-                    "editor",
-                    optional=True,
-                    tooltip="From Load Lip Editor: its edits are to come out as sharp as frames. Not connected: the bundled one.",
-                ),
                 io.String.Input("name", default="my_codec", optional=True, tooltip="The new file's name in models/flashlips."),
                 steps_input(CodecTuning.steps),
                 rate_input(CodecTuning.lr),
-                batch_input(CodecTuning.batch, 1, 64, "Frame pairs"),
+                batch_input(CodecTuning.batch, 1, 64, "Frames"),
                 seed_input("frames"),
             ],
             outputs=[io.Vae.Output(display_name="vae"), io.Image.Output(display_name="curve")],
@@ -221,17 +216,14 @@ class FineTuneCodec(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, vae: Any, dataset: PersonFrames, editor: models.LoadedNetwork | None = None, name="my_codec",
-        steps=CodecTuning.steps, learning_rate=CodecTuning.lr, batch=CodecTuning.batch, seed=0,
+        cls, vae: Any, dataset: PersonFrames, name="my_codec", steps=CodecTuning.steps, learning_rate=CodecTuning.lr,
+        batch=CodecTuning.batch, seed=0,
     ) -> io.NodeOutput:  # fmt: skip
         out, settings = models.new_model_path(name), CodecTuning(steps, lr=learning_rate, batch=batch, seed=seed)
-        editor = editor or models.load_network("editor", models.BUNDLED)
         with bridge.running(steps) as run:
-            with models.on_device(vae, editor, memory_bytes=models.train_bytes(2 * batch, dataset.crop_px)):
-                codec = models.codec_of(vae)
-                models.check_pair(editor, codec.latents)
+            with models.on_device(vae, memory_bytes=models.train_bytes(batch, dataset.crop_px)):
                 done = tune_decoder(
-                    codec, dataset, editor, out, settings, run.progress,
+                    models.codec_of(vae), dataset, out, settings, run.progress,
                     lambda checks, mouths: run.show(progress_picture(checks, mouths)),
                 )  # fmt: skip
         curve = curve_of(done)

@@ -81,6 +81,9 @@ def test_a_blurred_mouth_has_less_detail_than_a_sharp_one():
     sharp = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
     blurred = torch.nn.functional.avg_pool2d(sharp, 3, 1, 1)
     assert m.detail(blurred, (4, 4, 36, 36)) < 0.2 * m.detail(sharp, (4, 4, 36, 36))
+    assert m.true_detail(sharp, sharp, (4, 4, 36, 36)) == pytest.approx(1)
+    assert m.true_detail((sharp + blurred) / 2, sharp, (4, 4, 36, 36)) > 0.9
+    assert abs(m.true_detail(sharp.flip(-1), sharp, (4, 4, 36, 36))) < 0.2
 
 
 def test_a_row_without_a_value_neither_passes_nor_fails_and_says_why():

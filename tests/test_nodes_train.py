@@ -53,9 +53,7 @@ def graph(engine, clip) -> dict:
 
 
 def test_a_codec_learns_the_face_and_the_editor_learns_through_it(engine, graph) -> None:
-    graph["face"] = node(
-        "FlashLipsFineTuneCodec", vae=["codec", 0], dataset=["dataset", 0], editor=["editor", 0], name="face", steps=2, batch=2
-    )
+    graph["face"] = node("FlashLipsFineTuneCodec", vae=["codec", 0], dataset=["dataset", 0], name="face", steps=2, batch=2)
     graph["tuned"] = node(**_changed(graph["tuned"], vae=["face", 0], name="through_face"))
     run = engine.run(graph, ("face", "tuned"))
     assert run.is_success, run.errors

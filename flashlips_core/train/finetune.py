@@ -15,11 +15,11 @@ from .. import checkpoint
 from ..checks import check_output
 from ..codec import Codec
 from ..loading import CODEC_FILE, LoadedPart
-from ..types import Progress
+from ..types import FlashLipsError, Progress
 from .attentive import attentive
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .editor import WEIGHTS, Judge, editor_batches, refinement_step
-from .finetune_data import PersonFrames, check_editor, check_latents, check_trainable
+from .finetune_data import PersonFrames, check_latents, check_trainable
 from .finetune_report import Check, Examiner, write_sheet
 from .lora import add_lora
 
@@ -65,9 +65,14 @@ def fine_tune(
     """
     out = Path(out)
     check_output(out, [], (".safetensors",))
+    if editor.crop_px != person.crop_px:
+        raise FlashLipsError(
+            f"The editor sees crops of {editor.crop_px} px, these frames have {person.crop_px}; prepare them for this editor."
+        )
     check_trainable(codec)
     check_latents(codec, person)
-    check_editor(editor, person)
+    if editor.is_stage_1:
+        raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one.")
     with torch.inference_mode(False), torch.enable_grad():
         return _fine_tune(editor, person, codec, lip_encoder, out, settings, progress, watch)
 

@@ -18,7 +18,6 @@ from torch import Tensor
 from ..checks import check_whole_track, no_face_in
 from ..codec import CallableCodec, Codec
 from ..compose import cut_batch
-from ..loading import LoadedPart
 from ..media import probe, read_frames
 from ..pipeline import DubSettings, LipSync
 from ..references import candidate_frames
@@ -126,16 +125,6 @@ def check_latents(codec: Codec, person: PersonFrames) -> None:
         raise FlashLipsError(
             f"These frames are latents of the codec '{person.codec}', this one is '{codec.name}'; use one codec for both."
         )
-
-
-def check_editor(editor: LoadedPart, person: PersonFrames) -> None:
-    """Refuse an editor that cannot edit these frames mask-free."""
-    if editor.crop_px != person.crop_px:
-        raise FlashLipsError(
-            f"The editor sees crops of {editor.crop_px} px, these frames have {person.crop_px}; prepare them for this editor."
-        )
-    if editor.is_stage_1:
-        raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one.")
 
 
 def _split(track: FaceTrack, clip: ClipInfo, shortest_s: float) -> tuple[np.ndarray, np.ndarray]:

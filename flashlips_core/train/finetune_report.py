@@ -64,21 +64,16 @@ class Examiner:
         self.wanted, self.given = window_pixels(frames, self.rows), window_pixels(frames, self.near)
         self.boxes = lips_in_window(frames.lips[self.rows], person.crop_px)
 
+    @torch.no_grad()
     def edits(self, network: nn.Module) -> Tensor:
         """The mouth windows of the edited neighbours, (B, 3, H, W) in [-1, 1] on the CPU."""
-        with torch.no_grad():
-            return self.codec.decode(self.edited(network)).clamp(-1, 1).float().cpu()
-
-    @torch.no_grad()
-    def edited(self, network: nn.Module) -> Tensor:
-        """The latents of the same windows, (B, 4, h, w)."""
         frames, device = self.frames, self.device
         context = network.prepare_references(frames.references.float().to(device), frames.reference_poses.to(device))
         edited = []
         for row, near in zip(self.rows, self.near, strict=True):
             source, pose = (v.float().to(device) for v in (frames.latents[near][None], frames.poses[row][None]))
             edited.append(window_cells(edit_once(network, context, source, pose, None)))
-        return torch.cat(edited)
+        return self.codec.decode(torch.cat(edited)).clamp(-1, 1).float().cpu()
 
     def check(self, edits: Tensor, step: int) -> Check:
         """Numbers of one state of the training, from its :meth:`edits`."""

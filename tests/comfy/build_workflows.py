@@ -358,7 +358,7 @@ def finetune_on_clip(g: Sketch) -> None:
         "(advanced), and what is kept is the editor you started from.",
         "edit",
     ):
-        face = g.node("FlashLipsFineTuneCodec", vae=codec, dataset=dataset, editor=editor, name="my_codec", steps=50)
+        face = g.node("FlashLipsFineTuneCodec", vae=codec, dataset=dataset, name="my_codec", steps=50)
         g.column()
         tuned = g.node(
             "FlashLipsFineTuneLipEditor", editor=editor, dataset=dataset, vae=face, lip_encoder=lip_encoder, name="my_editor",
