@@ -45,7 +45,7 @@ class Tuning:
     batch: int = 8
     seed: int = 0
     check_every: int = 25  # steps between looks at what is held out
-    patience: int = 6  # looks without a gain after which it ends
+    patience: int = 12  # looks without a gain after which it ends; an editor gained again after ten (s4)
     save_every_s: float = SAVE_EVERY_S
 
 
