@@ -36,7 +36,7 @@ class Codec(nn.Module):
         name: for logs and reports.
         halo: latent cells around a region that its pixels depend on, None where every pixel depends on the whole picture.
         notes: what its file says of it: licence, training, "latents" where it was fine-tuned.
-        path: that file; None for a bundled codec and for what is no FlashLips checkpoint.
+        path: that file; None for what is no FlashLips checkpoint.
     """
 
     def __init__(
@@ -229,7 +229,7 @@ def load_codec(source: str | Path = "bundled", device: torch.device | str = "cpu
     """
     path = Path(source).expanduser()
     if str(source) in checkpoint.BUNDLED:
-        codec = _load_flashlips(checkpoint.bundled("codec", str(source)), str(source), is_bundled=True)
+        codec = _load_flashlips(checkpoint.bundled("codec", str(source)), str(source))
     elif path.is_file():
         codec = _load_flashlips(path, f"flashlips-{path.stem}")
     elif path.is_dir():
@@ -243,14 +243,14 @@ def load_codec(source: str | Path = "bundled", device: torch.device | str = "cpu
     return codec.to(device=device, dtype=_safe_dtype(codec, dtype), memory_format=torch.channels_last)
 
 
-def _load_flashlips(path: Path, name: str, is_bundled: bool = False) -> Codec:
+def _load_flashlips(path: Path, name: str) -> Codec:
     from .models.codec_mini import MiniCodec, MiniCodecConfig
 
     def build(fields: dict) -> nn.Module:
         return MiniCodec(checkpoint.config_from_dict(MiniCodecConfig, fields))
 
     network = checkpoint.load(path, "codec", {"MiniCodec": build})
-    return Codec(network, name, network.halo, checkpoint.info(path).notes, None if is_bundled else path)
+    return Codec(network, name, network.halo, checkpoint.info(path).notes, path)
 
 
 def _load_folder(folder: Path, name: str | None = None) -> Codec:

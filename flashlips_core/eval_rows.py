@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from . import measures as m
 from .eval_session import Dub, Session
@@ -66,15 +67,12 @@ def silence_rows(session: Session, dubs: Sequence[Dub], bounds: Bounds) -> list[
 
 def identity_rows(session: Session, dubs: Sequence[Dub], weights: Path, frames: int) -> list[Measure]:
     """Face embedding distance of output to source on unseen people."""
-    from .losses import load_identity
-
     name = "face ID distance, output to source, unseen people"
     if not dubs:
         return [m.not_measured(name, "no clips found")]
-    try:
-        embed = load_identity(weights)
-    except FlashLipsError as error:
-        return [m.not_measured(name, str(error))]
+    embed, missing = _identity(weights)
+    if embed is None:
+        return [m.not_measured(name, missing)]
     means = []
     for dub in dubs:
         outputs, sources = (session.faces(dub.clip, frames, path).crops for path in (dub.output, dub.clip))
@@ -82,6 +80,16 @@ def identity_rows(session: Session, dubs: Sequence[Dub], weights: Path, frames: 
         means.append(float(identity_distances(embed, outputs[:shared], sources[:shared]).mean()))
     note = f"by {embed.name} on the editor's crops; mean over clips, highest {max(means):.2f}"
     return [m.at_most(name, float(np.mean(means)), 0.35, len(dubs), note)]
+
+
+def _identity(weights: Path) -> tuple[nn.Module | None, str]:
+    """The face embedding under ``weights``, or why there is none."""
+    from .losses import load_identity
+
+    try:
+        return load_identity(weights), ""
+    except FlashLipsError as error:
+        return None, str(error)
 
 
 def detail_rows(session: Session, dubs: Sequence[Dub], frames: int, bounds: Bounds) -> list[Measure]:
@@ -141,13 +149,7 @@ def picture_rows(
 
 def restored_rows(session: Session, changer: Session, clips: Sequence[Path], weights: Path, frames: int) -> list[Measure]:
     """Likeness, identity and detail of mouths that ``changer`` changed and this editor restores, as pasted and sharpened."""
-    from .losses import load_identity
-
-    name, missing = "mouth changed and restored, as pasted: ", ""
-    try:
-        embed = load_identity(weights)
-    except FlashLipsError as error:
-        embed, missing = None, str(error)
+    name, (embed, missing) = "mouth changed and restored, as pasted: ", _identity(weights)
     likeness, sharp, true, apart = [], [], [], []
     for clip in clips:
         seen = session.faces(clip, frames)

@@ -79,8 +79,7 @@ class LoadedPart:
     @property
     def codec_source(self) -> str | Path:
         """What to load an editor's codec by: the fine-tuned one beside its file that it learnt through, or :attr:`codec`."""
-        file = fine_tuned_codec(self.path, self.notes)
-        return self.codec if file is None else file
+        return fine_tuned_codec(self.path, self.notes) or self.codec
 
 
 def load_part(

@@ -88,7 +88,7 @@ def fingerprint(name: str | None, *kinds: str) -> str:
 
 def editor_fingerprint(name: str) -> str:
     """Changes when an editor's file does, or the fine-tuned codec's beside it."""
-    path = None if name in BUNDLED_NAMES else folder_paths.get_full_path(FOLDER, name)
+    path = folder_paths.get_full_path(FOLDER, name)  # None for a bundled one
     if path is None or role_of(path) is None:
         return fingerprint(name)
     codec = fine_tuned_codec(Path(path), info(path).notes)
