@@ -38,7 +38,7 @@ from . import bridge
 FOLDER = "flashlips"  # of ComfyUI's models folder
 BUNDLED = BUNDLED_NAMES[0]
 EDIT_BYTES_PER_PIXEL = 4096  # activations of editor and codec in 16 bits, per crop pixel and frame of a batch, generously
-TRAIN_SHARE = 3  # of that, when gradients are computed in 32 bits
+TRAIN_BYTES_PER_PIXEL = 2048  # of a training step; 250 to 1400 are counted (``train.plan --memory``), convolutions use some more
 OWN_CODEC = object()  # in place of a VAE: the bundled codec that the editor was trained with
 CPU_BATCH = 2  # larger batches are no faster on a CPU, and Cancel waits for the batch under way
 
@@ -244,14 +244,18 @@ def _detector_weights() -> Path | None:
 
 
 def train_bytes(batch: int, crop_px: int) -> int:
-    """Memory for training on a batch of crops: activations are kept for the gradients, in 32 bits."""
-    return TRAIN_SHARE * edit_bytes(batch, crop_px)
+    """Memory for training on a batch of crops, without what :func:`tune_bytes` says of the network."""
+    return batch * crop_px**2 * TRAIN_BYTES_PER_PIXEL
 
 
-def tune_bytes(network: torch.nn.Module) -> int:
-    """Memory for training a network beside itself: a frozen copy, weights, gradients, two moments and the average, in 32 bits,
-    and half as much again for activations."""
-    return round(1.5 * 6 * 4 * sum(parameter.numel() for parameter in network.parameters()))
+def tune_bytes(network: torch.nn.Module, is_lora: bool = False) -> int:
+    """Memory for training a network beside itself, in 32 bits.
+
+    With LoRA: a frozen copy, and another with the additions in it, to be looked at. Else: a frozen copy, weights, gradients, two
+    moments and the average, and half as much again for activations.
+    """
+    copies = 2 if is_lora else 1.5 * 6
+    return round(copies * 4 * sum(parameter.numel() for parameter in network.parameters()))
 
 
 class LoadedAudioEncoder:

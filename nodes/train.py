@@ -174,7 +174,7 @@ class FineTuneLipEditor(io.ComfyNode):
         out = models.new_model_path(name)
         settings = FineTuning(steps, minutes or None, learning_rate, batch, seed, lora=lora_rank)
         with bridge.running(steps) as run:
-            memory = models.train_bytes(batch, dataset.crop_px)
+            memory = models.train_bytes(batch, dataset.crop_px) + models.tune_bytes(editor.network, bool(lora_rank))
             with models.on_device(editor, vae, lip_encoder, memory_bytes=memory):
                 codec = models.codec_of(vae)
                 models.check_pair(editor, codec.latents)

@@ -15,14 +15,14 @@ from torch import nn
 
 from flashlips_core import checkpoint
 from flashlips_core.cli import main
-from flashlips_core.codec import CallableCodec
+from flashlips_core.codec import CallableCodec, Codec
 from flashlips_core.loading import LoadedPart, load_part
 from flashlips_core.pipeline import LipSync
 from flashlips_core.train import best_so_far, finetune
 from flashlips_core.train.finetune import FineTuning, fine_tune
 from flashlips_core.train.finetune_data import BATCH, lip_boxes, prepare_person
 from flashlips_core.train.finetune_report import CURVE, Check, Examiner, curve_picture, progress_picture
-from flashlips_core.train.lora import add_lora, merged
+from flashlips_core.train.lora import add_lora, merged, with_shared_weights
 from flashlips_core.types import FlashLipsError
 
 NUM_FRAMES = 60
@@ -157,6 +157,14 @@ def test_lora_starts_as_the_network_and_merges_into_plain_weights():
         torch.testing.assert_close(saved(*given), changed, rtol=1e-4, atol=1e-5)
 
 
+def test_lora_takes_the_weights_that_it_leaves_as_they_are():
+    editor = toy_networks()["editor"].requires_grad_(False)
+    own = {id(p) for p in editor.parameters()}
+    tuned = add_lora(with_shared_weights(editor), 2)
+    assert own == {id(p) for p in tuned.parameters() if not p.requires_grad}
+    assert own == {id(p) for p in editor.parameters()}, "the network itself has no additions"
+
+
 # ---- the run ---------------------------------------------------------------------------------------------------------------
 
 
@@ -189,22 +197,51 @@ def test_the_sheet_shows_four_rows_of_mouths(tune):
         assert sheet.height > 4 * 100 and sheet.width > 6 * 100
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(tune):
-    whole = tune("whole", steps=6)
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tune, tmp_path, lora):
+    whole = tune("whole", steps=6, lora=lora)
 
     def stop(done, total):
         if done == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tune("parts", progress=stop, steps=6)
-    resumed = tune("parts", steps=6)
+        tune("parts", progress=stop, steps=6, lora=lora)
+    resumed = tune("parts", steps=6, lora=lora)
     assert [check.step for check in resumed.checks] == [check.step for check in whole.checks]
     for ours, theirs in zip(resumed.checks, whole.checks, strict=True):
         assert dataclasses.astuple(ours) == pytest.approx(dataclasses.astuple(theirs), rel=1e-6)
     first, second = weights_of(whole.path), weights_of(resumed.path)
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=2e-3, atol=1e-5)
+    state = [name for name in weights_of(tmp_path / "parts.run" / "state.safetensors") if name.startswith("network.")]
+    assert all(name.endswith((".up", ".down")) for name in state) == bool(lora), "what does not learn is not saved"
+
+
+def test_large_networks_learn_the_same_in_less_memory(tune, monkeypatch):
+    plain = tune("plain", lora=2)
+    windows = []
+
+    def decode(self, latents, original=Codec.decode):
+        windows.append((len(latents), torch.is_grad_enabled()))
+        return original(self, latents)
+
+    monkeypatch.setattr(Codec, "decode", decode)
+    monkeypatch.setattr(finetune, "LARGE", 0)
+    saving = tune("saving", lora=2)
+    assert {count for count, _ in windows} == {1} and (1, True) in windows
+    ours, theirs = weights_of(saving.path), weights_of(plain.path)
+    for name in theirs:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=2e-3, atol=1e-4)
+
+
+def test_large_networks_learn_in_16_bits_on_a_gpu(lipsync, monkeypatch):
+    def loop(device):
+        return finetune.learning(lipsync.editor, lipsync.codec, lipsync.lip_encoder, QUICK, torch.device(device))[2]
+
+    assert loop("cuda") == loop("cpu") == {"recompute": False, "precision": "fp32"}
+    monkeypatch.setattr(finetune, "LARGE", 0)
+    assert loop("cpu") == {"recompute": True, "precision": "fp32"} and loop("cuda")["precision"] == "bf16"
 
 
 def test_a_stop_keeps_the_best_so_far(tune, tmp_path, monkeypatch, caplog):

@@ -32,6 +32,7 @@ from .lora import merged
 log = logging.getLogger(__name__)
 
 UNENDING = 1_000_000  # steps, where minutes are the limit
+EMA = 0.99  # decay of the averaged weights, which are what is looked at and kept
 SAVE_EVERY_S = 20.0  # what a stop may lose of the run, not of the result
 
 
@@ -162,13 +163,19 @@ class BestSoFar:
         self.folder.mkdir(parents=True)
         self._add(base, 0)
 
-    def fit(self, network: nn.Module, batches: MakeBatch, step: Step, weights: dict[str, float] | None = None) -> str:
-        """Train until the limit or until nothing is gained any more; returns which. The file holds the best."""
+    def fit(
+        self, network: nn.Module, batches: MakeBatch, step: Step, weights: dict[str, float] | None = None, **loop: object
+    ) -> str:
+        """Train until the limit or until nothing is gained any more; returns which. The file holds the best.
+
+        Args:
+            loop: further settings of ``TrainConfig``.
+        """
         settings = self.settings
         config = TrainConfig(
-            str(self.folder), UNENDING if settings.minutes else settings.steps, lr=settings.lr, schedule="constant", ema=0.99,
+            str(self.folder), UNENDING if settings.minutes else settings.steps, lr=settings.lr, schedule="constant", ema=EMA,
             seed=settings.seed, weights=weights or {}, log_every=settings.check_every, validate_every=settings.check_every,
-            save_every_s=settings.save_every_s,
+            save_every_s=settings.save_every_s, **loop,
         )  # fmt: skip
         try:
             fit(network, batches, step, config, self._validate, self._report, is_attentive=True)

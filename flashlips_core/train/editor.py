@@ -25,7 +25,7 @@ from ..models.lip_encoder import MOUTH_REGION, LipEncoder
 from ..models.masks import lower_face_mask, mouth_mask
 from ..types import Progress
 from .editor_data import EditorFrames, draw_references, draw_rows, lip_weights, near_lips, window_cells, window_of, window_pixels
-from .loop import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, Validate, fit, step_generator
+from .loop import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, Validate, fit, frozen_copy, one_by_one, step_generator
 from .processes import on_device
 
 WEIGHTS = {
@@ -90,6 +90,7 @@ class Judge:
     lip_encoder: LipEncoder | None = None
     perceptual: PerceptualLoss | None = None
     is_textured: bool = True  # whether edits must have as much detail as what they should have been
+    recompute: bool = False  # decode window by window, and again in the backward pass: memory of one window instead of B
 
     def losses(
         self, z_hat: Tensor, target: tuple[Tensor, Tensor], batch: EditorBatch, region: Tensor, rows: slice
@@ -104,7 +105,7 @@ class Judge:
         z_target, pixels = target[0], target[1][rows]
         cells = z_hat.shape[-1]
         weight = region * ((1 - LIPS_SHARE) + LIPS_SHARE * near_lips(batch.lips, cells) * 4)
-        decoded = self.codec.decode(window_cells(z_hat[rows]))
+        decoded = self._decode(z_hat[rows])
         inside = F.interpolate(window_cells(region[rows]), scale_factor=8, mode="bilinear")
         lips = without_edge(lip_weights(batch.lips[rows], cells) * inside)
         difference = without_edge((decoded - pixels) * inside)
@@ -123,13 +124,18 @@ class Judge:
             losses["perceptual"] = self.perceptual(ours, theirs)
         if self.is_textured:
             with torch.no_grad():  # what the codec itself loses is not the editor's to add
-                round_trip = self.codec.decode(window_cells(z_target[rows]))
+                round_trip = self._decode(z_target[rows])
             losses["texture"] = texture_loss(without_edge(decoded), without_edge(round_trip))
         return losses
 
     def readback(self, z_hat: Tensor, poses: Tensor) -> Tensor:
         """Distance between the poses that were asked for and those that the lip encoder reads from the edits."""
-        return self._readback(self.codec.decode(window_cells(z_hat)), poses, z_hat.shape[-1])
+        return self._readback(self._decode(z_hat), poses, z_hat.shape[-1])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """The pixels (B, 3, H, W) of the latents' windows."""
+        cells = window_cells(latents)
+        return one_by_one(self.codec.decode, cells) if self.recompute else self.codec.decode(cells)
 
     def _readback(self, decoded: Tensor, poses: Tensor, cells: int) -> Tensor:
         mouths = mouths_of(decoded, cells, self.lip_encoder.config.mouth_px)
@@ -203,8 +209,10 @@ def refinement_step(judge: Judge, drawer: nn.Module) -> Step:
 
     A quarter of the batch edits a variant back to the real frame, half of it a real neighbour; the last quarter edits the real
     frame to the borrowed pose, and is held to the variant around the lips and to the pose, by the lip encoder, on them.
+
+    Args:
+        drawer: frozen, and not the network that learns.
     """
-    drawer = copy.deepcopy(drawer).eval().requires_grad_(False)
 
     def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
         mask, cells = mouth_mask(*batch.z_src.shape[2:]), batch.z_src.shape[-1]
@@ -331,4 +339,5 @@ def refine_editor(
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
     batches = editor_batches(frames, batch_size, references, alike)
     sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
-    return fit(network, batches, refinement_step(judge, drawer), settings, validate, progress, sheet)
+    step = refinement_step(judge, frozen_copy(drawer))
+    return fit(network, batches, step, settings, validate, progress, sheet)

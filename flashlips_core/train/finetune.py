@@ -21,8 +21,10 @@ from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .editor import WEIGHTS, Judge, editor_batches, refinement_step
 from .finetune_data import PersonFrames, check_latents, check_trainable
 from .finetune_report import Check, Examiner, write_sheet
-from .lora import add_lora
+from .loop import Step
+from .lora import add_lora, with_shared_weights
 
+LARGE = 20_000_000  # parameters of editor and codec, from which they may not fit a small card; the bundled have up to 5 M
 Watch = Callable[[list[Check], Tensor], None]
 
 
@@ -103,16 +105,27 @@ def _fine_tune(
     key = key_of(drawer, [person.sample(), learnt.poses], settings)
     kept = BestSoFar(out, "editor", settings, key, Check, look, notes, progress, watch)
     with kept.alone():
-        network = copy.deepcopy(drawer).requires_grad_(True)
-        if settings.lora:
-            network = add_lora(network, settings.lora, settings.seed)
         kept.open(drawer)
-        step = refinement_step(Judge(codec, reader), drawer)
-        ended = kept.fit(network, editor_batches(learnt, settings.batch), step, WEIGHTS)
+        network, step, loop = learning(drawer, codec, reader, settings, device)
+        ended = kept.fit(network, editor_batches(learnt, settings.batch), step, WEIGHTS, **loop)
         best = checkpoint.load(out, "editor", {type(drawer).__name__: lambda fields: _rebuilt(drawer, fields)}, device)
         with attentive(kept.again):
             sheet = write_sheet(examiner, drawer, best, out.with_suffix(".png"))
     return FineTuned(str(out), ended, kept.checks, str(sheet))
+
+
+def learning(
+    drawer: nn.Module, codec: Codec, reader: nn.Module, settings: FineTuning, device: torch.device
+) -> tuple[nn.Module, Step, dict[str, Any]]:
+    """The network that learns, its step, and settings of the loop: those of large networks trade time for memory."""
+    if settings.lora:
+        network = add_lora(with_shared_weights(drawer), settings.lora, settings.seed)
+    else:
+        network = copy.deepcopy(drawer).requires_grad_(True)
+    is_large = sum(p.numel() for part in (drawer, codec) for p in part.parameters()) > LARGE
+    step = refinement_step(Judge(codec, reader, recompute=is_large), drawer)
+    is_bf16 = is_large and device.type == "cuda"
+    return network, step, {"recompute": is_large, "precision": "bf16" if is_bf16 else "fp32"}
 
 
 def _rebuilt(like: nn.Module, fields: dict[str, Any]) -> nn.Module:

@@ -73,7 +73,7 @@ class Examiner:
         for row, near in zip(self.rows, self.near, strict=True):
             source, pose = (v.float().to(device) for v in (frames.latents[near][None], frames.poses[row][None]))
             edited.append(window_cells(edit_once(network, context, source, pose, None)))
-        return self.codec.decode(torch.cat(edited)).clamp(-1, 1).float().cpu()
+        return torch.cat([self.codec.decode(window) for window in edited]).clamp(-1, 1).float().cpu()
 
     def check(self, edits: Tensor, step: int) -> Check:
         """Numbers of one state of the training, from its :meth:`edits`."""

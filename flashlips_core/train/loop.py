@@ -7,6 +7,7 @@ sees exactly what an uninterrupted one would have seen, and two processes see wh
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import functools
 import logging
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import read_tensors, write_tensors
 from ..models.layers import RecomputedBlock
@@ -105,7 +107,7 @@ class Trainer:
             recompute_blocks(network)
         parameters = [p for p in network.parameters() if p.requires_grad]
         self.optimiser = torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=config.weight_decay)
-        self.ema = AveragedModel(network, multi_avg_fn=_warm_average(config.ema)) if config.ema else None
+        self.ema = _averaged(network, config.ema) if config.ema else None
         self.state_path = Path(config.run_dir) / "state.safetensors"
         self.meter = Meter(self.device, config.precision == "bf16", self.processes.count)
         self._shared: tuple[Step, nn.Module] | None = None
@@ -205,15 +207,19 @@ class Trainer:
             "look at that data, or lower the rate."
         )
 
+    def _kept(self) -> dict[str, nn.Module]:
+        return {"network": self.network} | ({} if self.ema is None else {"ema": self.ema})
+
     def best(self) -> nn.Module:
         """The averaged network where one is kept, else the raw one."""
         return self.network if self.ema is None else self.ema.module
 
     def save(self) -> None:
-        """Write the whole state; the previous one stays until the new one is complete."""
-        tensors = {f"network.{k}": v.contiguous() for k, v in self.network.state_dict().items()}
-        if self.ema is not None:
-            tensors |= {f"ema.{k}": v.contiguous().clone() for k, v in self.ema.state_dict().items()}
+        """Write the whole state but the weights that do not learn; the previous one stays until the new one is complete."""
+        tensors = {}
+        for name, module in self._kept().items():
+            still = _frozen_names(module)
+            tensors |= {f"{name}.{k}": v.contiguous() for k, v in module.state_dict().items() if k not in still}
         for index, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser.{index}.{k}": v.contiguous() for k, v in state.items()}
         write_tensors(
@@ -226,9 +232,9 @@ class Trainer:
             return False
         tensors, header = read_tensors(self.state_path)
         try:
-            self.network.load_state_dict(_under(tensors, "network."))
-            if self.ema is not None:
-                self.ema.load_state_dict(_under(tensors, "ema."))
+            for name, module in self._kept().items():
+                own = {k: v for k, v in module.state_dict().items() if k in _frozen_names(module)}
+                module.load_state_dict(own | _under(tensors, f"{name}."))
         except RuntimeError as error:
             raise FlashLipsError(
                 f"The run in {self.config.run_dir} trained another network ({str(error).splitlines()[-1].strip()[:150]}); "
@@ -295,6 +301,16 @@ def fit(
     return trainer.best()
 
 
+def frozen_copy(network: nn.Module) -> nn.Module:
+    """For a step that needs the network as it is now."""
+    return copy.deepcopy(network).requires_grad_(False).eval()
+
+
+def one_by_one(function: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """A function of each sample (1, ...) of a batch, computed a second time in the backward pass: the memory of one sample."""
+    return torch.cat([checkpoint(function, one, use_reentrant=False) for one in batch.split(1)])
+
+
 def recompute_blocks(network: nn.Module) -> None:
     """Gradient checkpointing: let every block that can compute its activations a second time instead of keeping them."""
     blocks = [module for module in network.modules() if isinstance(module, RecomputedBlock)]
@@ -336,6 +352,15 @@ def _means(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
+def _averaged(network: nn.Module, decay: float) -> AveragedModel:
+    """The averaged weights; those that do not learn are the network's own."""
+    averaged = AveragedModel(network, multi_avg_fn=_warm_average(decay))
+    for ours, theirs in zip(averaged.module.parameters(), network.parameters(), strict=True):
+        if not theirs.requires_grad:
+            ours.data = theirs.data
+    return averaged
+
+
 def _warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
     """Exponential average whose memory grows with the run, so that a short run does not keep its random start."""
 
@@ -345,6 +370,10 @@ def _warm_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor]
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + steps) / (10 + steps)))
 
     return update
+
+
+def _frozen_names(network: nn.Module) -> set[str]:
+    return {name for name, parameter in network.named_parameters() if not parameter.requires_grad}
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

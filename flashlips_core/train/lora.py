@@ -38,6 +38,11 @@ def add_lora(network: nn.Module, rank: int, seed: int = 0) -> nn.Module:
     return network
 
 
+def with_shared_weights(network: nn.Module) -> nn.Module:
+    """A copy whose weights are the network's own: LoRA leaves them as they are, and a large network's are a gigabyte."""
+    return copy.deepcopy(network, {id(weight): weight for weight in network.parameters()})
+
+
 def merged(network: nn.Module) -> nn.Module:
     """A copy with the additions in its plain weights, which any loader reads; of a network without LoRA a plain copy."""
     network = copy.deepcopy(network)

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..codec import Codec
 from ..losses import PAPER_WEIGHTS, IdentityLoss, PerceptualLoss, l1, latent_mask, lips_l1, load_identity, load_perceptual
@@ -23,7 +22,7 @@ from ..models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
 from ..models.lip_encoder import LipEncoder, LipTeacher, mouth_region
 from ..models.masks import lower_face_mask
 from ..types import FlashLipsError, Progress
-from .loop import SHEET_BATCH, MakeBatch, Step, TrainConfig, fit, step_generator
+from .loop import SHEET_BATCH, MakeBatch, Step, TrainConfig, fit, frozen_copy, one_by_one, step_generator
 from .paper_data import PictureBatch
 
 log = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ class PaperJudge:
         """Latents to pixels, with gradients."""
         if not (self.recompute and torch.is_grad_enabled()):
             return self.codec.decode(latents)
-        return torch.cat([checkpoint(self.codec.decode, one, use_reentrant=False) for one in latents.split(1)])
+        return one_by_one(self.codec.decode, latents)
 
     def names(self) -> dict[str, str]:
         """Which networks judge, for a checkpoint's notes; stand-ins say so."""
@@ -164,8 +163,10 @@ def refinement_step(judge: PaperJudge, lip_encoder: LipEncoder, drawer: nn.Modul
 
     The stage-1 editor draws mod with a pose borrowed from another frame of the batch. Where the lip encoder does not read that
     pose back from it, the pair is the frame twice, which teaches to leave it as it is.
+
+    Args:
+        drawer: that editor, frozen; not the network that learns.
     """
-    drawer = copy.deepcopy(drawer).eval().requires_grad_(False)
     read = read_by(lip_encoder)
 
     def step(network: nn.Module, batch: PictureBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -246,7 +247,8 @@ def train_mask_free(
     """Stage 1b from the weights of stage 1, whose editor also draws the variants."""
     network = copy.deepcopy(drawer).requires_grad_(True)
     sheet = sheet_of(batches(step_generator(config.seed, SHEET_BATCH)), judge, read_by(lip_encoder), is_masked=False)
-    return fit(network, batches, refinement_step(judge, lip_encoder, drawer), config, progress=progress, sheet=sheet)
+    step = refinement_step(judge, lip_encoder, frozen_copy(drawer))
+    return fit(network, batches, step, config, progress=progress, sheet=sheet)
 
 
 def paper_weights() -> dict[str, float]:

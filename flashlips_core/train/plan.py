@@ -2,7 +2,7 @@
 
 Everything lives on PyTorch's meta device, which knows shapes and no values. FLOPs are those of products, convolutions and
 attention (1 multiply-add = 2), forward and backward, with all judges. With ``--measure`` the same steps run on this machine's
-device (``plan_measure``).
+device (``plan_measure``); with ``--memory`` what they hold is counted, and what a fine-tuning holds (``plan_memory``).
 
 Builders make random weights and data on PyTorch's default device, whatever that is.
 """
@@ -28,7 +28,7 @@ from ..models.lip_encoder import LipEncoder
 from ..models.pose_transformer import POSE_150M, PoseTransformer
 from ..types import POSE_DIM
 from . import paper
-from .loop import Step, recompute_blocks
+from .loop import Step, frozen_copy, recompute_blocks
 from .paper_data import PictureBatch
 
 META = torch.device("meta")
@@ -78,16 +78,15 @@ def pose_cost(num_frames: int = 100) -> Cost:
 def frozen_networks(recompute: bool = False) -> tuple[paper.PaperJudge, LipEncoder]:
     """The paper's judges with the shapes of their published networks, and the ResNet-34 that reads poses."""
     vgg = VGGFeatures(VGG19_CONVS, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
-    codec, perceptual, identity = KLCodec(sdxl_vae()), PerceptualLoss(vgg, "VGG19"), IdentityLoss(_frozen(FaceNet()))
-    judge, reader = paper.PaperJudge(codec, perceptual, identity, recompute), _frozen(LipEncoder())
-    for network in (codec, perceptual, identity, reader):  # as files are loaded
-        network.to(memory_format=torch.channels_last)
-    return judge, reader
+    perceptual, identity = PerceptualLoss(vgg, "VGG19"), IdentityLoss(_frozen(FaceNet()))
+    return paper.PaperJudge(KLCodec(sdxl_vae()), perceptual, identity, recompute), _frozen(LipEncoder())
 
 
 def editor_step(stage: str, judge: paper.PaperJudge, reader: LipEncoder, network: nn.Module) -> Step:
     """One of ``STEPS``; in self-refinement the network's own weights also draw the variants."""
-    return paper.masked_step(judge, paper.read_by(reader)) if stage == STEPS[0] else paper.refinement_step(judge, reader, network)
+    if stage == STEPS[0]:
+        return paper.masked_step(judge, paper.read_by(reader))
+    return paper.refinement_step(judge, reader, frozen_copy(network))
 
 
 def pose_step(network: nn.Module, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -134,17 +133,24 @@ def _cost(name: str, network: nn.Module, step: Callable[[], dict[str, Tensor]]) 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of docs/training.md."""
     parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.plan", description=main.__doc__)
-    parser.add_argument("--measure", action="store_true", help="run the steps on a device instead of counting them")
+    ways = parser.add_mutually_exclusive_group()
+    ways.add_argument("--measure", action="store_true", help="run the steps on a device instead of counting their FLOPs")
+    ways.add_argument("--memory", action="store_true", help="count what the steps, and fine-tunings, hold in a card's memory")
     parser.add_argument("--device", help="with --measure: cuda, mps or cpu (default: the first there is)")
-    parser.add_argument("--only", default="", metavar="WORD", help="with --measure: steps whose name holds this, e.g. '256 px'")
-    parser.add_argument("--batch", type=int, help="with --measure: samples per step (default: the preset's)")
+    parser.add_argument("--only", default="", metavar="WORD", help="with --measure or --memory: steps whose name holds this")
+    parser.add_argument("--batch", type=int, help="of the same: samples per step (default: the preset's)")
     parser.add_argument("--within", type=float, metavar="SECONDS", help="with --measure: start no further step after these")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, with the table in it")
     args = parser.parse_args(arguments)
-    if args.measure:
+    if args.measure or args.memory:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if args.memory:
+        from .plan_memory import needs
+
+        result = needs(args.only, args.batch)
+    elif args.measure:
         from .plan_measure import measure
 
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
         result = measure(args.device, only=args.only, batch=args.batch, within_s=args.within)
     else:
         costs = [cost for px in (256, 512) for recompute in (False, True) for cost in editor_costs(px, recompute=recompute)]

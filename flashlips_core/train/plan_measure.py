@@ -62,17 +62,20 @@ class Row:
 Frozen = Callable[[], tuple[paper.PaperJudge, LipEncoder]]
 
 
-def full_jobs(device: torch.device, batch: int | None = None) -> list[Job]:
-    """Both editors' stages and the pose transformer, as the preset trains them; then the same without recomputation."""
-    frozen: Frozen = functools.cache(plan.frozen_networks)
+def full_jobs(device: torch.device, batch: int | None = None, frozen: Frozen | None = None) -> list[Job]:
+    """Both editors' stages and the pose transformer, as the preset trains them; then the same without recomputation.
+
+    Args:
+        frozen: makes the judges and the lip encoder for each job; None makes them once, laid out as files are loaded.
+    """
+    frozen = frozen or functools.cache(_as_loaded)
     jobs = []
     for recompute in (True, False):
         for crop_px in CROPS_PX:
             for kind in plan.EDITORS:
-                make = functools.partial(paper.build_editor, kind)
                 for stage in plan.STEPS:
                     name = f"{kind}, {stage}, {crop_px} px"
-                    jobs.append(editor_job(name, stage, make, frozen, crop_px, device, recompute, batch))
+                    jobs.append(editor_job(name, stage, paper.NETWORKS[kind], frozen, crop_px, device, recompute, batch))
         jobs.append(pose_job(lambda: PoseTransformer(POSE_150M), NUM_FRAMES, device, recompute, batch))
     return jobs
 
@@ -175,6 +178,13 @@ def table(conditions: dict[str, str], rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _as_loaded() -> tuple[paper.PaperJudge, LipEncoder]:
+    judge, reader = plan.frozen_networks()
+    for network in (judge.codec, judge.perceptual, judge.identity, reader):
+        network.to(memory_format=torch.channels_last)
+    return judge, reader
+
+
 def _row(job: Job) -> Row:
     return Row(job.name, job.samples, job.config.recompute)
 
@@ -182,7 +192,7 @@ def _row(job: Job) -> Row:
 def _numbers(job: Job, device: torch.device) -> dict[str, float | None]:
     with device:
         network, batch, step = job.build()
-    trainer = Trainer(network.train(), job.config)
+    trainer = Trainer(network.train().to(memory_format=torch.channels_last), job.config)
     seconds = []
     for index in range(WARM_UP + TIMED):
         if index == WARM_UP:

@@ -1,0 +1,110 @@
+"""The memory of training steps, counted on fake tensors, beside what the same steps hold on real ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_plan_measure import toy_job, toy_pose
+from tiny import TINY_EDITOR, tiny_codec
+from torch import nn
+
+from flashlips_core.models.editor_unet import EditorUNet
+from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
+from flashlips_core.train import finetune, plan, plan_memory
+from flashlips_core.train.loop import TrainConfig
+from flashlips_core.train.plan_measure import Job, pose_job
+from flashlips_core.train.plan_memory import LiveBytes, counted, decoder_job, finetune_job, needs
+
+CPU = torch.device("cpu")
+MIB = 2**20
+
+
+def real_peak(job):
+    """What forward and backward of the job hold on real tensors."""
+    with LiveBytes() as live:
+        network, batch, step = job.build()
+        network.train()
+        sum(step(network, batch, torch.Generator()).values()).backward()
+    return live.peak
+
+
+def toy_reader():
+    return LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32))
+
+
+def toy_tuning(lora=0):
+    return finetune_job("toy", lambda: EditorUNet(TINY_EDITOR), tiny_codec, toy_reader, 256, lora)
+
+
+def test_storages_count_once_and_while_they_live():
+    with LiveBytes() as live:
+        one = torch.zeros(MIB // 4)
+        view = one[:10].reshape(2, 5)
+        assert live.now == MIB
+        two = one + 1
+        assert live.now == live.peak == 2 * MIB
+        del one
+        assert live.now == 2 * MIB, "a view keeps what it is of"
+        del view, two
+    assert (live.now, live.peak) == (0, 2 * MIB)
+
+
+@pytest.mark.parametrize("kind", ["unet", "transformer"])
+@pytest.mark.parametrize("stage", plan.STEPS)
+def test_a_counted_step_holds_what_a_real_one_does(kind, stage):
+    job = toy_job(kind, stage, recompute=False)
+    job = replace(job, config=replace(job.config, precision="fp32"))
+    state = (plan_memory.MOMENTS_BYTES + plan_memory.MEAN_BYTES) * sum(p.numel() for p in job.build()[0].parameters())
+    assert counted(job).gb * 1e9 - state == pytest.approx(real_peak(job), rel=0.03)
+
+
+def test_less_is_held_in_16_bits_and_where_blocks_are_recomputed():
+    job = toy_job("transformer", "masked", recompute=False)
+    wide, half, again = (
+        counted(replace(job, config=replace(job.config, **changes))).gb
+        for changes in ({"precision": "fp32"}, {"precision": "bf16"}, {"recompute": True})
+    )
+    assert again < half < wide
+
+
+def test_the_update_counts_where_the_network_is_large_and_its_batch_small():
+    def build():
+        return nn.Linear(1000, 1000, bias=False), torch.rand(1, 1000), lambda network, batch, _: {"loss": network(batch).sum()}
+
+    need = counted(Job("linear", 1, TrainConfig("", 1), build))
+    assert need.gb * 1e9 == pytest.approx((plan.STATE_BYTES + plan_memory.ROOT_BYTES) * 1e6, rel=0.01)
+
+
+def test_large_editors_are_tuned_in_less_memory(monkeypatch):
+    plain = counted(toy_tuning())
+    assert (plain.recomputed, plain.precision, plain.batch) == (False, "fp32", 8)
+    monkeypatch.setattr(finetune, "LARGE", 0)
+    saving = counted(toy_tuning())
+    assert (saving.recomputed, saving.precision) == (True, "bf16") and saving.gb < 0.6 * plain.gb
+
+
+def test_every_bundled_fine_tuning_and_the_pose_transformer_are_counted():
+    result = needs("fine-tune, bundled")
+    assert [row["name"] for row in result["rows"]] == [f"fine-tune, {name}" for name in plan_memory.BUNDLED]
+    assert all(0.1 < row["gb"] < 2 for row in result["rows"]) and "| fine-tune, bundled | 8 | no | fp32 | 0." in result["table"]
+    assert counted(pose_job(toy_pose, 10, CPU, recompute=True)).gb > 0
+
+
+def test_the_command_counts_and_nothing_fake_stays_behind(capsys):
+    plan.main(["--memory", "--only", "decoder of bundled-fast", "--json"])
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert row["batch"] == 4 and 0.01 < row["gb"] < 0.5
+    assert type(torch.rand(2)) is torch.Tensor
+    assert nn.LayerNorm(4)(torch.rand(1, 4, dtype=torch.float32)).dtype is torch.float32
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="mixed dtype"):
+        nn.GroupNorm(1, 4).double()(torch.rand(1, 4, 2, 2))  # the hook that widened what norms are given is gone
+
+
+def test_a_decoder_learns_alone():
+    small = decoder_job("toy", lambda: plan_memory.load_codec("bundled-fast").network.float(), 256)
+    network, batch, _ = small.build()
+    assert {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad} == {"decoder"}
+    assert batch.pixels.shape[2] == 8 * batch.cells.shape[2]
