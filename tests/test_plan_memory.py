@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -35,8 +36,8 @@ def toy_reader():
     return LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32))
 
 
-def toy_tuning(lora=0):
-    return finetune_job("toy", lambda: EditorUNet(TINY_EDITOR), tiny_codec, toy_reader, 256, lora)
+def toy_tuning(**settings):
+    return finetune_job("toy", partial(EditorUNet, TINY_EDITOR), tiny_codec, toy_reader, 256, finetune.FineTuning(**settings))
 
 
 def test_storages_count_once_and_while_they_live():
@@ -84,6 +85,7 @@ def test_large_editors_are_tuned_in_less_memory(monkeypatch):
     monkeypatch.setattr(finetune, "LARGE", 0)
     saving = counted(toy_tuning())
     assert (saving.recomputed, saving.precision) == (True, "bf16") and saving.gb < 0.6 * plain.gb
+    assert counted(toy_tuning(batch=4)).gb < 0.7 * saving.gb
 
 
 def test_every_bundled_fine_tuning_and_the_pose_transformer_are_counted():

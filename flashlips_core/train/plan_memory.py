@@ -148,11 +148,12 @@ def finetune_jobs() -> list[Job]:
         editor = load_part("editor", source)
         codec, reader = load_codec(editor.codec), load_part("lip-encoder").network
         make, drawn = partial(_like, editor.network), partial(_codec_like, codec)
-        jobs.append(finetune_job(f"fine-tune, {source}", make, drawn, partial(_like, reader), editor.crop_px))
+        jobs.append(finetune_job(f"fine-tune, {source}", make, drawn, partial(_like, reader), editor.crop_px, FineTuning()))
         jobs.append(decoder_job(f"fine-tune, decoder of {source}", partial(_like, codec.network), editor.crop_px))
     for lora in (0, LORA_RANK):
         title = f"fine-tune, unet-250m, 512 px, {f'LoRA {lora}' if lora else 'all weights'}"
-        jobs.append(finetune_job(title, paper.NETWORKS["unet-250m"], lambda: KLCodec(sdxl_vae()), LipEncoder, 512, lora))
+        make_codec, settings = lambda: KLCodec(sdxl_vae()), FineTuning(lora=lora)
+        jobs.append(finetune_job(title, paper.NETWORKS["unet-250m"], make_codec, LipEncoder, 512, settings))
     return jobs
 
 
@@ -162,10 +163,9 @@ def finetune_job(
     make_codec: Callable[[], Codec],
     make_reader: Callable[[], nn.Module],
     crop_px: int,
-    lora: int = 0,
+    settings: FineTuning,
 ) -> Job:
     """A step of ``finetune.fine_tune`` on a GPU."""
-    settings = FineTuning(lora=lora)
 
     def networks() -> tuple[nn.Module, ...]:
         return tuple(part().requires_grad_(False).eval() for part in (make, make_codec, make_reader))
