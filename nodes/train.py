@@ -152,8 +152,8 @@ class FineTuneLipEditor(io.ComfyNode):
                     min=0,
                     max=128,
                     optional=True,
-                    tooltip="0 trains all weights. Above 0 trains low-rank additions of this rank; higher = more may change. Large "
-                    "editors then take less memory.",
+                    tooltip="0 trains all weights. Above 0 trains low-rank additions of this rank; higher = more may change. "
+                    "Large editors then take less memory.",
                 ),
                 rate_input(FineTuning.lr),
                 batch_input(8, 4, 64, "Frame pairs"),
