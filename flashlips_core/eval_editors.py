@@ -106,20 +106,22 @@ class Tuning:
         )
 
 
-def before_and_after(session: Session, given: Material, cpu_minutes: float) -> tuple[Columns, Tuning]:
+def before_and_after(session: Session, given: Material, cpu_minutes: float, skipped: int = 0) -> tuple[Columns, Tuning]:
     """Fine-tune the session's codec, editor and pose model on five clips of an unseen person; measure on that person's others.
 
     The decoder alone has a column, and so has the pose model's way of speaking, which is for that person's own voice.
 
     Args:
         cpu_minutes: of all cores together, for preparing and training; it ends sooner where nothing is gained any more.
+        skipped: the person's first clips, neither learnt from nor measured, for a second opinion on others.
     """
-    clips = clips_under(given.data / "grid_people" / "test" / PERSON, 10_000)
+    clips = clips_under(given.data / "grid_people" / "test" / PERSON, 10_000)[skipped:]
     learnt, pool = clips[:NUM_LEARNT], clips[NUM_LEARNT:]
     others = pool[: given.suite.people]
     if len(pool) < 2:
         raise FlashLipsError(
-            f"Found {len(clips)} clips under {given.data}/grid_people/test/{PERSON}; {NUM_LEARNT + 2} or more are needed."
+            f"Found {len(clips)} clips under {given.data}/grid_people/test/{PERSON}{f' after {skipped}' if skipped else ''}; "
+            f"{NUM_LEARNT + 2} or more are needed."
         )
     out, style, drawn = (session.out / f"{PERSON}{what}.safetensors" for what in ("", "-style", "-codec"))
     if any(path.exists() for path in (out, style, drawn)):

@@ -155,6 +155,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="before and after so many CPU minutes of fine-tuning to an unseen person",
     )
+    parser.add_argument(
+        "--skip", type=clip_count, default=0, metavar="CLIPS", help="of --finetune: leave out the person's first clips (default 0)"
+    )
 
 
 def minutes(text: str) -> float:
@@ -162,6 +165,14 @@ def minutes(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    return value
+
+
+def clip_count(text: str) -> int:
+    """A whole number, 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
     return value
 
 
@@ -174,6 +185,8 @@ def run(
     """Evaluate; writes ``table.md`` and ``table.json`` under ``--out`` and returns what the latter holds."""
     if (args.compare or args.finetune) and (args.speech or args.parts != list(PARTS) or args.targets != "basic"):
         raise FlashLipsError("--parts, --targets and --speech belong to the table; leave them out with --compare or --finetune.")
+    if args.skip and not args.finetune:
+        raise FlashLipsError("--skip leaves out clips of the person of --finetune; give both, or neither.")
     weights = args.weights or args.data.parent / "weights"
     session = Session(lipsync or LipSync.load(), weights / LANDMARKER_FILE, args.out, progress, settings or DubSettings())
     given = gather(args.data, weights, args.speech, SUITES[args.suite], TARGETS[args.targets])
@@ -193,7 +206,7 @@ def _measured(args: argparse.Namespace, session: Session, given: Material, comma
         columns = eval_editors.compare(session, given, args.compare)
         return {"measures": _as_dicts(columns), "table": m.side_by_side_table(columns, command)}
     if args.finetune:
-        columns, tuning = eval_editors.before_and_after(session, given, args.finetune)
+        columns, tuning = eval_editors.before_and_after(session, given, args.finetune, args.skip)
         table = f"{m.side_by_side_table(columns, command)}\n{tuning.sentence()}\n"
         return {"measures": _as_dicts(columns), "tuning": asdict(tuning), "table": table}
     found = evaluate(session, given, args.parts)
@@ -209,11 +222,11 @@ DUB_OPTIONS = {"references": "num_references", "sharpen": "sharpen", "gain": "ga
 
 def command_of(args: argparse.Namespace) -> str:
     """The command that repeats this evaluation: its own options and those that choose models."""
-    own = ("data", "weights", "suite", "parts", "targets", "speech", "compare", "finetune")
+    own = ("data", "weights", "suite", "parts", "targets", "speech", "compare", "finetune", "skip")
     models = ("models", "codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "device", "crop_px")
     given = {name: getattr(args, name, None) for name in (*own, *models)}
     given |= {option: getattr(args, name, None) for option, name in DUB_OPTIONS.items()}
-    defaults = {"parts": list(PARTS), "targets": "basic", "sharpen": SHARPEN}
+    defaults = {"parts": list(PARTS), "targets": "basic", "sharpen": SHARPEN, "skip": 0}
     given |= {name: None for name, value in defaults.items() if given[name] == value}
     words = ["python -m flashlips_core eval"]
     for name, value in given.items():

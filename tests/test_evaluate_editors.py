@@ -142,16 +142,19 @@ def test_a_masked_editor_is_not_fine_tuned_and_says_so_before_the_long_work(data
 def test_too_few_clips_of_the_person_are_named(data, tmp_path):
     (data / "grid_people" / "test" / "s4" / "0.mp4").unlink()
     session = session_with(tmp_path / "models", tmp_path / "out", 256)
+    given = gather(data, data, None, TINY, TARGETS["basic"])
     with pytest.raises(FlashLipsError, match="Found 6 clips under .*s4; 7 or more"):
-        eval_editors.before_and_after(session, gather(data, data, None, TINY, TARGETS["basic"]), 1)
+        eval_editors.before_and_after(session, given, 1)
+    with pytest.raises(FlashLipsError, match="Found 4 clips under .*s4 after 2; 7 or more"):
+        eval_editors.before_and_after(session, given, 1, skipped=2)
 
 
 def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, capsys):
     rows = {"before": [m.shown("a", 0.5, 1)], "after": [m.shown("a", 0.75, 1)]}
     seen, settings = [], []
 
-    def before_and_after(session, given, cpu_minutes):
-        seen.append((given.suite, cpu_minutes))
+    def before_and_after(session, given, cpu_minutes, skipped):
+        seen.append((given.suite, cpu_minutes, skipped))
         settings.append(session.settings)
         return rows, eval_editors.Tuning("clips.", "a face.", "much.", "no gain", 50, 25, 60, 90)
 
@@ -159,17 +162,22 @@ def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, c
     lipsync = session_with(tmp_path / "models", tmp_path, CROP_PX).lipsync
     monkeypatch.setattr("flashlips_core.cli.load_lipsync", lambda args: lipsync)
     common = ["eval", "--data", str(data), "--out", str(tmp_path / "o"), "--quiet"]
-    assert main([*common, "--finetune", "20", "--suite", "full"]) == 0 and seen == [(SUITES["full"], 20)]
+    assert main([*common, "--finetune", "20", "--suite", "full"]) == 0 and seen == [(SUITES["full"], 20, 0)]
     written = json.loads((tmp_path / "o" / "table.json").read_text())
     assert "| a | 0.5 | 0.75 | 1 |" in written["table"] and "1.5 CPU minutes" in written["table"]
     assert written["table"].endswith("Faces were found by Steady.\n") and written["detector"] == "Steady"
     assert written["tuning"]["best_step"] == 25 and "--finetune 20" in written["command"]
     assert main([*common, "--finetune", "20", "--references", "4", "--sharpen", "0"]) == 0
     assert settings == [DubSettings(), DubSettings(num_references=4, sharpen=0.0)]
+    assert main([*common, "--finetune", "20", "--skip", "10"]) == 0 and seen[-1] == (SUITES["quick"], 20, 10)
+    assert "--finetune 20.0 --skip 10" in json.loads((tmp_path / "o" / "table.json").read_text())["command"]
+    assert main([*common, "--skip", "10"]) == 2 and "give both, or neither" in capsys.readouterr().err
     assert main([*common, "--finetune", "20", "--parts", "voice"]) == 2
     assert "leave them out with --compare or --finetune" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main([*common, "--finetune", "-1"])
+    with pytest.raises(SystemExit):
+        main([*common, "--finetune", "20", "--skip", "-1"])
 
 
 def test_the_command_in_the_table_names_what_was_chosen_and_no_defaults():
