@@ -155,9 +155,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MINUTES",
         help="before and after so many CPU minutes of fine-tuning to an unseen person",
     )
-    parser.add_argument(
-        "--skip", type=clip_count, default=0, metavar="CLIPS", help="of --finetune: leave out the person's first clips (default 0)"
-    )
+    skipped = "of --finetune: leave out the person's first clips"
+    parser.add_argument("--skip", type=clip_count, default=0, metavar="CLIPS", help=skipped)
 
 
 def minutes(text: str) -> float:
