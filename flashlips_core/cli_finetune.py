@@ -54,7 +54,7 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
     out = Path(args.out or f"{Path(args.video).stem}.safetensors")
     check_output(out, [source, args.video], (".safetensors",))
     lipsync = load_lipsync(args)
-    editor = load_part("editor", source, lipsync.device)
+    editor = load_part("editor", source)  # copies of it learn on the device
     settings = FineTuning(args.steps, args.minutes, args.lr, args.batch, args.seed, lora=args.lora)
     if args.style:
         _check_style(args, out)
@@ -72,7 +72,7 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
     if args.decoder:
         result["decoder"], codec = _decoder(args, lipsync, person)
     with progress_bar("finetune", args, unit=" s" if args.minutes else " steps") as progress:
-        result |= fine_tune(editor, person, codec, lipsync.lip_encoder, out, settings, progress).as_dict()
+        result |= fine_tune(editor, person, codec, lipsync.lip_encoder, out, settings, progress, device=lipsync.device).as_dict()
     return result | ({"style": _style(args, lipsync, person.track)} if args.style else {})
 
 

@@ -183,6 +183,14 @@ def on_device(*models: Any, memory_bytes: int = 0) -> Iterator[torch.device]:
             patcher.model.to(patcher.offload_device)
 
 
+def make_room(memory_bytes: int) -> torch.device:
+    """ComfyUI's device, with this much of its memory free: other models are put away for it. For what brings its own networks."""
+    where = device()
+    if where.type != "cpu":
+        management.free_memory(memory_bytes + management.extra_reserved_memory(), where)
+    return where
+
+
 def _is_left_behind(patcher: Any) -> bool:
     """Whether ComfyUI, short of memory, has kept part of a network back that has no layers of its own kind to stream it."""
     if any(hasattr(module, "comfy_cast_weights") for module in patcher.model.modules()):

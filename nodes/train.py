@@ -175,14 +175,13 @@ class FineTuneLipEditor(io.ComfyNode):
         out = models.new_model_path(name)
         settings = FineTuning(steps, minutes or None, learning_rate, batch, seed, lora=lora_rank)
         with bridge.running(steps) as run:
+            codec = models.codec_of(vae)
+            models.check_pair(editor, codec.latents)
             memory = models.train_bytes(batch, dataset.crop_px) + models.tune_bytes(editor.network, bool(lora_rank))
-            with models.on_device(editor, vae, lip_encoder, memory_bytes=memory):
-                codec = models.codec_of(vae)
-                models.check_pair(editor, codec.latents)
-                done = fine_tune(
-                    editor, dataset, codec, lip_encoder.network, out, settings, run.progress,
-                    lambda checks, edits: run.show(progress_picture(checks, edits)),
-                )  # fmt: skip
+            done = fine_tune(
+                editor, dataset, codec, lip_encoder.network, out, settings, run.progress,
+                lambda checks, edits: run.show(progress_picture(checks, edits)), models.make_room(memory),
+            )  # fmt: skip
         curve = curve_of(done)
         with Image.open(done.sheet) as sheet:
             pictures = torch.from_numpy(np.array(sheet.convert("RGB")))[None].float() / 255
@@ -222,11 +221,11 @@ class FineTuneCodec(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         out, settings = models.new_model_path(name), CodecTuning(steps, lr=learning_rate, batch=batch, seed=seed)
         with bridge.running(steps) as run:
-            with models.on_device(vae, memory_bytes=models.train_bytes(batch, dataset.crop_px)):
-                done = tune_decoder(
-                    models.codec_of(vae), dataset, out, settings, run.progress,
-                    lambda checks, mouths: run.show(progress_picture(checks, mouths)),
-                )  # fmt: skip
+            done = tune_decoder(
+                models.codec_of(vae), dataset, out, settings, run.progress,
+                lambda checks, mouths: run.show(progress_picture(checks, mouths)),
+                models.make_room(models.train_bytes(batch, dataset.crop_px)),
+            )  # fmt: skip
         curve = curve_of(done)
         return io.NodeOutput(models.load_vae(out), curve)
 
@@ -278,10 +277,11 @@ class FineTunePoseModel(io.ComfyNode):
         out, config = models.new_model_path(name), pose_model.network.config
         heard, emotion = features_for(features, config.audio_kind, config.audio_dim), emotion_for(features, config.emotion_dim)
         settings = StyleTuning(steps, lr=learning_rate, batch=batch, seed=seed)
-        with bridge.running(steps) as run, models.on_device(pose_model, memory_bytes=models.tune_bytes(pose_model.network)):
+        with bridge.running(steps) as run:
             done = tune_style(
                 pose_model, heard, poses, out, settings, emotion, shortest, run.progress,
                 lambda checks, _: run.show(from_bytes(curve_picture(checks))),
+                models.make_room(models.tune_bytes(pose_model.network)),
             )  # fmt: skip
         curve = curve_of(done)
         return io.NodeOutput(models.load_network("pose-model", out.name), curve)

@@ -19,6 +19,7 @@ from flashlips_core.codec import CallableCodec, Codec
 from flashlips_core.loading import LoadedPart, load_part
 from flashlips_core.pipeline import LipSync
 from flashlips_core.train import best_so_far, finetune
+from flashlips_core.train.best_so_far import trainable
 from flashlips_core.train.finetune import FineTuning, fine_tune
 from flashlips_core.train.finetune_data import BATCH, lip_boxes, prepare_person
 from flashlips_core.train.finetune_report import CURVE, Check, Examiner, curve_picture, progress_picture
@@ -268,6 +269,17 @@ def test_it_ends_after_its_minutes(tune):
     seconds = []
     done = tune(minutes=0.002, progress=lambda *count: seconds.append(count))
     assert done.ended == "minutes" and seconds
+
+
+def test_what_learns_is_a_copy_on_the_device_and_in_32_bits():
+    with torch.inference_mode():
+        network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).half()
+    made = trainable(network, "meta")
+    tensors = made.state_dict()
+    assert {value.device.type for value in tensors.values()} == {"meta"} and not made.training
+    assert {value.dtype for value in tensors.values()} == {torch.float32, torch.int64}
+    assert all(weight.requires_grad and not weight.is_inference() for weight in made.parameters())
+    assert {value.device.type for value in network.state_dict().values()} == {"cpu"} and network.training
 
 
 def test_it_works_where_tensors_are_made_in_inference_mode(models, person, tmp_path):

@@ -351,6 +351,32 @@ def test_nothing_is_downloaded_unasked(stocked) -> None:
         assert f"'{name}' is not in models/flashlips yet; switch 'download' on" in run.errors["load"]
 
 
+ROOM = """
+import sys, torch
+
+def asked(memory_bytes):
+    [models] = [module for name, module in sys.modules.items() if name.endswith(".bridge_models")]
+    management, seen = models.management, []
+    kept = management.get_torch_device, management.free_memory
+    management.free_memory = lambda room, where: seen.append([room, where.type])
+    try:
+        for kind in ("cpu", "meta"):
+            management.get_torch_device = lambda: torch.device(kind)
+            assert models.make_room(memory_bytes).type == kind
+    finally:
+        management.get_torch_device, management.free_memory = kept
+    return seen
+"""
+
+
+@pytest.mark.comfy
+def test_other_models_are_put_away_for_training_on_a_card(engine, tmp_path) -> None:
+    """ "meta" stands for the card."""
+    (tmp_path / "code.py").write_text(ROOM)
+    [[room, where]] = engine.call(f"{tmp_path / 'code.py'}:asked", memory_bytes=3_000_000_000)
+    assert room >= 3_000_000_000 and where == "meta"
+
+
 # ---- the face detector's weights -------------------------------------------------------------------------------------------
 
 DETECTOR = """

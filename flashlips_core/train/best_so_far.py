@@ -251,15 +251,17 @@ def key_of(base: nn.Module, arrays: list[Tensor], settings: Tuning) -> str:
     return digest.hexdigest()[:16]
 
 
-def trainable(module: nn.Module) -> nn.Module:
-    """A copy in fp32 whose tensors gradients may pass through, also where the original was made in inference mode."""
-    module = copy.deepcopy(module)
+def trainable(module: nn.Module, device: torch.device | str | None = None) -> nn.Module:
+    """A copy in fp32 whose tensors gradients may pass through, also where the original was made in inference mode.
+
+    Args:
+        device: where the copy is made; None: where each of the original's tensors is, which stay there.
+    """
+    made: dict[int, Tensor] = {}
     with torch.no_grad():
-        for owner in module.modules():
-            for name, value in list(owner._parameters.items()):
-                if value is not None:
-                    owner._parameters[name] = nn.Parameter(value.detach().float().clone())
-            for name, value in list(owner._buffers.items()):
-                if value is not None:
-                    owner._buffers[name] = value.float().clone() if value.is_floating_point() else value.clone()
-    return module.eval()
+        for weight in module.parameters():
+            made[id(weight)] = nn.Parameter(weight.detach().to(device=device, dtype=torch.float32, copy=True))
+        for buffer in module.buffers():
+            dtype = torch.float32 if buffer.is_floating_point() else buffer.dtype
+            made[id(buffer)] = buffer.to(device=device, dtype=dtype, copy=True)
+    return copy.deepcopy(module, made).eval()

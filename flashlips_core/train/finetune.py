@@ -55,12 +55,14 @@ def fine_tune(
     settings: FineTuning = FineTuning(),
     progress: Progress | None = None,
     watch: Watch | None = None,
+    device: torch.device | str | None = None,
 ) -> FineTuned:
     """Refine ``editor`` for a person and write it to ``out``, a .safetensors; the networks that are given stay as they are.
 
     Args:
         progress: counts steps, or seconds where minutes are the limit; what it raises stops the run and keeps the best so far.
         watch: gets all checks after each one, and the held-out mouths (B, 3, H, W) in [-1, 1] as the network now edits them.
+        device: where copies of the networks are trained; None: where the editor is.
     Raises:
         FlashLipsError: The editor is of stage 1, ``out`` cannot be written, is another's or is being written by another process,
             or the loss is no number any more.
@@ -76,7 +78,8 @@ def fine_tune(
     if editor.is_stage_1:
         raise FlashLipsError("This editor was trained on masked frames only (stage 1); choose a refined one.")
     with torch.inference_mode(False), torch.enable_grad():
-        return _fine_tune(editor, person, codec, lip_encoder, out, settings, progress, watch)
+        where = next(editor.network.parameters()).device if device is None else torch.device(device)
+        return _fine_tune(editor, person, codec, lip_encoder, out, settings, progress, watch, where)
 
 
 def _fine_tune(
@@ -88,11 +91,11 @@ def _fine_tune(
     settings: FineTuning,
     progress: Progress | None,
     watch: Watch | None,
+    device: torch.device,
 ) -> FineTuned:
     # copies: gradients cannot pass through weights that were loaded in inference mode, and the caller's must not change
-    device = next(editor.network.parameters()).device
-    drawer = trainable(editor.network).requires_grad_(False)
-    codec, reader = (trainable(part).requires_grad_(False).to(device) for part in (codec, lip_encoder))
+    parts = (editor.network, codec, lip_encoder)
+    drawer, codec, reader = (trainable(part, device).requires_grad_(False) for part in parts)
     examiner, learnt = Examiner(person, codec, device), person.learnt
 
     def look(network: nn.Module, step: int) -> tuple[Check, Tensor]:

@@ -96,6 +96,7 @@ def tune_decoder(
     settings: CodecTuning = CodecTuning(),
     progress: Progress | None = None,
     watch: Callable[[list[Check], Tensor], None] | None = None,
+    device: torch.device | str | None = None,
 ) -> Tuned:
     """Let ``codec``'s decoder learn a person's mouth windows, and write the codec to ``out``; the one given stays as it is.
 
@@ -105,6 +106,7 @@ def tune_decoder(
         person: encoded by this codec.
         progress: counts steps, or seconds where minutes are the limit; what it raises stops the run and keeps the best so far.
         watch: gets all checks after each one, and the held-out mouths as the network now draws them.
+        device: where a copy of the codec is trained; None: where it is.
     Raises:
         FlashLipsError: The codec is not of this software's kind or did not make these latents, or ``out`` cannot be written or
             is another's.
@@ -114,14 +116,14 @@ def tune_decoder(
     check_learnable(codec)
     check_latents(codec, person)
     with torch.inference_mode(False), torch.enable_grad():
-        return _tune_decoder(codec, person, out, settings, progress, watch)
+        return _tune_decoder(codec, person, out, settings, progress, watch, device)
 
 
 def _tune_decoder(
     codec: Codec, person: PersonFrames, out: Path, settings: CodecTuning, progress: Progress | None,
-    watch: Callable[[list[Check], Tensor], None] | None,
+    watch: Callable[[list[Check], Tensor], None] | None, device: torch.device | str | None,
 ) -> Tuned:  # fmt: skip
-    base, learnt = trainable(codec.network).requires_grad_(False), person.learnt
+    base, learnt = trainable(codec.network, device).requires_grad_(False), person.learnt
     examiner = DecoderExaminer(person, next(base.parameters()).device)
 
     def notes(checks: list[Check], check: Check) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from ..loading import load_part
 from ..models.lip_encoder import LipEncoder
 from ..types import POSE_DIM
 from . import paper, plan
-from .best_so_far import EMA, trainable
+from .best_so_far import EMA
 from .editor import NUM_REFERENCES, EditorBatch
 from .editor_data import window_of
 from .finetune import FineTuning, learning
@@ -165,18 +165,17 @@ def finetune_job(
     crop_px: int,
     settings: FineTuning,
 ) -> Job:
-    """A step of ``finetune.fine_tune`` on a GPU."""
+    """A step of ``finetune.fine_tune`` on a GPU, without the networks that it copies: these can stay in main memory."""
 
-    def networks() -> tuple[nn.Module, ...]:
-        return tuple(part().requires_grad_(False).eval() for part in (make, make_codec, make_reader))
+    def learnt() -> tuple[nn.Module, Step, dict[str, Any]]:
+        return learning(*(part().requires_grad_(False).eval() for part in (make, make_codec, make_reader)), settings, GPU)
 
     def build() -> tuple[nn.Module, EditorBatch, Step]:
-        given = networks()
-        network, step, _ = learning(*(trainable(part).requires_grad_(False) for part in given), settings, GPU)
-        return network, _editor_batch(settings.batch, crop_px), partial(_beside, given, step)
+        network, step, _ = learnt()
+        return network, _editor_batch(settings.batch, crop_px), step
 
     with torch.device("meta"):
-        _, _, loop = learning(*networks(), settings, GPU)
+        loop = learnt()[2]
     return Job(name, settings.batch, TrainConfig("", 1, ema=EMA, **loop), build)
 
 
@@ -192,11 +191,6 @@ def decoder_job(name: str, make: Callable[[], nn.Module], crop_px: int) -> Job:
         return network, DecoderBatch(torch.randn(size, LATENT_CHANNELS, height, width), pixels), decoder_step
 
     return Job(name, size, TrainConfig("", 1, ema=EMA), build)
-
-
-def _beside(given: tuple[nn.Module, ...], step: Step, *inputs: Any) -> dict[str, Tensor]:
-    """The step of copies, while the networks that were given stay on the card too."""
-    return step(*inputs)
 
 
 def _like(network: nn.Module) -> nn.Module:

@@ -164,6 +164,7 @@ def tune_style(
     shortest_s: float = SHORTEST_S,
     progress: Progress | None = None,
     watch: Callable[[list[StyleCheck], None], None] | None = None,
+    device: torch.device | str | None = None,
 ) -> Tuned:
     """Let a pose model learn one person's way of speaking and write it to ``out``; the network that is given stays as it is.
 
@@ -173,6 +174,7 @@ def tune_style(
         emotion: (E,) embedding of the sound, for pose models that take one.
         progress: counts steps, or seconds where minutes are the limit; what it raises stops the run and keeps the best so far.
         watch: gets all checks after each one, and None.
+        device: where a copy of the pose model is trained; None: where it is.
     Raises:
         FlashLipsError: The features are another encoder's, the clip is too short, or ``out`` cannot be written or is another's.
     """
@@ -182,7 +184,7 @@ def tune_style(
     with torch.inference_mode(False), torch.enable_grad():
         features = dataclasses.replace(features, values=features.values.clone())  # may have been made in inference mode
         speech = split_speech(features, LipPoses(poses.values.clone(), poses.fps), emotion, shortest_s)
-        base = trainable(pose_model.network).requires_grad_(False)
+        base = trainable(pose_model.network, device).requires_grad_(False)
 
         def notes(checks: list[StyleCheck], check: StyleCheck) -> dict[str, Any]:
             about = {"base": pose_model.name, "trained_on": {"seconds": round(speech.seconds, 2)}, "consent": CONSENT}
