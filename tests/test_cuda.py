@@ -8,6 +8,7 @@ import torch
 from tiny import TINY_EDITOR, encoded_frames, stored_crops, tiny_codec
 
 from flashlips_core.bench import demo_clip, demo_voice
+from flashlips_core.checkpoint import BUNDLED
 from flashlips_core.media import read_frames
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.pipeline import LipSync
@@ -46,6 +47,14 @@ def test_a_step_on_the_card_has_the_losses_of_the_cpu(tmp_path):
     assert len(losses["cuda"]) == 3
     for ours, theirs in zip(losses["cuda"], losses["cpu"], strict=True):
         assert ours == pytest.approx(theirs, rel=0.02)
+
+
+def test_fine_tunings_fit_a_card_of_6_gb():
+    from flashlips_core.train.plan_measure import measure
+
+    held = {row["name"]: row["peak_gb"] for row in measure("cuda", only="fine-tune")["rows"]}
+    assert all(held[f"fine-tune, {name}"] < 2 for name in BUNDLED)
+    assert held["fine-tune, unet-250m, 512 px, LoRA 16"] < 5.5  # the driver takes the rest
 
 
 def test_looks_that_the_card_draws_are_those_of_the_cpu(tmp_path):

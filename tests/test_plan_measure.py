@@ -16,7 +16,8 @@ from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
 from flashlips_core.train import plan
 from flashlips_core.train.paper import PaperJudge
-from flashlips_core.train.plan_measure import editor_job, full_jobs, measure, pose_job
+from flashlips_core.train.plan_jobs import editor_job, finetune_jobs, full_jobs, pose_job
+from flashlips_core.train.plan_measure import measure
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 EDITORS = {"unet": lambda: EditorUNet(TINY_EDITOR), "transformer": lambda: EditorTransformer(TRANSFORMER_TINY)}
@@ -100,6 +101,13 @@ def test_jobs_are_the_presets_as_trained_first():
     assert jobs[0].config.weights["pixel_l1_lips"] == 100 and full_jobs(CPU, batch=2)[0].samples == 2
 
 
+def test_steps_of_fine_tunings_are_measured():
+    (row,) = measure(CPU, only="decoder of bundled-fast", batch=1)["rows"]
+    assert row["seconds"] > 0 and (row["batch"], row["recomputed"], row["note"]) == (1, False, "")
+    sizes = {job.name: job.samples for job in finetune_jobs(CPU)}
+    assert sizes["fine-tune, bundled"] == 8 and sizes["fine-tune, decoder of bundled"] == 4 and len(sizes) == 8
+
+
 def test_the_papers_networks_and_data_can_be_built_on_any_device():
     pytest.importorskip("diffusers")
     for job in full_jobs(META)[:1]:
@@ -113,6 +121,7 @@ def test_the_papers_networks_and_data_can_be_built_on_any_device():
 
 def test_the_command_counts_or_measures(monkeypatch, capsys):
     monkeypatch.setattr("flashlips_core.train.plan_measure.full_jobs", lambda device, batch: [toy_job(batch=batch)])
+    monkeypatch.setattr("flashlips_core.train.plan_measure.finetune_jobs", lambda device, batch: [])
     plan.main(["--measure", "--device", "cpu", "--batch", "2", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["rows"][0]["batch"] == 2 and "peak GB" in result["table"]

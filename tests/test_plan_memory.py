@@ -12,12 +12,14 @@ from test_plan_measure import toy_job, toy_pose
 from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
 
+from flashlips_core.checkpoint import BUNDLED
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.train import finetune, plan, plan_memory
 from flashlips_core.train.loop import TrainConfig
-from flashlips_core.train.plan_measure import Job, pose_job
-from flashlips_core.train.plan_memory import LiveBytes, counted, decoder_job, finetune_job, needs
+from flashlips_core.train.plan_jobs import Job, decoder_job, finetune_job, pose_job
+from flashlips_core.train.plan_measure import measure
+from flashlips_core.train.plan_memory import LiveBytes, counted, needs
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -37,7 +39,8 @@ def toy_reader():
 
 
 def toy_tuning(**settings):
-    return finetune_job("toy", partial(EditorUNet, TINY_EDITOR), tiny_codec, toy_reader, 256, finetune.FineTuning(**settings))
+    makers = partial(EditorUNet, TINY_EDITOR), tiny_codec, toy_reader
+    return finetune_job("toy", makers, 256, finetune.FineTuning(**settings), torch.device("cuda"))
 
 
 def test_storages_count_once_and_while_they_live():
@@ -88,9 +91,17 @@ def test_large_editors_are_tuned_in_less_memory(monkeypatch):
     assert counted(toy_tuning(batch=4)).gb < 0.7 * saving.gb
 
 
+@pytest.mark.parametrize("lora", [0, 2])
+def test_what_is_counted_for_a_card_runs(monkeypatch, lora):
+    monkeypatch.setattr(finetune, "LARGE", 0)
+    job = toy_tuning(lora=lora)
+    (row,) = measure(CPU, [replace(job, config=replace(job.config, device="cpu"))])["rows"]
+    assert job.config.precision == "bf16" and row["recomputed"] and row["seconds"] > 0 and not row["note"]
+
+
 def test_every_bundled_fine_tuning_and_the_pose_transformer_are_counted():
     result = needs("fine-tune, bundled")
-    assert [row["name"] for row in result["rows"]] == [f"fine-tune, {name}" for name in plan_memory.BUNDLED]
+    assert [row["name"] for row in result["rows"]] == [f"fine-tune, {name}" for name in BUNDLED]
     assert all(0.1 < row["gb"] < 2 for row in result["rows"]) and "| fine-tune, bundled | 8 | no | fp32 | 0." in result["table"]
     assert counted(pose_job(toy_pose, 10, CPU, recompute=True)).gb > 0
 
@@ -106,7 +117,6 @@ def test_the_command_counts_and_nothing_fake_stays_behind(capsys):
 
 
 def test_a_decoder_learns_alone():
-    small = decoder_job("toy", lambda: plan_memory.load_codec("bundled-fast").network.float(), 256)
-    network, batch, _ = small.build()
+    network, batch, _ = decoder_job("toy", lambda: tiny_codec().network, 256, 4, CPU).build()
     assert {name.split(".")[0] for name, p in network.named_parameters() if p.requires_grad} == {"decoder"}
     assert batch.pixels.shape[2] == 8 * batch.cells.shape[2]

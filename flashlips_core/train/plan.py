@@ -2,7 +2,7 @@
 
 Everything lives on PyTorch's meta device, which knows shapes and no values. FLOPs are those of products, convolutions and
 attention (1 multiply-add = 2), forward and backward, with all judges. With ``--measure`` the same steps run on this machine's
-device (``plan_measure``); with ``--memory`` what they hold is counted, and what a fine-tuning holds (``plan_memory``).
+device (``plan_measure``); with ``--memory`` what they hold is counted (``plan_memory``). Both know fine-tunings too.
 
 Builders make random weights and data on PyTorch's default device, whatever that is.
 """
@@ -135,10 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.plan", description=main.__doc__)
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--measure", action="store_true", help="run the steps on a device instead of counting their FLOPs")
-    ways.add_argument("--memory", action="store_true", help="count what the steps, and fine-tunings, hold in a card's memory")
+    ways.add_argument("--memory", action="store_true", help="count what the steps hold in a card's memory")
     parser.add_argument("--device", help="with --measure: cuda, mps or cpu (default: the first there is)")
     parser.add_argument("--only", default="", metavar="WORD", help="with --measure or --memory: steps whose name holds this")
-    parser.add_argument("--batch", type=int, help="of the same: samples per step (default: the preset's)")
+    parser.add_argument("--batch", type=int, help="of the same: samples per step (default: their own)")
     parser.add_argument("--within", type=float, metavar="SECONDS", help="with --measure: start no further step after these")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, with the table in it")
     args = parser.parse_args(arguments)

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -22,28 +21,15 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..bench_full import sdxl_vae
-from ..checkpoint import BUNDLED
-from ..codec import CELL_PX, Codec, KLCodec, load_codec
-from ..loading import load_part
-from ..models.lip_encoder import LipEncoder
-from ..types import POSE_DIM
-from . import paper, plan
-from .best_so_far import EMA
-from .editor import NUM_REFERENCES, EditorBatch
-from .editor_data import window_of
-from .finetune import FineTuning, learning
-from .finetune_codec import CodecTuning, DecoderBatch, decoder_step
-from .loop import Step, TrainConfig, recompute_blocks
-from .plan_measure import Job, full_jobs
+from . import plan
+from .loop import recompute_blocks
+from .plan_jobs import Job, finetune_jobs, full_jobs
 
 log = logging.getLogger(__name__)
 
 ALIGNED = 512  # bytes: PyTorch's allocator hands out multiples of it
 # Of every parameter that learns; the roots of the second moments are made for all of them at once when AdamW updates
 GRADIENT_BYTES, MOMENTS_BYTES, MEAN_BYTES, ROOT_BYTES = 4, 8, 4, 4
-LORA_RANK = 16
-LATENT_CHANNELS = 4
 GPU = torch.device("cuda")
 CPU = torch.device("cpu")  # where fake tensors pretend to be: PyTorch without CUDA cannot pretend to have it
 
@@ -104,10 +90,10 @@ def needs(only: str = "", batch: int | None = None) -> dict:
     """What every step whose name holds ``only`` needs; a table for people is among the results.
 
     Args:
-        batch: samples per step of the full preset's; None for the preset's.
+        batch: samples per step; None for each one's own.
     """
     rows = []
-    for job in (*full_jobs(CPU, batch, plan.frozen_networks), *finetune_jobs()):
+    for job in (*full_jobs(GPU, batch, plan.frozen_networks), *finetune_jobs(GPU, batch, lambda network: network)):
         if only in job.name:
             rows.append(counted(job))
             log.info("%s", rows[-1])
@@ -139,87 +125,6 @@ def counted(job: Job) -> Need:
     at_update = held + (GRADIENT_BYTES + ROOT_BYTES) * trained
     total = max(live.peak, at_update) + kept * trained
     return Need(job.name, job.samples, config.recompute, config.precision, total / 1e9)
-
-
-def finetune_jobs() -> list[Job]:
-    """One step of a fine-tuning from each bundled editor, of its codec's decoder, and from the paper's U-Net."""
-    jobs = []
-    for source in BUNDLED:
-        editor = load_part("editor", source)
-        codec, reader = load_codec(editor.codec), load_part("lip-encoder").network
-        make, drawn = partial(_like, editor.network), partial(_codec_like, codec)
-        jobs.append(finetune_job(f"fine-tune, {source}", make, drawn, partial(_like, reader), editor.crop_px, FineTuning()))
-        jobs.append(decoder_job(f"fine-tune, decoder of {source}", partial(_like, codec.network), editor.crop_px))
-    for lora in (0, LORA_RANK):
-        title = f"fine-tune, unet-250m, 512 px, {f'LoRA {lora}' if lora else 'all weights'}"
-        make_codec, settings = lambda: KLCodec(sdxl_vae()), FineTuning(lora=lora)
-        jobs.append(finetune_job(title, paper.NETWORKS["unet-250m"], make_codec, LipEncoder, 512, settings))
-    return jobs
-
-
-def finetune_job(
-    name: str,
-    make: Callable[[], nn.Module],
-    make_codec: Callable[[], Codec],
-    make_reader: Callable[[], nn.Module],
-    crop_px: int,
-    settings: FineTuning,
-) -> Job:
-    """A step of ``finetune.fine_tune`` on a GPU, without the networks that it copies: these can stay in main memory."""
-
-    def learnt() -> tuple[nn.Module, Step, dict[str, Any]]:
-        return learning(*(part().requires_grad_(False).eval() for part in (make, make_codec, make_reader)), settings, GPU)
-
-    def build() -> tuple[nn.Module, EditorBatch, Step]:
-        network, step, _ = learnt()
-        return network, _editor_batch(settings.batch, crop_px), step
-
-    with torch.device("meta"):
-        loop = learnt()[2]
-    return Job(name, settings.batch, TrainConfig("", 1, ema=EMA, **loop), build)
-
-
-def decoder_job(name: str, make: Callable[[], nn.Module], crop_px: int) -> Job:
-    """A step of ``finetune_codec.tune_decoder``."""
-    size = CodecTuning.batch
-
-    def build() -> tuple[nn.Module, DecoderBatch, Step]:
-        network = make().requires_grad_(False)
-        network.decoder.requires_grad_(True)
-        _, _, height, width = window_of(crop_px // CELL_PX)
-        pixels = torch.rand(size, 3, CELL_PX * height, CELL_PX * width)
-        return network, DecoderBatch(torch.randn(size, LATENT_CHANNELS, height, width), pixels), decoder_step
-
-    return Job(name, size, TrainConfig("", 1, ema=EMA), build)
-
-
-def _like(network: nn.Module) -> nn.Module:
-    """The same architecture with other weights, on PyTorch's default device."""
-    return type(network)(network.config)
-
-
-def _codec_like(codec: Codec) -> Codec:
-    return Codec(_like(codec.network), codec.name, codec.halo)
-
-
-def _editor_batch(size: int, crop_px: int) -> EditorBatch:
-    """Noise for the frames of one person."""
-    cells = crop_px // CELL_PX
-    _, _, height, width = window_of(cells)
-
-    def latents(*shape: int) -> Tensor:
-        return torch.randn(*shape, LATENT_CHANNELS, cells, cells)
-
-    def poses(*shape: int) -> Tensor:
-        return torch.randn(*shape, POSE_DIM)
-
-    def pixels() -> Tensor:
-        return torch.rand(size, 3, CELL_PX * height, CELL_PX * width) * 2 - 1
-
-    return EditorBatch(
-        latents(size), latents(size), poses(size), latents(size, NUM_REFERENCES), poses(size, NUM_REFERENCES), pixels(), pixels(),
-        torch.rand(size, 4), poses(size),
-    )  # fmt: skip
 
 
 @contextmanager
