@@ -24,7 +24,7 @@ from .finetune_report import Check, Examiner, write_sheet
 from .loop import Step
 from .lora import add_lora, with_shared_weights
 
-LARGE = 20_000_000  # parameters of editor and codec, from which they may not fit a small card; the bundled have up to 5 M
+LARGE = 20_000_000  # parameters of editor and codec, from which they may not fit a small card; the bundled have up to 9 M
 Watch = Callable[[list[Check], Tensor], None]
 
 
