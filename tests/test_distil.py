@@ -113,6 +113,17 @@ def test_the_stage_leaves_an_editor_that_says_what_it_belongs_to(tmp_path, monke
     assert isinstance(load_part("editor", tmp_path / "editor.safetensors").network, EditorUNet)  # the teacher is still there
 
 
+def test_a_pupil_goes_on_learning(tmp_path, monkeypatch, tiny_student):
+    folder = run_folder(tmp_path, monkeypatch)
+    pupil = EditorTransformer(TRANSFORMER_TINY)
+    checkpoint.save(pupil, folder / "pupil.safetensors", "editor", {})
+    path = run_distil(folder, start=str(folder / "pupil.safetensors"), lr=1e-9)
+    for ours, theirs in zip(load_part("editor", path).network.parameters(), pupil.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4)  # the file rounds to 16 bits
+    with pytest.raises(FlashLipsError, match="to start from is not a 'tiny' for these looks"):
+        run_distil(folder, start=str(folder / "editor.safetensors"))
+
+
 def test_the_teacher_may_be_any_editor_of_the_looks_size(tmp_path, monkeypatch, tiny_student):
     folder = run_folder(tmp_path, monkeypatch)
     (folder / "editor.safetensors").rename(folder / "mine.safetensors")

@@ -23,14 +23,14 @@ from flashlips_core.dataset.build import build
 from flashlips_core.dataset.filters import Limits
 from flashlips_core.dataset.read import ShardCrops, ShardReader
 from flashlips_core.expression import MEDIAPIPE_BLENDSHAPES
-from flashlips_core.face_motion import INNER_PAIRS, LANDMARKS, OUTER_LIPS
+from flashlips_core.face_motion import INNER_PAIRS, LANDMARKS, OUTER_LIPS, FaceMotion
 from flashlips_core.loading import STAGE_1, load_network
 from flashlips_core.media import load_audio, read_frames
 from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoderConfig
 from flashlips_core.pipeline import LipSync
-from flashlips_core.train import ablation, lip, pose_tracks, stages
+from flashlips_core.train import ablation, labels, lip, pose_tracks, stages
 from flashlips_core.train.material import SET_FACES, cut_mouths, open_material
 from flashlips_core.train.pose_tracks import OTHERS_SHARE, SILENT_SHARE, PoseLabels, PoseTracks
 from flashlips_core.types import FlashLipsError
@@ -169,6 +169,20 @@ def test_all_stages_leave_networks_that_the_product_loads_and_that_say_what_they
         )
     notes = checkpoint.info(trained / "pose-model.safetensors").notes
     assert notes["data"] == "the training set 'mine', 4 clips of 2 people, and silence" and "GRID" not in json.dumps(notes)
+
+
+def test_videos_are_labelled_into_a_folder_that_is_made(tmp_path, monkeypatch):
+    count = 3
+    motion = FaceMotion(
+        *(np.zeros(count) for _ in range(3)), np.zeros((count, 4)), np.zeros((count, 52)), np.zeros((count, 478, 2))
+    )
+    monkeypatch.setattr(labels, "measure_video", lambda path, model: motion)
+    (tmp_path / "videos" / "train").mkdir(parents=True)
+    (tmp_path / "videos" / "train" / "a.mp4").touch()
+    out = tmp_path / "new" / "run" / "labels.npz"
+    labels.label_videos(tmp_path / "videos", "model", out)
+    with np.load(out) as file:
+        assert file["ids"].tolist() == ["train/a"] and file["num_frames"].tolist() == [count] and file["found"].all()
 
 
 def test_everybody_is_labelled_and_nobody_but_the_training_split_is_learnt_from(trained, built):

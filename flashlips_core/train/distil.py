@@ -123,17 +123,25 @@ def distil_editor(
     lr: float = 1e-3,
     ema: float = 0.998,
     references: int = 4,
+    start: nn.Module | None = None,
     progress: Progress | None = None,
     **loop: object,
 ) -> nn.Module:
-    """Train one of ``STUDENTS`` from random weights; ``loop`` are further settings of TrainConfig.
+    """Train one of ``STUDENTS``; ``loop`` are further settings of TrainConfig.
 
     Args:
         teacher: frozen, mask-free, for crops of the frames' size.
         codec: draws the sample sheets.
         references: how many a clip has.
+        start: the weights to begin with; None: random ones.
+    Raises:
+        FlashLipsError: ``start`` is another network.
     """
     student = STUDENTS[network](frames.latents.shape[-1]).to(memory_format=torch.channels_last)
+    if start is not None:
+        if type(start) is not type(student) or start.config != student.config:
+            raise FlashLipsError(f"The editor to start from is not a '{network}' for these looks; choose another start, or none.")
+        student.load_state_dict(start.state_dict())
     settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, ema=ema, **loop)
     batches = clip_batches(frames, batch_size, references)
     sheet = twin_sheet(batches(step_generator(seed, SHEET_BATCH)), teacher, codec)

@@ -20,6 +20,7 @@ FIVE = (468, 473, 4, 61, 291)
 def label_videos(folder: str | Path, model: str | Path, out: str | Path, progress: Progress | None = None) -> None:
     """Measure every .mp4 under ``folder`` and save the label file ``out``."""
     paths = sorted(Path(folder).rglob("*.mp4"))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)  # before the long work
     motions = []
     for index, path in enumerate(paths):
         motions.append(measure_video(path, model))

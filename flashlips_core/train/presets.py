@@ -39,8 +39,8 @@ MINI: dict[str, dict[str, Any]] = {
         "texture": 350.0, "references": 6, "alike": 0.2,
     },
     "distil": LOOP | {
-        "network": "transformer-mini", "teacher": None, "steps": 6000, "batch_size": 16, "lr": 1e-3, "ema": 0.998, "seed": 0,
-        "references": 4,
+        "network": "transformer-mini", "teacher": None, "start": None, "steps": 6000, "batch_size": 16, "lr": 1e-3, "ema": 0.998,
+        "seed": 0, "references": 4,
     },
     "detail": LOOP | {
         "steps": 2000, "batch_size": 10, "lr": 3e-4, "ema": 0.995, "betas": (0.5, 0.99), "seed": 2,

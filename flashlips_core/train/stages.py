@@ -235,7 +235,7 @@ def refinement(run: Run) -> Path:
 
 
 def distil(run: Run) -> Path:
-    """Teach another network what the refined editor does; the option ``teacher`` names another editor."""
+    """Teach another network what the refined editor does; ``teacher`` names another editor, ``start`` a pupil to go on with."""
     options, frames = dict(run.options), _frames(run)
     named, crop_px = options.pop("teacher"), CELL_PX * frames.latents.shape[-1]
     teacher = load_part("editor", named or run.folder, run.device)
@@ -244,6 +244,8 @@ def distil(run: Run) -> Path:
     if teacher.crop_px != crop_px:
         raise FlashLipsError(f"The teacher edits crops of {teacher.crop_px} px, the looks have {crop_px}; encode them so.")
     _named("editor", STUDENTS, options["network"])
+    if options["start"]:
+        options["start"] = load_network("editor", options["start"])
     codec, run_dir = load_codec(str(run.folder / "codec.safetensors"), run.device), str(run.folder / "run_distil")
     network = distil_editor(teacher.network, frames, codec, run_dir, progress=run.progress, **options)
     return run.save(network, "editor", "editor-distilled", crop_px=crop_px, codec=teacher.codec, teacher=teacher.name)
