@@ -156,7 +156,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="before and after so many CPU minutes of fine-tuning to an unseen person",
     )
     skipped = "of --finetune: leave out the person's first clips"
-    parser.add_argument("--skip", type=clip_count, default=0, metavar="CLIPS", help=skipped)
+    parser.add_argument("--skip", type=int, default=0, metavar="CLIPS", help=skipped)
 
 
 def minutes(text: str) -> float:
@@ -164,14 +164,6 @@ def minutes(text: str) -> float:
     value = float(text)
     if not value > 0:
         raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
-
-
-def clip_count(text: str) -> int:
-    """A whole number, 0 or more."""
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
     return value
 
 
@@ -184,8 +176,8 @@ def run(
     """Evaluate; writes ``table.md`` and ``table.json`` under ``--out`` and returns what the latter holds."""
     if (args.compare or args.finetune) and (args.speech or args.parts != list(PARTS) or args.targets != "basic"):
         raise FlashLipsError("--parts, --targets and --speech belong to the table; leave them out with --compare or --finetune.")
-    if args.skip and not args.finetune:
-        raise FlashLipsError("--skip leaves out clips of the person of --finetune; give both, or neither.")
+    if args.skip < 0 or args.skip and not args.finetune:
+        raise FlashLipsError(f"--skip is {args.skip}; give how many of the person's first clips --finetune leaves out, with it.")
     weights = args.weights or args.data.parent / "weights"
     session = Session(lipsync or LipSync.load(), weights / LANDMARKER_FILE, args.out, progress, settings or DubSettings())
     given = gather(args.data, weights, args.speech, SUITES[args.suite], TARGETS[args.targets])

@@ -38,7 +38,7 @@ from . import bridge
 FOLDER = "flashlips"  # of ComfyUI's models folder
 BUNDLED = BUNDLED_NAMES[0]
 EDIT_BYTES_PER_PIXEL = 4096  # activations of editor and codec in 16 bits, per crop pixel and frame of a batch, generously
-TRAIN_BYTES_PER_PIXEL = 2048  # of a training step; 250 to 1400 are counted (``train.plan --memory``), convolutions use some more
+TRAIN_BYTES_PER_PIXEL = 2048  # of a training step; up to 1400 are counted (``train.plan --memory``), convolutions use some more
 OWN_CODEC = object()  # in place of a VAE: the bundled codec that the editor was trained with
 CPU_BATCH = 2  # larger batches are no faster on a CPU, and Cancel waits for the batch under way
 

@@ -120,8 +120,7 @@ def test_the_papers_networks_and_data_can_be_built_on_any_device():
 
 
 def test_the_command_counts_or_measures(monkeypatch, capsys):
-    monkeypatch.setattr("flashlips_core.train.plan_measure.full_jobs", lambda device, batch: [toy_job(batch=batch)])
-    monkeypatch.setattr("flashlips_core.train.plan_measure.finetune_jobs", lambda device, batch: [])
+    monkeypatch.setattr("flashlips_core.train.plan_measure.all_jobs", lambda device, batch: [toy_job(batch=batch)])
     plan.main(["--measure", "--device", "cpu", "--batch", "2", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["rows"][0]["batch"] == 2 and "peak GB" in result["table"]

@@ -233,7 +233,8 @@ class Trainer:
         tensors, header = read_tensors(self.state_path)
         try:
             for name, module in self._kept().items():
-                own = {k: v for k, v in module.state_dict().items() if k in _frozen_names(module)}
+                still = _frozen_names(module)
+                own = {k: v for k, v in module.state_dict().items() if k in still}
                 module.load_state_dict(own | _under(tensors, f"{name}."))
         except RuntimeError as error:
             raise FlashLipsError(

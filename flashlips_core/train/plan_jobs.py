@@ -36,7 +36,6 @@ LORA_RANK = 16
 LATENT_CHANNELS = 4
 
 Frozen = Callable[[], tuple[paper.PaperJudge, LipEncoder]]
-LayOut = Callable[[nn.Module], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -49,13 +48,20 @@ class Job:
     build: Callable[[], tuple[nn.Module, Any, Step]]
 
 
-def full_jobs(device: torch.device, batch: int | None = None, frozen: Frozen | None = None) -> list[Job]:
-    """Both editors' stages and the pose transformer, as the preset trains them; then the same without recomputation.
+def all_jobs(device: torch.device, batch: int | None = None, is_fake: bool = False) -> list[Job]:
+    """The full preset's steps, then those of fine-tunings.
 
     Args:
-        frozen: makes the judges and the lip encoder for each job; None makes them once, laid out as files are loaded.
+        device: where they run, which decides how.
+        batch: samples per step; None for each one's own.
+        is_fake: for fake tensors: each job makes networks of its own, and none is laid out in memory as files are loaded.
     """
-    frozen = frozen or functools.cache(_frozen_as_loaded)
+    return [*full_jobs(device, batch, is_fake), *finetune_jobs(device, batch, is_fake)]
+
+
+def full_jobs(device: torch.device, batch: int | None = None, is_fake: bool = False) -> list[Job]:
+    """Both editors' stages and the pose transformer, as the preset trains them; then the same without recomputation."""
+    frozen = plan.frozen_networks if is_fake else functools.cache(_frozen_as_loaded)
     jobs = []
     for recompute in (True, False):
         for crop_px in CROPS_PX:
@@ -108,14 +114,13 @@ def pose_job(
 # ---- fine-tunings ----------------------------------------------------------------------------------------------------------
 
 
-def finetune_jobs(device: torch.device, batch: int | None = None, lay_out: LayOut | None = None) -> list[Job]:
-    """A fine-tuning from each bundled editor, of its codec's decoder, and from the paper's U-Net.
+def finetune_jobs(device: torch.device, batch: int | None = None, is_fake: bool = False) -> list[Job]:
+    """A fine-tuning from each bundled editor, of its codec's decoder, and from the paper's U-Net."""
+    jobs = []
 
-    Args:
-        device: where they learn, which decides how.
-        lay_out: what is done with each network that is made; None lays it out as files are loaded.
-    """
-    lay_out, jobs = lay_out or _as_loaded, []
+    def lay_out(network: nn.Module) -> nn.Module:
+        return network if is_fake else _as_loaded(network)
+
     for source in BUNDLED:
         editor = load_part("editor", source)
         codec, reader = load_codec(editor.codec), load_part("lip-encoder").network
@@ -167,7 +172,7 @@ def decoder_job(name: str, make: Callable[[], nn.Module], crop_px: int, size: in
     return Job(name, size, TrainConfig("", 1, ema=EMA, device=str(device), weights=DECODER_WEIGHTS), build)
 
 
-def _like(network: nn.Module, lay_out: LayOut) -> nn.Module:
+def _like(network: nn.Module, lay_out: Callable[[nn.Module], nn.Module]) -> nn.Module:
     """The same architecture with other weights, on PyTorch's default device."""
     if isinstance(network, Codec):
         return Codec(_like(network.network, lay_out), network.name, network.halo)

@@ -18,7 +18,7 @@ from ..bench_full import TOO_LATE, end_of, forget_peak, now, peak_gb
 from ..types import FlashLipsError, device_of
 from ..within_memory import is_out_of_memory
 from .loop import Trainer
-from .plan_jobs import Job, finetune_jobs, full_jobs
+from .plan_jobs import Job, all_jobs
 from .speed import peak_flops
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def measure(
     """
     device, started, end_s = device_of(device), time.monotonic(), end_of(within_s)
     rows = []
-    for job in (*full_jobs(device, batch), *finetune_jobs(device, batch)) if jobs is None else jobs:
+    for job in all_jobs(device, batch) if jobs is None else jobs:
         if only in job.name:
             is_late = time.monotonic() >= end_s
             rows.append(replace(_row(job), note=TOO_LATE) if is_late else measured(job, device))

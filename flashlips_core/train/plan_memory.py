@@ -21,9 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from . import plan
 from .loop import recompute_blocks
-from .plan_jobs import Job, finetune_jobs, full_jobs
+from .plan_jobs import Job, all_jobs
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def needs(only: str = "", batch: int | None = None) -> dict:
         batch: samples per step; None for each one's own.
     """
     rows = []
-    for job in (*full_jobs(GPU, batch, plan.frozen_networks), *finetune_jobs(GPU, batch, lambda network: network)):
+    for job in all_jobs(GPU, batch, is_fake=True):
         if only in job.name:
             rows.append(counted(job))
             log.info("%s", rows[-1])
