@@ -1,7 +1,9 @@
 """Crop out of a YUV frame, alpha from the latents, crop back into the YUV frame.
 
-B batch, S crop side in pixels, N box side in pixels. Resampling is two small matrix products per plane, so that a box may lie
-between pixels and leave the picture, and only its own pixels are ever converted. Everything outside alpha keeps its bits.
+B batch, S crop side in pixels, N box side in pixels. A box is ``xyxy``, or ``xyxy roll``: then it is a square that is turned
+about its centre by ``roll`` radians, clockwise on screen. Upright resampling is two small matrix products per plane, so that a
+box may lie between pixels and leave the picture, and only its own pixels are ever converted; turned squares go through
+``turned``. Everything outside alpha keeps its bits.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .turned import Grid, Square, turned_back, turned_cut
 from .types import FlashLipsError, Frame
 
 # Luma weights of red and blue by FFmpeg's AVColorSpace number (ITU-T H.273, table 4).
@@ -56,6 +59,10 @@ def whole_picture(frame: Frame, longest_side: int) -> Tensor:
 
 def _resampled(frame: Frame, box: Sequence[float], height: int, width: int) -> Tensor:
     x0, y0, x1, y1 = checked_box(box)
+    if is_turned(box):
+        square, grids = Square.of(box), _grids(frame)
+        turned = [turned_cut(plane, square, width, grid) for plane, grid in zip(frame.planes, grids, strict=True)]
+        return _to_rgb(torch.from_numpy(np.stack(turned)), frame)
     planes = []
     for plane, (shift_x, shift_y) in zip(frame.planes, _shifts(frame), strict=True):
         rows, row_start, row_stop = sampling(y0, y1, height, plane.shape[0], shift_y, is_cosited=False)
@@ -120,12 +127,23 @@ def paste(frame: Frame, box: Sequence[float], rgb: Tensor, alpha: Tensor) -> Fra
     for channel, (plane, (shift_x, shift_y)) in enumerate(zip(_to_yuv(rgb.float().cpu(), frame), _shifts(frame), strict=True)):
         weight = blocks if channel else alpha_y
         x, y = left >> shift_x, top >> shift_y
-        rows, row_start = restoring(box[1], box[3], plane.shape[0], y, weight.shape[0], shift_y, is_cosited=False)
-        columns, column_start = restoring(box[0], box[2], plane.shape[1], x, weight.shape[1], shift_x, is_cosited=True)
-        region = plane[row_start : row_start + rows.shape[1], column_start : column_start + columns.shape[1]]
-        edited = (rows @ region @ columns.T).clamp_(*_nominal(frame, is_luma=channel == 0)).numpy()
+        edited = _restored(plane, box, (x, y), weight.shape, (shift_x, shift_y))
+        edited = edited.clip(*_nominal(frame, is_luma=channel == 0))
         planes.append(_blended(frame.planes[channel], x, y, edited, weight))
     return replace(frame, planes=tuple(planes))
+
+
+def _restored(
+    plane: Tensor, box: Sequence[float], start: tuple[int, int], shape: tuple[int, int], shifts: tuple[int, int]
+) -> np.ndarray:
+    """A crop's plane (S, S) at ``shape`` samples of the frame's plane from ``start`` (x, y) on. -> (rows, columns) float32."""
+    (x, y), (height, width) = start, shape
+    if is_turned(box):
+        return turned_back(plane.numpy(), Square.of(box), (x, y, x + width, y + height), _grid(*shifts))
+    rows, row_start = restoring(box[1], box[3], plane.shape[0], y, height, shifts[1], is_cosited=False)
+    columns, column_start = restoring(box[0], box[2], plane.shape[1], x, width, shifts[0], is_cosited=True)
+    region = plane[row_start : row_start + rows.shape[1], column_start : column_start + columns.shape[1]]
+    return (rows @ region @ columns.T).numpy()
 
 
 def _blended(source: np.ndarray, x: int, y: int, edited: np.ndarray, weight: np.ndarray) -> np.ndarray:
@@ -137,8 +155,10 @@ def _blended(source: np.ndarray, x: int, y: int, edited: np.ndarray, weight: np.
 
 
 def pixel_window(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int] | None:
-    """Pixels whose centres lie in the box: (left, top, right, bottom), None where it misses a picture of this size."""
+    """Pixels whose centres lie in the box, or around a turned one: (left, top, right, bottom); None where it misses the picture."""
     x0, y0, x1, y1 = checked_box(box)
+    if is_turned(box):
+        x0, y0, x1, y1 = Square.of(box).bounds()
     left, top = max(math.ceil(x0 - 0.5), 0), max(math.ceil(y0 - 0.5), 0)
     right, bottom = min(math.floor(x1 - 0.5) + 1, width), min(math.floor(y1 - 0.5) + 1, height)
     return (left, top, right, bottom) if right > left and bottom > top else None
@@ -152,10 +172,13 @@ def pixel_alpha(
     Returns (rows, columns) float32 and its (left, top).
     """
     left, top, right, bottom = window
-    rows, row_start = restoring(box[1], box[3], alpha.shape[0], top, bottom - top, 0, is_cosited=False, kernel="linear")
-    columns, column_start = restoring(box[0], box[2], alpha.shape[1], left, right - left, 0, is_cosited=True, kernel="linear")
-    region = alpha[row_start : row_start + rows.shape[1], column_start : column_start + columns.shape[1]]
-    result = (rows @ region @ columns.T).clamp_(0, 1).numpy()
+    if is_turned(box):
+        result = turned_back(alpha.numpy(), Square.of(box), window, is_alpha=True).clip(0, 1)
+    else:
+        rows, row_start = restoring(box[1], box[3], alpha.shape[0], top, bottom - top, 0, is_cosited=False, kernel="linear")
+        columns, column_start = restoring(box[0], box[2], alpha.shape[1], left, right - left, 0, is_cosited=True, kernel="linear")
+        region = alpha[row_start : row_start + rows.shape[1], column_start : column_start + columns.shape[1]]
+        result = (rows @ region @ columns.T).clamp_(0, 1).numpy()
     result[result < SMALLEST_ALPHA] = 0
     ys, xs = np.flatnonzero(result.any(1)), np.flatnonzero(result.any(0))
     if not len(ys):
@@ -242,10 +265,24 @@ def _shifts(frame: Frame) -> tuple[tuple[int, int], ...]:
     return ((0, 0), frame.chroma_shift, frame.chroma_shift)
 
 
+def is_turned(box: Sequence[float]) -> bool:
+    """Whether a box is a square that does not stand upright."""
+    return len(box) == 5 and float(box[4]) != 0
+
+
+def _grids(frame: Frame) -> list[Grid]:
+    """Where the samples of Y, U and V lie."""
+    return [_grid(*shifts) for shifts in _shifts(frame)]
+
+
+def _grid(shift_x: int, shift_y: int) -> Grid:
+    return Grid((1 << shift_x, 1 << shift_y), (_site(shift_x, is_cosited=True), _site(shift_y, is_cosited=False)))
+
+
 def checked_box(box: Sequence[float]) -> tuple[float, float, float, float]:
-    """A box (xyxy) as numbers; refuses one without a whole pixel."""
-    x0, y0, x1, y1 = (float(v) for v in box)
-    if not (math.isfinite(x0 + y0 + x1 + y1) and x1 - x0 >= 1 and y1 - y0 >= 1):
+    """A box (xyxy, perhaps with a roll) as xyxy numbers; refuses one without a whole pixel, or with a roll that is none."""
+    x0, y0, x1, y1 = (float(v) for v in box[:4])
+    if not (math.isfinite(x0 + y0 + x1 + y1 + sum(map(float, box[4:]))) and x1 - x0 >= 1 and y1 - y0 >= 1):
         raise FlashLipsError(f"The face box {x0:.1f}, {y0:.1f}, {x1:.1f}, {y1:.1f} is empty; track the clip again.")
     return x0, y0, x1, y1
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from .face.crop import crop_box, smooth_boxes
 from .pixels import from_bytes
+from .turned import to_shares
 from .types import FlashLipsError, Progress
 
 log = logging.getLogger(__name__)
@@ -103,12 +104,6 @@ def read_crops(clip: Clip, every: int, size: int, region: tuple[float, float, fl
     return np.stack(crops), np.array(frames)
 
 
-def to_crop(points: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """Pixels (N, L, 2) to crop coordinates, [0, 1] inside the editor's square."""
-    side = (boxes[:, 2] - boxes[:, 0])[:, None, None]
-    return (points - boxes[:, None, :2]) / side
-
-
 def _cut_region(image: np.ndarray, box: np.ndarray, size: int, region: tuple[float, float, float, float]) -> np.ndarray:
     height, width, _ = image.shape
     side, ticks = float(box[2] - box[0]), (torch.arange(size) + 0.5) / size
@@ -162,7 +157,7 @@ class CropStore:
 
         def cut(clip: Clip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             crops, frames = read_crops(clip, every, size, region)
-            return crops, frames, to_crop(clip.landmarks[frames], clip.boxes[frames])
+            return crops, frames, to_shares(clip.landmarks[frames], clip.boxes[frames])
 
         total = sum(int(c.found[::every].sum()) for c in clips)
         return CropStore.write(clips, map(cut, clips), folder, total, size, progress)

@@ -297,7 +297,7 @@ class Counts:
 class FrameRows:
     """What to do with each output frame, row by row."""
 
-    boxes: np.ndarray  # (T, 4) float32 crop squares
+    boxes: np.ndarray  # (T, 5) float32 crop squares, as a track's ``squares``
     present: np.ndarray  # (T,) bool
     poses: LipPoses  # one per frame, or read by the frames' times
     uneven: ClipInfo | None = None  # the clip, where its frames are not evenly spaced
@@ -310,7 +310,7 @@ class FrameRows:
 class _Batch:
     frames: list[Frame]
     rows: list[int]  # those of ``frames`` that show the face
-    boxes: np.ndarray  # (n, 4)
+    boxes: np.ndarray  # (n, 5)
     crops: Tensor | None  # (n, 3, S, S)
     poses: Tensor  # (n, 12)
     rgb: Tensor | None = None

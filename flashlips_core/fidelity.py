@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from .codec import Codec
 from .compose import cut, paste
 from .editing import CropEditor
-from .face_motion import FACE_OVAL, FaceMotion, padded_box
-from .measures import box_slices, flops_of, outside_is_identical, psnr, psnr_from_error, to_crop
+from .face_motion import FACE_OVAL, OUTER_LIPS, FaceMotion, padded_box
+from .measures import box_slices, flops_of, outside_is_identical, psnr, psnr_from_error
 from .media import read_frames
+from .turned import to_shares
 from .types import FaceTrack, Frame
 
 SEEN_LEVELS = 4.0  # of 255: less hides in the noise of a video
@@ -31,7 +32,7 @@ class FaceFrames:
     """Some frames of one clip, as the editor sees them."""
 
     frames: list[Frame]
-    boxes: np.ndarray  # (N, 4) crop squares, frame pixels
+    boxes: np.ndarray  # (N, 5) crop squares, frame pixels
     crops: Tensor  # (N, 3, S, S)
     mouth_boxes: np.ndarray  # (N, 4) around the lips, crop pixels
     face_masks: Tensor  # (N, S, S) bool, inside the face's outline
@@ -48,21 +49,16 @@ def face_frames(path: str | Path, track: FaceTrack, motion: FaceMotion, indices:
         if index in wanted:
             frames[index] = frame
     wanted = [i for i in wanted if i in frames]
-    boxes = track.boxes[wanted]
-    lips = padded_box(motion.mouth_box[wanted])
-    outlines = [to_crop_points(motion.landmarks[i][list(FACE_OVAL)], track.boxes[i], size) for i in wanted]
+    boxes = track.squares[wanted]
+    points = to_shares(motion.landmarks[wanted], boxes) * size  # in crop pixels
+    lips = points[:, list(OUTER_LIPS)]
     return FaceFrames(
         frames=[frames[i] for i in wanted],
         boxes=boxes,
-        crops=torch.stack([cut(frames[i], track.boxes[i], size) for i in wanted]),
-        mouth_boxes=np.stack([to_crop(lip, box, size) for lip, box in zip(lips, boxes, strict=True)]),
-        face_masks=torch.stack([polygon_mask(o, size) for o in outlines]),
+        crops=torch.stack([cut(frames[i], track.squares[i], size) for i in wanted]),
+        mouth_boxes=padded_box(np.concatenate([lips.min(1), lips.max(1)], 1)),
+        face_masks=torch.stack([polygon_mask(outline, size) for outline in points[:, list(FACE_OVAL)]]),
     )
-
-
-def to_crop_points(points: np.ndarray, crop_box: np.ndarray, size: int) -> np.ndarray:
-    """Points (L, 2) in frame pixels, in the pixels of a crop of side ``size``."""
-    return (points - crop_box[:2]) * size / (crop_box[2] - crop_box[0])
 
 
 def polygon_mask(points: np.ndarray, size: int) -> Tensor:

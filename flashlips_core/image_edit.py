@@ -60,7 +60,7 @@ def edit_images(
     values = resample(poses, track.fps, len(images)).values
     result, within_memory = images.clone(), WithinMemory(batch)
     for index in batched(np.flatnonzero(track.present).tolist(), batch):
-        boxes, some = track.boxes[index], images[index]
+        boxes, some = track.squares[index], images[index]
         edit = partial(editor, min_side=float((boxes[:, 2] - boxes[:, 0]).min()))
         given = cut_images(some, boxes, lipsync.crop_px) * 2 - 1
         crops, alpha = within_memory(edit, given, values[index])
@@ -96,5 +96,5 @@ def check_references(references: Tensor, size: int) -> Tensor:
 
 def _chosen(lipsync: LipSync, images: Tensor, track: FaceTrack, waiting: Waiting | None) -> Tensor:
     wanted = candidate_frames(track)
-    crops = torch.cat([cut_images(images[i : i + 1], track.boxes[i : i + 1], lipsync.crop_px) for i in wanted]) * 2 - 1
+    crops = torch.cat([cut_images(images[i : i + 1], track.squares[i : i + 1], lipsync.crop_px) for i in wanted]) * 2 - 1
     return crops[choose_references(crops, lipsync.encode_lips(crops, waiting), lipsync.editor.num_references)]

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .compose import pixel_alpha, pixel_window, restoring, sampling
+from .compose import is_turned, pixel_alpha, pixel_window, restoring, sampling
+from .turned import Square, turned_back, turned_cut
 from .types import ClipInfo, FaceTrack, FlashLipsError, Frame, Progress
 
 # BT.601, limited range, which is what the detector assumes: rows Y, U, V from R, G, B in [0, 1] (ITU-R BT.601, 8 bit).
@@ -83,17 +84,14 @@ def cut_images(
 
     Args:
         images: (B, C, H, W).
-        boxes: (B, 4) xyxy pixels.
+        boxes: (B, 4) xyxy pixels, or (B, 5) with a roll, see ``compose``.
 
     Returns (B, C, size, size) float32 on the images' device.
     """
     _check_counts(images, boxes=boxes)
     crops = torch.empty(len(images), images.shape[1], size, size, device=images.device)
     for done, (crop, image, box) in enumerate(zip(crops, images, boxes.tolist(), strict=True), 1):
-        rows, top, bottom = sampling(box[1], box[3], size, image.shape[1])
-        columns, left, right = sampling(box[0], box[2], size, image.shape[2])
-        region = image[:, top:bottom, left:right].float()
-        crop.copy_(_within(region, rows.to(region) @ region @ columns.to(region).T))
+        crop.copy_(_cut(image, box, size))
         if show is not None:
             show(crop)
         if progress is not None:
@@ -113,7 +111,7 @@ def paste_images(
 
     Args:
         images: (B, C, H, W).
-        boxes: (B, 4) xyxy pixels.
+        boxes: (B, 4) xyxy pixels, or (B, 5) with a roll, see ``compose``.
         crops: (B, C, S, S) in the images' range; (B, C, rows, columns) is stretched over the box.
         alpha: (B, 1, S, S) in [0, 1]; a crop whose alpha is 0 everywhere leaves its image as it is.
 
@@ -169,6 +167,17 @@ def paste_alpha(track: FaceTrack, crops: Tensor, feather: float, mask: Tensor | 
     return alpha * stretched.clamp(0, 1)
 
 
+def _cut(image: Tensor, box: Sequence[float], size: int) -> Tensor:
+    """The box of one image (C, H, W). -> (C, size, size) float32."""
+    if is_turned(box):
+        picture = image.cpu().permute(1, 2, 0).float().numpy()
+        return _within(image.float(), torch.from_numpy(turned_cut(picture, Square.of(box), size)).permute(2, 0, 1))
+    rows, top, bottom = sampling(box[1], box[3], size, image.shape[1])
+    columns, left, right = sampling(box[0], box[2], size, image.shape[2])
+    region = image[:, top:bottom, left:right].float()
+    return _within(region, rows.to(region) @ region @ columns.to(region).T)
+
+
 def _paste(image: Tensor, box: Sequence[float], crop: Tensor, alpha: Tensor) -> None:
     """Blend one crop (C, S, S) into ``image`` (C, H, W), in place."""
     window = pixel_window(box, image.shape[2], image.shape[1])
@@ -178,14 +187,23 @@ def _paste(image: Tensor, box: Sequence[float], crop: Tensor, alpha: Tensor) -> 
     height, width = weight.shape
     if not weight.size:
         return
-    rows, first_row = restoring(box[1], box[3], crop.shape[1], top, height)
-    columns, first_column = restoring(box[0], box[2], crop.shape[2], left, width)
-    source = crop[:, first_row : first_row + rows.shape[1], first_column : first_column + columns.shape[1]]
-    edited = _within(source, rows.to(source) @ source @ columns.to(source).T)
+    edited = _restored(crop, box, (left, top, left + width, top + height)).to(image.device)
     region = image[:, top : top + height, left : left + width]
     weight = torch.from_numpy(weight).to(edited)
     mixed = torch.lerp(region.float(), edited, weight).to(region.dtype)
     region.copy_(torch.where(weight > 0, mixed, region))
+
+
+def _restored(crop: Tensor, box: Sequence[float], window: tuple[int, int, int, int]) -> Tensor:
+    """A crop (C, S, S) at the window's pixels, left top right bottom. -> (C, rows, columns)."""
+    left, top, right, bottom = window
+    if is_turned(box):
+        turned = turned_back(crop.cpu().permute(1, 2, 0).numpy(), Square.of(box), window)
+        return _within(crop, torch.from_numpy(turned).permute(2, 0, 1).to(crop))
+    rows, first_row = restoring(box[1], box[3], crop.shape[1], top, bottom - top)
+    columns, first_column = restoring(box[0], box[2], crop.shape[2], left, right - left)
+    source = crop[:, first_row : first_row + rows.shape[1], first_column : first_column + columns.shape[1]]
+    return _within(source, rows.to(source) @ source @ columns.to(source).T)
 
 
 def _within(source: Tensor, resampled: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def poses_from_images(
         part = slice(start, start + batch)
         rows = torch.from_numpy(track.present[part])
         if rows.any():
-            crops = cut_images(images[part][rows], track.boxes[part][track.present[part]], lipsync.crop_px)
+            crops = cut_images(images[part][rows], track.squares[part][track.present[part]], lipsync.crop_px)
             values[part][rows] = lipsync.encode_lips(crops * 2 - 1)
             if show is not None:
                 show(crops[-1] * 2 - 1)

@@ -204,13 +204,6 @@ def box_slices(box: Sequence[float], height: int, width: int) -> tuple[slice, sl
     return slice(top, bottom), slice(left, right)
 
 
-def to_crop(box_px: np.ndarray, crop_box: np.ndarray, size: int) -> np.ndarray:
-    """A box in frame pixels, in the pixels of the crop that ``crop_box`` cuts and resizes to ``size``."""
-    scale = size / (crop_box[2] - crop_box[0])
-    offset = np.array([crop_box[0], crop_box[1], crop_box[0], crop_box[1]], dtype=float)
-    return (np.asarray(box_px, float) - offset) * scale
-
-
 def outside_is_identical(source: Frame, edited: Frame, reached: np.ndarray) -> bool:
     """Whether two frames are bit-identical in every plane wherever ``reached`` (H, W) bool is False.
 

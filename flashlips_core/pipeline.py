@@ -157,7 +157,7 @@ def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo
     by_time = clip if clip.is_variable_rate and not is_per_frame else None
     if by_time is None:
         poses = resample(replace(poses, fps=clip.fps) if is_per_frame else poses, clip.fps, len(plan))
-    return FrameRows(track.boxes[plan.indices], track.present[plan.indices], poses, by_time)
+    return FrameRows(track.squares[plan.indices], track.present[plan.indices], poses, by_time)
 
 
 def _voice(video: Source, audio: Source | Recording | None, is_needed: bool) -> Recording | None:

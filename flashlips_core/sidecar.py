@@ -18,7 +18,7 @@ VERSION = 1
 
 def save_track(track: FaceTrack, path: str | Path) -> None:
     """Write a face track."""
-    tensors = {name: torch.from_numpy(getattr(track, name)).contiguous() for name in ("boxes", "points", "present")}
+    tensors = {name: torch.from_numpy(values).contiguous() for name, values in track.arrays().items()}
     _write(path, "track", tensors, {"width": track.width, "height": track.height, "fps": str(track.fps)})
 
 

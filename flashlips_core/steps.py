@@ -154,7 +154,7 @@ class ClipSteps(Parts):
                 rows = [i for i in range(len(group)) if track.present[done + i]]
                 if rows:
                     index = [done + i for i in rows]
-                    values[index] = self.encode_lips(cut_batch([group[i] for i in rows], track.boxes[index], self.crop_px))
+                    values[index] = self.encode_lips(cut_batch([group[i] for i in rows], track.squares[index], self.crop_px))
                 done += len(group)
                 if show is not None:
                     show(group[-1])
@@ -192,7 +192,7 @@ class ClipSteps(Parts):
         with closing(read_frames(video, stop=max(wanted) + 1)) as stream:
             for index, frame in enumerate(stream):
                 if index in wanted:
-                    found.append(cut_batch([frame], track.boxes[index : index + 1], self.crop_px))
+                    found.append(cut_batch([frame], track.squares[index : index + 1], self.crop_px))
                 if progress is not None:
                     progress(index + 1, max(wanted) + 1)
         if len(found) < len(wanted):

@@ -15,6 +15,7 @@ import numpy as np
 
 from .compose import whole_picture
 from .pixels import to_bytes
+from .turned import to_pixels
 from .types import FaceTrack, FlashLipsError, Frame, Progress
 
 TILE_PX = 320  # longest side of one picture
@@ -115,11 +116,12 @@ def _marks(track: FaceTrack, index: int, size: tuple[int, int]) -> Any:
     layer = Image.new("RGBA", (size[0] * FINE, size[1] * FINE), (0, 0, 0, 0))
     draw = ImageDraw.Draw(layer)
     scale = np.array([size[0] / track.width, size[1] / track.height]) * FINE
-    box = (track.boxes[index].reshape(2, 2) * scale).ravel().tolist()
+    square = track.squares[index]
+    corners = to_pixels(np.array([[0, 0], [1, 0], [1, 1], [0, 1]]), square) * scale
+    outline = [tuple(corner) for corner in corners[[0, 1, 2, 3, 0, 1]].tolist()]  # past the start, so that its corner is joined
     for width, colour in ((4, (0, 0, 0, 130)), (2, (*SQUARE, 255))):  # a dark rim keeps the line visible on any picture
-        grow = (width - 2) / 2 * FINE
-        draw.rectangle((box[0] - grow, box[1] - grow, box[2] + grow, box[3] + grow), outline=colour, width=width * FINE)
-    radius = float(np.clip((box[2] - box[0]) / FINE / 45, 1.5, 4)) * FINE
+        draw.line(outline, fill=colour, width=width * FINE, joint="curve")
+    radius = float(np.clip((square[2] - square[0]) * scale[0] / FINE / 45, 1.5, 4)) * FINE
     for (x, y), colour in zip((track.points[index] * scale).tolist(), POINT_COLOURS, strict=True):
         for r, fill in ((radius + FINE, (0, 0, 0, 170)), (radius, (*colour, 255))):
             draw.ellipse((x - r, y - r, x + r, y + r), fill=fill)

@@ -91,25 +91,41 @@ class Frame:
 class FaceTrack:
     """Where one face is in every frame of one clip.
 
-    ``boxes`` are the square crops that the editor sees, not detector boxes; rows of absent frames repeat the nearest
-    present one, so that interpolation never jumps.
+    ``squares`` are the crops that the editor sees, not detector boxes; rows of absent frames repeat the nearest present one,
+    so that interpolation never jumps.
     """
 
-    boxes: np.ndarray  # (T, 4) float32, xyxy
+    boxes: np.ndarray  # (T, 4) float32, xyxy: the squares before they are turned
     points: np.ndarray  # (T, 5, 2) float32: eyes (image left, image right), nose tip, mouth corners (image left, right)
     present: np.ndarray  # (T,) bool
     width: int
     height: int
     fps: Fraction
+    roll: np.ndarray | None = None  # (T,) float32 radians, clockwise on screen; None: all upright
+    landmarks: np.ndarray | None = None  # (T, 99, 2) float32 pixels, see ``face.landmarks``; None: nobody has looked
 
     def __post_init__(self) -> None:
-        if not len(self.boxes) == len(self.points) == len(self.present):
-            raise ValueError(
-                f"Track arrays disagree: {len(self.boxes)} boxes, {len(self.points)} points, {len(self.present)} flags."
-            )
+        counts = {name: len(value) for name, value in self.arrays().items()}
+        if len(set(counts.values())) != 1:
+            raise ValueError(f"Track arrays disagree: {', '.join(f'{count} {name}' for name, count in counts.items())}.")
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What has a row for each frame, by name."""
+        values = {name: getattr(self, name) for name in ("boxes", "points", "present", "roll", "landmarks")}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def rows(self, part: slice | np.ndarray) -> FaceTrack:
+        """The track of some of the frames."""
+        return replace(self, **{name: value[part] for name, value in self.arrays().items()})
+
+    @property
+    def squares(self) -> np.ndarray:
+        """What to cut: (T, 5) float32, ``x0 y0 x1 y1 roll``, as ``compose`` takes it."""
+        roll = np.zeros(len(self), np.float32) if self.roll is None else self.roll
+        return np.concatenate([self.boxes, roll[:, None]], 1)
 
     @property
     def usual_side(self) -> float:
@@ -118,7 +134,7 @@ class FaceTrack:
 
     def first(self, count: int) -> FaceTrack:
         """The track of the clip's first frames, as a dub that ends with its sound has them."""
-        return replace(self, boxes=self.boxes[:count], points=self.points[:count], present=self.present[:count])
+        return self.rows(slice(count))
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ class CropFaces(io.ComfyNode):
         pictures = bridge.pictures_of(images)
         check_track_of_images(track, pictures)
         with bridge.running(len(pictures)) as run:
-            crops = cut_images(pictures, track.boxes, size, run.progress, run.show_image)
+            crops = cut_images(pictures, track.squares, size, run.progress, run.show_image)
         mask = torch.from_numpy(track.present).float()[:, None, None].repeat(1, size, size)
         return io.NodeOutput(bridge.images_of(crops), mask)
 
@@ -253,7 +253,7 @@ class PasteFaces(io.ComfyNode):
         check_track_of_images(track, pictures)
         alpha = paste_alpha(track, faces, feather, mask)
         with bridge.running(len(pictures)) as run:
-            pasted = paste_images(pictures, track.boxes, faces, alpha, run.progress, run.show_image)
+            pasted = paste_images(pictures, track.squares, faces, alpha, run.progress, run.show_image)
         return io.NodeOutput(bridge.images_of(pasted))
 
 

@@ -113,7 +113,7 @@ def test_a_folder_of_videos_becomes_samples_with_all_that_training_reads(built, 
     sample = samples["ann/first take.mp4"]
     assert len(sample) == sample.about["num_frames"] == FRAMES and sample.about["identity"] == "ann"
     assert {k: tuple(v.shape) for k, v in sample.labels.items()} == {
-        "poses": (75, 12), "opening": (75,), "points": (75, 5, 2), "boxes": (75, 4), "references": (75, 8),
+        "poses": (75, 12), "opening": (75,), "points": (75, 5, 2), "boxes": (75, 5), "references": (75, 8),
         "latents": (75, 4, 8, 8),
     }  # fmt: skip
     assert len(sample.samples) == FRAMES * 640

@@ -16,7 +16,7 @@ CORE = ROOT / "flashlips_core"
 
 # Lower may not import higher; modules of one level may import each other, but not in a ring.
 LEVELS = [
-    {"types", "checks", "pixels"},
+    {"types", "checks", "pixels", "turned"},
     {"checkpoint"},
     {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory", "locks"},
     {"compose", "sharpen"},

@@ -20,13 +20,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..compose import cut, cut_batch
-from ..data import CROP_PX, FACE_REGION, IRISES, MOUTH_CORNERS, NOSE_TIP, STORED_MARGIN, to_crop
+from ..data import CROP_PX, FACE_REGION, IRISES, MOUTH_CORNERS, NOSE_TIP, STORED_MARGIN
 from ..expression import mouth_opening
 from ..face_motion import LANDMARKS, Face
 from ..measures import detail
 from ..pipeline import LipSync
 from ..pixels import from_bytes, to_bytes
 from ..references import head_pose
+from ..turned import to_shares
 from ..types import SAMPLE_RATE, Frame
 from .filters import FRAME_SAMPLES, Limits, Measures, first_measures, missed, sync_of
 from .scenes import RATE, Candidate
@@ -87,7 +88,7 @@ class SampleMaker:
         """The video's frame ``index``, which lies within the candidate."""
         row = index - self.candidate.start
         if row == self._middle:
-            box = widened(self.candidate.track.boxes[row : row + 1])
+            box = widened(self.candidate.track.squares[row : row + 1])
             self.thumbnail = to_jpeg(to_bytes(cut_batch([frame], box, THUMBNAIL_PX))[0], quality=75)
         if self.is_hopeless or not self.candidate.track.present[row]:
             return
@@ -114,7 +115,7 @@ class SampleMaker:
     def _look(self) -> None:
         """Label and compress the waiting frames."""
         count, side, square = len(self._waiting), self.labellers.stored_px, self.labellers.crop_px
-        boxes = self.candidate.track.boxes[self._rows[-count:]]
+        boxes = self.candidate.track.squares[self._rows[-count:]]
         pixels = to_bytes(cut_batch(self._waiting, widened(boxes), side))
         for place in range(-(len(self._rows) - count) % SHARPNESS_EVERY, count, SHARPNESS_EVERY):
             whole = cut(self._waiting[place], boxes[place].tolist(), CROP_PX)  # of the video, whatever is stored
@@ -148,8 +149,8 @@ class SampleMaker:
 
     def _files(self, labels: dict[str, Tensor], sound: Tensor | None, measures: Measures) -> dict[str, bytes]:
         track = self.candidate.track
-        boxes, points = track.boxes[self._rows], track.points[self._rows]
-        labels = labels | {"boxes": torch.from_numpy(boxes), "points": torch.from_numpy(to_crop(points, boxes)).float()}
+        boxes, points = track.squares[self._rows], track.points[self._rows]
+        labels = labels | {"boxes": torch.from_numpy(boxes), "points": torch.from_numpy(to_shares(points, boxes)).float()}
         labels["references"] = reference_rows(points, labels["poses"])
         about = {
             "key": self.key, "source": self.source.id, "identity": self.source.identity, "split": self.source.split,
@@ -165,9 +166,10 @@ class SampleMaker:
 
 
 def widened(boxes: np.ndarray) -> np.ndarray:
-    """The stored region around the editor's squares. (n, 4) xyxy both."""
+    """The stored region around the editor's squares, about the same centres. (n, 5) both."""
     side = boxes[:, 2:3] - boxes[:, 0:1]
-    return np.concatenate([boxes[:, :2], boxes[:, :2]], 1) + side * np.array(FACE_REGION, np.float32)
+    wide = np.concatenate([boxes[:, :2], boxes[:, :2]], 1) + side * np.array(FACE_REGION, np.float32)
+    return np.concatenate([wide, boxes[:, 4:]], 1)
 
 
 def to_jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:

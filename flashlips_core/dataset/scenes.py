@@ -81,7 +81,7 @@ def find_candidates(
     for start, tracks in scenes:
         for person, track in enumerate(tracks):
             for a, b in stretches(track.present, round(max_seconds * RATE)):
-                part = replace(track, boxes=track.boxes[a:b], points=track.points[a:b], present=track.present[a:b])
+                part = track.rows(slice(a, b))
                 found.append(Candidate(person, start + a, part))
     return sorted(found, key=lambda c: (c.start, c.person))
 

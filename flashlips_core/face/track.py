@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -130,8 +130,7 @@ def track_scenes(
         place = int(np.searchsorted(clip.cuts, scene[0].frames[0], side="right"))
         part = slice(edges[place], edges[place + 1])
         whole = (_to_track(p, clip, info, every, stabilise) for p in _people(scene))
-        tracks = [replace(t, boxes=t.boxes[part], points=t.points[part], present=t.present[part]) for t in whole]
-        found.append((part.start, tracks))
+        found.append((part.start, [track.rows(part) for track in whole]))
     return found
 
 

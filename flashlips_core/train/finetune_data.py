@@ -23,6 +23,7 @@ from ..pipeline import DubSettings, LipSync
 from ..references import candidate_frames
 from ..steps import Show
 from ..stream import batched, counted, prefetch
+from ..turned import to_shares
 from ..types import ClipInfo, FaceTrack, FlashLipsError, Progress
 from .editor_data import NUM_NEIGHBOURS, EditorFrames, cut_windows, nearest_heads
 
@@ -156,8 +157,7 @@ class _Encoded:
     def frames(self, track: FaceTrack, numbers: np.ndarray, references: np.ndarray) -> EditorFrames:
         """One group of frames."""
         rows, others = ([self.place[int(n)] for n in chosen] for chosen in (numbers, references))
-        sides = (track.boxes[numbers, 2] - track.boxes[numbers, 0])[:, None, None]
-        points = (track.points[numbers] - track.boxes[numbers, None, :2]) / sides  # shares of the crop
+        points = to_shares(track.points[numbers], track.squares[numbers])
         return EditorFrames(
             latents=self.latents[rows], poses=self.poses[rows], windows=self.windows[rows],
             lips=torch.from_numpy(lip_boxes(points)).float(), neighbours=nearest_heads(points[:, STEADY]),
@@ -182,7 +182,7 @@ def _encode(
     with closing(prefetch(read_frames(video, stop=wanted[-1] + 1), BATCH)) as stream:
         numbered = counted(((i, frame) for i, frame in enumerate(stream) if i in chosen), len(wanted), progress)
         for group in batched(numbered, BATCH):
-            crops = cut_batch([frame for _, frame in group], track.boxes[[i for i, _ in group]], lipsync.crop_px)
+            crops = cut_batch([frame for _, frame in group], track.squares[[i for i, _ in group]], lipsync.crop_px)
             parts["latents"].append(lipsync.codec.encode(crops.to(lipsync.device)).half().cpu())
             parts["poses"].append(lipsync.encode_lips(crops))
             parts["windows"].append(cut_windows(crops))
