@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from .clock import StageClock
 from .codec import Codec, KLCodec, TinyCodec, encode_part, load_codec
-from .editing import CropEditor, StageClock
+from .editing import CropEditor
 from .measures import peak_resident_bytes
 from .models.editor_transformer import TRANSFORMER_300M, EditorTransformer
 from .models.editor_unet import UNET_250M, EditorUNet

@@ -155,7 +155,7 @@ def _blended(source: np.ndarray, x: int, y: int, edited: np.ndarray, weight: np.
 
 
 def pixel_window(box: Sequence[float], width: int, height: int) -> tuple[int, int, int, int] | None:
-    """Pixels whose centres lie in the box, or around a turned one: (left, top, right, bottom); None where it misses the picture."""
+    """Pixels whose centres lie in a box, or around a turned one: (left, top, right, bottom); None where it leaves the picture."""
     x0, y0, x1, y1 = checked_box(box)
     if is_turned(box):
         x0, y0, x1, y1 = Square.of(box).bounds()

@@ -6,86 +6,34 @@ B batch, R references, S crop side in pixels, h w = S / 8. Only face crops becom
 from __future__ import annotations
 
 import math
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from .clock import StageClock
 from .codec import CELL_PX, Codec, crop_decode, encode_part
 from .compose import alpha_from_latents, cut_batch, paste
+from .face.region import face_region
 from .models.masks import lips_region, lower_face_mask, mouth_mask
 from .poses import at_times
+from .retrieval import Mouths, lay
 from .sharpen import UnsharpMask, matching_mask
 from .stream import awaited, batched, prefetch
+from .turned import to_shares
 from .types import ClipInfo, FlashLipsError, Frame, LipPoses, Progress, Waiting
 from .within_memory import WithinMemory
 
 NUM_MEASURED = 4  # references whose edits show how soft this editor draws this mouth
+REDRAWN = (0.25, 0.8)  # mean |change| of a latent from which an edit begins to replace what the frame shows, and does so fully
+LAID = 8.0  # times a laid mouth's weight is the weight that it is pasted with: fully, but for the last of its rim
+AREA_PX = 4  # crop pixels per pixel of the face's area, which is soft anyway
 PREFETCH_BATCHES = 1  # ready, beside the one being made and the one being worked on: more only costs memory
-
-
-class StageClock:
-    """Seconds of work per stage, added up over threads; waiting for another stage is not counted."""
-
-    def __init__(self, device: torch.device | None = None) -> None:
-        self.seconds: dict[str, float] = {}
-        self._lock = threading.Lock()
-        self._has_events = device is not None and device.type == "cuda"
-        self._pending: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        """Count the time inside as this stage's."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._add(stage, time.perf_counter() - start)
-
-    @contextmanager
-    def on_device(self, stage: str) -> Iterator[None]:
-        """As calling it, for queued device work: CUDA events mark it, :meth:`settle` adds it up."""
-        if not self._has_events:
-            with self(stage):
-                yield
-            return
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        yield
-        stop.record()
-        self._pending.append((stage, start, stop))
-
-    def settle(self) -> None:
-        """Add up the device work that has been waited for."""
-        for stage, start, stop in self._pending:
-            stop.synchronize()
-            self._add(stage, start.elapsed_time(stop) / 1000)
-        self._pending.clear()
-
-    def timed(self, stage: str, items: Iterable) -> Iterator:
-        """The same items; the time that each takes to come is this stage's."""
-        iterator = iter(items)
-        try:
-            while True:
-                with self(stage):
-                    item = next(iterator, None)
-                if item is None:
-                    return
-                yield item
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
-
-    def _add(self, stage: str, seconds: float) -> None:
-        with self._lock:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 
 
 class CropEditor:
@@ -99,6 +47,8 @@ class CropEditor:
         sharpen: How much of the fine detail that edits of the references lose is put back by an unsharp mask; needs their
             poses. 0 leaves edits as they are drawn, 1 makes them as sharp as the references.
         box_side: Usual side of the box that crops are pasted into, in frame pixels; None: that of the crops.
+        keeps_detail: Whether what the codec cannot draw stays where an edit changes little (ours): the difference of two decodes
+            is added to the crop, and fades into plain replacement. Crops may then be larger than the references.
     """
 
     def __init__(
@@ -112,9 +62,11 @@ class CropEditor:
         waiting: Waiting | None = None,
         sharpen: float = 0.0,
         box_side: float | None = None,
+        keeps_detail: bool = False,
     ) -> None:
         weight = next(editor.parameters())
-        self.codec, self.editor = codec, editor
+        self.codec, self.editor, self.keeps_detail = codec, editor, keeps_detail
+        self.size = references.shape[-1]
         self.device, self.dtype = weight.device, weight.dtype
         self.clock = clock or StageClock()
         self.mask = None
@@ -144,28 +96,41 @@ class CropEditor:
         return matching_mask(torch.cat(redrawn), crops[rows][(..., *view)], lips_region(*crops.shape[-2:])[view], scale, share)
 
     @torch.inference_mode()
-    def __call__(self, crops: Tensor, poses: Tensor, min_side: float | None = None) -> tuple[Tensor, Tensor]:
-        """Edited crops (B, 3, S, S), valid in and around where alpha is above 0, and alpha (B, 1, S, S); float32 on the CPU.
+    def __call__(
+        self,
+        crops: Tensor,
+        poses: Tensor,
+        min_side: float | None = None,
+        laid: Tensor | None = None,
+        area: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Edited crops (B, 3, F, F), valid in and around where alpha is above 0, and alpha (B, 1, F, F); float32 on the CPU.
 
         Args:
-            crops: (B, 3, S, S) in [-1, 1].
+            crops: (B, 3, F, F) in [-1, 1]; F is S, or more where detail is kept.
             poses: (B, 12).
             min_side: side in pixels of the smallest box to be pasted into; the crop is decoded wide enough for that shrinking.
+            laid: (B, 1, F, F) where the crops already are not the frame's own, see ``retrieval``: that is pasted too.
+            area: (B, 1, n, n) in [0, 1] what of the crops may be edited, see ``face.region``; None: the mouth's ellipse.
         """
         size = crops.shape[-1]
         with self.clock.on_device("encode crop"):
-            crops = self._moved(crops)
-            source = encode_part(self.codec, crops, self.view)
+            source = encode_part(self.codec, self._moved(resized(crops, self.size)), self.view)
         with self.clock.on_device("edit"):
-            edited = self.edit(source, poses.to(self.device, self.dtype))
+            edited = self.edit(source, poses.to(self.device, self.dtype), area)
         with self.clock.on_device("alpha"):
             alpha = alpha_from_latents(source, edited, size).float().cpu()
+            if laid is not None:
+                alpha = torch.maximum(alpha, (LAID * laid).clamp(max=1))
         with self.clock.on_device("decode crop"):
-            rgb = self._decoded(crops, edited, changed_region(alpha, margin=_margin(size, min_side or size) + self.unsharp.reach))
+            margin = _margin(size, min_side or size) + math.ceil(self.unsharp.reach * size / self.size)
+            rgb = self._decoded(crops, source, edited, changed_region(alpha, margin, CELL_PX * size // self.size))
         self.clock.settle()
         return rgb, alpha
 
-    def _decoded(self, crops: Tensor, edited: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
+    def _decoded(
+        self, crops: Tensor, source: Tensor, edited: Tensor, region: tuple[int, int, int, int] | None
+    ) -> Tensor:
         """The crops with the changed region, x0 y0 x1 y1 in cells, decoded as far as the view goes. float32 on the CPU."""
         rgb = crops.float().cpu().clone()
         if region is None:
@@ -174,8 +139,18 @@ class CropEditor:
         x0, y0, x1, y1 = region
         x0, y0, x1, y1 = max(x0, columns.start), max(y0, rows.start), min(x1, columns.stop), min(y1, rows.stop)
         inside = (x0 - columns.start, y0 - rows.start, x1 - columns.start, y1 - rows.start)
-        pixels = self.unsharp(crop_decode(self.codec, edited[..., rows, columns], inside))
-        rgb[..., CELL_PX * y0 : CELL_PX * y1, CELL_PX * x0 : CELL_PX * x1] = pixels.clamp(-1, 1).float().cpu()
+        cell = CELL_PX * crops.shape[-1] // self.size
+        place = (..., slice(cell * y0, cell * y1), slice(cell * x0, cell * x1))
+        drawn = crop_decode(self.codec, edited[..., rows, columns], inside)
+        pixels = self.unsharp(drawn)
+        if self.keeps_detail:
+            shown = crop_decode(self.codec, source[..., rows, columns], inside)
+            part = (slice(y0, y1), slice(x0, x1))
+            redrawn = _redrawn(source, edited)[(..., *part)]
+            shape = rgb[place].shape[-2:]
+            drawn, shown, pixels, redrawn = (_stretched(x.float().cpu(), shape) for x in (drawn, shown, pixels, redrawn))
+            pixels = torch.lerp(rgb[place] + drawn - shown, pixels, redrawn)
+        rgb[place] = pixels.clamp(-1, 1).float().cpu()
         return rgb
 
     def _view(self, cells: tuple[int, int]) -> tuple[slice, slice]:
@@ -184,12 +159,39 @@ class CropEditor:
             return slice(0, cells[0]), slice(0, cells[1])
         return self.editor.view_slices(cells)
 
-    def edit(self, source: Tensor, poses: Tensor) -> Tensor:
-        """Edited latents of frames' latents (B, 4, h, w) and poses (B, 12), all on the editor's device."""
-        return edit_once(self.editor, self.context, source, poses, self.mask)
+    def edit(self, source: Tensor, poses: Tensor, area: Tensor | None = None) -> Tensor:
+        """Edited latents of frames' latents (B, 4, h, w) and poses (B, 12), all on the editor's device.
+
+        Args:
+            area: (B, 1, n, n) in [0, 1]; outside, latents stay as they are.
+        """
+        edited = edit_once(self.editor, self.context, source, poses, self.mask)
+        if area is None:
+            return edited
+        weight = F.interpolate(area, size=source.shape[-2:], mode="bilinear", antialias=True).to(source)
+        return torch.lerp(source, edited, weight)
 
     def _moved(self, images: Tensor) -> Tensor:
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
+
+
+def resized(crops: Tensor, size: int) -> Tensor:
+    """Square crops (B, 3, F, F) at another side, antialiased."""
+    if crops.shape[-1] == size:
+        return crops
+    return F.interpolate(crops, size=(size, size), mode="bilinear", antialias=True)
+
+
+def _stretched(x: Tensor, shape: torch.Size) -> Tensor:
+    return x if x.shape[-2:] == shape else F.interpolate(x, size=shape, mode="bilinear", align_corners=False)
+
+
+def _redrawn(source: Tensor, edited: Tensor) -> Tensor:
+    """Where an edit changes too much for what was there to shine through, 0 to 1. (B, 4, h, w) twice -> (B, 1, h, w)."""
+    change = (edited - source).float().abs().mean(1, keepdim=True)
+    low, high = REDRAWN
+    ramp = ((F.avg_pool2d(change, 3, stride=1, padding=1, count_include_pad=False) - low) / (high - low)).clamp(0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
 
 
 def edit_once(editor: nn.Module, context: object, source: Tensor, poses: Tensor, mask: Tensor | None) -> Tensor:
@@ -264,8 +266,12 @@ def check_latents(target: Tensor, references: Tensor, poses: LipPoses) -> None:
         )
 
 
-def changed_region(alpha: Tensor, margin: int) -> tuple[int, int, int, int] | None:
-    """Smallest rectangle of latent cells that holds every changed pixel of a batch and ``margin`` pixels around. x0 y0 x1 y1."""
+def changed_region(alpha: Tensor, margin: int, cell: int = CELL_PX) -> tuple[int, int, int, int] | None:
+    """Smallest rectangle of latent cells that holds every changed pixel of a batch and ``margin`` pixels around. x0 y0 x1 y1.
+
+    Args:
+        cell: Pixels of alpha that a latent cell stands for.
+    """
     changed = (alpha > 0).any(0)[0]  # S S
     if not changed.any():
         return None
@@ -274,7 +280,7 @@ def changed_region(alpha: Tensor, margin: int) -> tuple[int, int, int, int] | No
     for axis in (0, 1):  # columns, rows
         index = changed.any(axis).nonzero()
         low, high = int(index[0]) - margin, int(index[-1]) + 1 + margin
-        edges.append((max(low, 0) // CELL_PX, -(-min(high, size) // CELL_PX)))
+        edges.append((max(low, 0) // cell, -(-min(high, size) // cell)))
     (x0, x1), (y0, y1) = edges
     return x0, y0, x1, y1
 
@@ -301,6 +307,8 @@ class FrameRows:
     present: np.ndarray  # (T,) bool
     poses: LipPoses  # one per frame, or read by the frames' times
     uneven: ClipInfo | None = None  # the clip, where its frames are not evenly spaced
+    outlines: np.ndarray | None = None  # (T, K, 2) the face's outline in pixels, where somebody has looked
+    starts: np.ndarray | None = None  # (T,) int: which of the editor's mouths each frame starts from, -1 for its own
 
     def __len__(self) -> int:
         return len(self.present)
@@ -311,8 +319,10 @@ class _Batch:
     frames: list[Frame]
     rows: list[int]  # those of ``frames`` that show the face
     boxes: np.ndarray  # (n, 5)
-    crops: Tensor | None  # (n, 3, S, S)
+    crops: Tensor | None  # (n, 3, F, F)
     poses: Tensor  # (n, 12)
+    laid: Tensor | None = None  # (n, 1, F, F)
+    area: Tensor | None = None  # (n, 1, m, m)
     rgb: Tensor | None = None
     alpha: Tensor | None = None
 
@@ -325,10 +335,11 @@ class FrameEditor:
     """
 
     crop_editor: CropEditor
-    size: int  # S
+    size: int  # F: of the crops that are cut, S or more
     batch: int = 8
     clock: StageClock = field(default_factory=StageClock)
     counts: Counts = field(default_factory=Counts)
+    mouths: Mouths | None = None  # what frames may start from
 
     def __post_init__(self) -> None:
         self._within_memory = WithinMemory(self.batch)
@@ -347,25 +358,48 @@ class FrameEditor:
                 seen = np.flatnonzero(rows.present[start : start + len(group)])  # what lies behind the rows passes through
                 boxes = rows.boxes[start + seen]
                 poses = _poses_of([group[i] for i in seen], start + seen, rows, first_pts)
+                index = start + seen
                 start += len(group)
                 with self.clock("cut"):
                     crops = cut_batch([group[i] for i in seen], boxes, self.size) if len(seen) else None
-                yield _Batch(group, seen.tolist(), boxes, crops, poses)
+                batch = _Batch(group, seen.tolist(), boxes, crops, poses)
+                if len(seen):
+                    self._start(batch, rows, index)
+                yield batch
         finally:
             if hasattr(frames, "close"):
                 frames.close()
+
+    def _start(self, batch: _Batch, rows: FrameRows, index: np.ndarray) -> None:
+        """Lay the chosen mouths over the crops, and say what of them is face."""
+        outlines = None if rows.outlines is None else to_shares(rows.outlines[index], batch.boxes)
+        if outlines is not None:
+            batch.area = face_region(outlines, self.size // AREA_PX)
+        if self.mouths is None or rows.starts is None:
+            return
+        with self.clock("lay mouths"):
+            chosen = rows.starts[index]
+            batch.crops, batch.laid = lay(batch.crops, self.mouths, chosen, outlines)
+            if batch.area is not None and self.mouths.outlines is not None:
+                theirs = np.where((chosen >= 0)[:, None, None], self.mouths.outlines[chosen], outlines)
+                batch.area = torch.maximum(batch.area, face_region(theirs, self.size // AREA_PX))
 
     def _edit(self, batches: Iterator[_Batch]) -> Iterator[_Batch]:
         with closing(batches):
             for item in batches:
                 if item.crops is not None:
-                    side = float((item.boxes[:, 2] - item.boxes[:, 0]).min())
-                    item.rgb, item.alpha = self._within_memory(partial(self._edited, side), item.crops, item.poses)
-                    item.crops = None
+                    item.rgb, item.alpha = self._edited(item)
+                    item.crops = item.laid = None
                 yield item
 
-    def _edited(self, side: float, crops: Tensor, poses: Tensor) -> tuple[Tensor, Tensor]:
-        return self.crop_editor(crops, poses, side)
+    def _edited(self, item: _Batch) -> tuple[Tensor, ...]:
+        side = float((item.boxes[:, 2] - item.boxes[:, 0]).min())
+        others = {name: x for name, x in (("laid", item.laid), ("area", item.area)) if x is not None}
+
+        def edit(crops: Tensor, poses: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+            return self.crop_editor(crops, poses, side, **dict(zip(others, given, strict=True)))
+
+        return self._within_memory(edit, item.crops, item.poses, *others.values())
 
     def _paste(self, batches: Iterator[_Batch]) -> Iterator[Frame]:
         with closing(batches):

@@ -11,16 +11,15 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .checks import check_output, check_track
-from .editing import FrameEditor, FrameRows, StageClock
+from .clock import StageClock
+from .editing import FrameEditor, FrameRows
+from .face.landmarks import OUTLINE
 from .media import CONTAINERS, FramePlan, plan_frames, probe, read_planned, write_video
 from .poses import resample
 from .steps import DECODED_AHEAD, ClipSteps, DubSettings, Look, Show, Source, opened
 from .stream import prefetch
-from .types import POSE_DIM, ClipInfo, FaceTrack, Frame, LipPoses, Progress, Recording, Waiting
+from .types import ClipInfo, FaceTrack, Frame, LipPoses, Progress, Recording, Waiting
 
 PROVENANCE = {"comment": "Edited with FlashLips: the lip motion is synthetic."}
 DEFAULTS = DubSettings()
@@ -82,8 +81,11 @@ class LipSync(ClipSteps):
         look = self._look_at(source, track, references, settings, clock)
         plan = plan_frames(len(track), clip.fps, *((sound.duration, settings.length) if sound else (clip.duration, "silence")))
         rows = plan_rows(plan, track, poses, clip)
+        if look.mouths is not None and settings.is_retrieved:
+            wanted = resample(rows.poses, clip.fps, len(plan)).values if rows.uneven else rows.poses.values
+            rows = replace(rows, starts=self.starts(look, wanted, track, plan.indices))
         steps = _Steps(progress, show, clock, len(rows))
-        editor = self._frame_editor(look.references, track.usual_side, settings, clock, steps.again)
+        editor = self._frame_editor(look, track.usual_side, settings, clock, steps.again)
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
         with closing(steps.reported(editor(frames, rows, steps.again))) as edited:
             tags = PROVENANCE if settings.is_tagged else None
@@ -140,15 +142,15 @@ class LipSync(ClipSteps):
         if isinstance(references, Look):
             return references
         with clock("choose references"):
-            if references is None:
-                return self.look(source, track, settings.num_references)
-            return Look(self.crops(source, track, references), sorted({int(i) for i in references}), torch.zeros(0, POSE_DIM))
+            return self.look(source, track, settings.num_references, given=references)
 
     def _frame_editor(
-        self, references: Tensor, box_side: float, settings: DubSettings, clock: StageClock, waiting: Waiting
+        self, look: Look, box_side: float, settings: DubSettings, clock: StageClock, waiting: Waiting
     ) -> FrameEditor:
-        crop_editor = self.prepared(references, settings.mode, clock, waiting, settings.sharpen, box_side)
-        return FrameEditor(crop_editor, self.crop_px, settings.batch, clock)
+        mouths = look.mouths if settings.is_retrieved else None
+        how = (settings.mode, clock, waiting, settings.sharpen, box_side, mouths is not None)
+        crop_editor = self.prepared(look.references, *how)
+        return FrameEditor(crop_editor, mouths.size if mouths else self.crop_px, settings.batch, clock, mouths=mouths)
 
 
 def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo) -> FrameRows:
@@ -157,7 +159,8 @@ def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo
     by_time = clip if clip.is_variable_rate and not is_per_frame else None
     if by_time is None:
         poses = resample(replace(poses, fps=clip.fps) if is_per_frame else poses, clip.fps, len(plan))
-    return FrameRows(track.squares[plan.indices], track.present[plan.indices], poses, by_time)
+    outlines = None if track.landmarks is None else track.landmarks[plan.indices][:, OUTLINE]
+    return FrameRows(track.squares[plan.indices], track.present[plan.indices], poses, by_time, outlines)
 
 
 def _voice(video: Source, audio: Source | Recording | None, is_needed: bool) -> Recording | None:

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .face.head_pose import head_angles
 from .pixels import laplacian
+from .retrieval import NUM_MOUTHS
 from .types import FaceTrack
 
 NUM_CANDIDATES = 40  # crops that are looked at; each costs one run of the lip encoder
@@ -31,6 +33,19 @@ def head_pose(points: np.ndarray) -> np.ndarray:
     yaw = (nose * across).sum(1) / np.maximum(width, height)
     pitch = (nose * down).sum(1) / height
     return np.stack([yaw, pitch, np.arctan2(across[:, 1], across[:, 0])], 1)
+
+
+def head_turns(track: FaceTrack) -> np.ndarray:
+    """Yaw and pitch of each frame in radians; stand-ins for them where the track has no landmarks. (T, 2)"""
+    if track.landmarks is None:
+        return head_pose(track.points)[:, :2]
+    return head_angles(track.landmarks)[:, :2]
+
+
+def mouth_frames(track: FaceTrack, count: int = NUM_MOUTHS) -> np.ndarray:
+    """Up to ``count`` frames with the face, spread evenly over the clip. -> (N,) sorted int."""
+    present = np.flatnonzero(track.present)
+    return present if len(present) <= count else present[np.linspace(0, len(present) - 1, count).round().astype(int)]
 
 
 def candidate_frames(track: FaceTrack, count: int = NUM_CANDIDATES) -> np.ndarray:

@@ -5,9 +5,10 @@ T frames, K candidate frames, S crop side in pixels. Frames stream; a track and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,27 @@ import torch
 from torch import Tensor
 
 from .checks import check_track, no_face_in
-from .compose import cut_batch
-from .editing import CropEditor, StageClock
+from .clock import StageClock
+from .compose import cut, cut_batch
+from .editing import CropEditor, resized
+from .face.landmarks import OUTLINE, lip_gap
 from .flow import SamplerSettings, sample_poses
 from .loading import Parts
 from .media import open_sound, probe, read_frames
+from .models.lip_encoder import mouth_region
 from .poses import fill_absent, gain, silence_gate
-from .references import candidate_frames, choose_references
+from .references import candidate_frames, choose_references, head_turns, mouth_frames
+from .retrieval import RIM_PX, Faces, Mouths, choose_path, fine_size, mouth_window, rim_of
 from .sharpen import check_share
 from .stream import awaited, batched, counted, prefetch
+from .turned import to_shares
 from .types import POSE_DIM, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording, Waiting
 
 Source = str | Path
 Show = Callable[[Frame], None]
+Cutter = Callable[[int], Tensor]
+"""From a side in pixels to one frame's crop of that side, (3, side, side) in [-1, 1]."""
+STARTS = ("retrieved", "frame")
 FACE_WORDS = ("largest", "left", "right")
 LIP_MOTION = 1.15  # small editors hold back: at 1 MediaPipe sees the bundled one's lips move a fifth less far than asked
 SHARPEN = 1.0  # all of what edits of the clip's own references lose
@@ -54,10 +63,18 @@ class DubSettings:
     crf: int = 16  # x264's quality: 0 lossless, 18 hardly visible, 28 small
     preset: str = "veryfast"
     mode: str = "mask-free"
+    start: str = "retrieved"  # what an edit starts from: the clip's own nearest mouth, or the "frame" as it is (paper)
     is_tagged: bool = True  # say in the file that the lip motion is synthetic
 
     def __post_init__(self) -> None:
         check_share(self.sharpen)  # before the long work, not after it
+        if self.start not in STARTS:
+            raise FlashLipsError(f"Unknown start '{self.start}'; choose {' or '.join(STARTS)}.")
+
+    @property
+    def is_retrieved(self) -> bool:
+        """Whether edits start from the clip's own mouths; an editor that must not see the mouth has no use for them."""
+        return self.start == "retrieved" and self.mode != "masked"
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,9 @@ class Look:
 
     references: Tensor  # (R, 3, S, S) crops in [-1, 1]
     frames: list[int]  # theirs
-    poses: Tensor  # (K, 12) lip poses of all candidates, spread over the clip
+    poses: Tensor  # (K, 12) lip poses of frames spread over the clip
+    mouths: Mouths | None = None  # what edits may start from
+    rims: np.ndarray | None = None  # (T, K) what surrounds the mouth in each frame, see ``retrieval``
 
 
 class ClipSteps(Parts):
@@ -167,37 +186,84 @@ class ClipSteps(Parts):
     @torch.inference_mode()
     def encode_lips(self, crops: Tensor, waiting: Waiting | None = None) -> Tensor:
         """Lip poses of crops (B, 3, S, S) in [-1, 1], a few at once. -> (B, 12) float32 on the CPU."""
-        weight = next(self.lip_encoder.parameters())
         parts = awaited(crops.split(LIPS_AT_ONCE), waiting)
-        return torch.cat([self.lip_encoder(part.to(weight)).float().cpu() for part in parts])
+        return self._read_mouths(torch.cat([mouth_region(part, self.lip_encoder.config.mouth_px) for part in parts]))
 
-    def look(self, video: Source, track: FaceTrack, count: int | None = None, progress: Progress | None = None) -> Look:
-        """Reference crops and lip poses of the person, from one pass over the clip; None: as many as suit the editor."""
-        wanted = candidate_frames(track)
-        if len(wanted) == 0:
+    def _read_mouths(self, mouths: Tensor) -> Tensor:
+        """Lip poses of mouth regions. -> (B, 12) float32 on the CPU."""
+        weight = next(self.lip_encoder.parameters())
+        return torch.cat([self.lip_encoder.read_mouths(part.to(weight)).float().cpu() for part in mouths.split(LIPS_AT_ONCE)])
+
+    def look(
+        self,
+        video: Source,
+        track: FaceTrack,
+        count: int | None = None,
+        progress: Progress | None = None,
+        given: Sequence[int] | None = None,
+    ) -> Look:
+        """References, lip poses and mouths of the person, from one pass over the clip.
+
+        Args:
+            count: Of references; None: as many as suit the editor.
+            given: Frames to take as references; None chooses.
+        """
+        if not track.present.any():
             raise no_face_in(video)
-        crops = self.crops(video, track, wanted, progress)
-        last = int(wanted[-1]) + 1
-        poses = self.encode_lips(crops, None if progress is None else lambda: progress(last, last))
-        rows = choose_references(crops, poses, count or self.editor.num_references)
-        return Look(crops[rows], [int(wanted[i]) for i in rows], poses)
+        shown = np.flatnonzero(track.present)
+        with closing(self._cutters(video, track, shown, progress)) as cutters:
+            return self.look_at(cutters, track, count, given)
+
+    @torch.inference_mode()
+    def look_at(
+        self, cutters: Iterable[Cutter], track: FaceTrack, count: int | None = None, given: Sequence[int] | None = None
+    ) -> Look:
+        """:meth:`look` at frames that come from anywhere: a cutter for each that shows the face, in order."""
+        shown = np.flatnonzero(track.present)
+        candidates = set(candidate_frames(track).tolist() if given is None else map(int, given))
+        kept = np.union1d(sorted(candidates), mouth_frames(track)).astype(int)
+        size, rims = fine_size(self.crop_px, track.usual_side), np.zeros((len(track), RIM_PX * RIM_PX * 3), np.float32)
+        view, wanted, windows, small, crops = mouth_window(size), set(kept.tolist()), [], [], []
+        for frame, cutter in zip(shown.tolist(), cutters, strict=True):
+            rims[frame] = rim_of(cutter(RIM_PX))
+            if frame not in wanted:
+                continue
+            fine = cutter(size)
+            windows.append(((fine[(..., *view)] + 1) * 127.5).round().byte())
+            crop = resized(fine[None], self.crop_px)
+            small.append(mouth_region(crop, self.lip_encoder.config.mouth_px))
+            if frame in candidates:
+                crops.append(crop)
+        poses, crops = self._read_mouths(torch.cat(small)), torch.cat(crops)
+        is_candidate = torch.tensor([frame in candidates for frame in kept.tolist()])
+        chosen = list(range(len(crops)))
+        if given is None:
+            chosen = choose_references(crops, poses[is_candidate], count or self.editor.num_references)
+        mouths = _mouths(torch.stack(windows), faces_of(track, poses, rims, kept), track, kept, size)
+        return Look(crops[chosen], kept[is_candidate.numpy()][chosen].tolist(), poses, mouths, rims)
 
     def crops(self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None) -> Tensor:
         """Crops of some frames (sorted), in one pass. -> (K, 3, S, S) in [-1, 1]."""
-        wanted, found = {int(i) for i in frames}, []
+        with closing(self._cutters(video, track, frames, progress)) as cutters:
+            return torch.stack([cutter(self.crop_px) for cutter in cutters])
+
+    def _cutters(
+        self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None
+    ) -> Iterator[Cutter]:
+        wanted, found = {int(i) for i in frames}, 0
         if not wanted or min(wanted) < 0 or max(wanted) >= len(track):
             raise FlashLipsError(
                 f"Reference frames {sorted(wanted)} must lie within the track's {len(track)} frames; choose others."
             )
-        with closing(read_frames(video, stop=max(wanted) + 1)) as stream:
+        with closing(prefetch(read_frames(video, stop=max(wanted) + 1), DECODED_AHEAD)) as stream:
             for index, frame in enumerate(stream):
                 if index in wanted:
-                    found.append(cut_batch([frame], track.squares[index : index + 1], self.crop_px))
+                    found += 1
+                    yield partial(cut, frame, track.squares[index])
                 if progress is not None:
                     progress(index + 1, max(wanted) + 1)
-        if len(found) < len(wanted):
+        if found < len(wanted):
             raise FlashLipsError(f"{Path(video).name} ends before frame {max(wanted)} of its track; track this file again.")
-        return torch.cat(found)
 
     def crop_editor(
         self,
@@ -220,6 +286,7 @@ class ClipSteps(Parts):
         waiting: Waiting | None = None,
         sharpen: float = SHARPEN,
         box_side: float | None = None,
+        keeps_detail: bool = False,
     ) -> CropEditor:
         """The editor prepared with reference crops (R, 3, S, S) in [-1, 1]; the rest as :class:`CropEditor` takes it."""
         check_share(sharpen)
@@ -230,7 +297,33 @@ class ClipSteps(Parts):
                 "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
             )
         poses = self.encode_lips(references, waiting)
-        return CropEditor(self.codec, self.editor, references, poses, mode == "masked", clock, waiting, sharpen, box_side)
+        how = dict(is_masked=mode == "masked", clock=clock, waiting=waiting, sharpen=sharpen, box_side=box_side)
+        return CropEditor(self.codec, self.editor, references, poses, **how, keeps_detail=keeps_detail)
+
+    def starts(self, look: Look, poses: Tensor, track: FaceTrack, frames: np.ndarray) -> np.ndarray:
+        """Which of the look's mouths each output frame starts from. -> (T,) int.
+
+        Args:
+            poses: (T, 12) that are wanted.
+            frames: (T,) int, the clip's frames that are shown.
+        """
+        wanted = faces_of(track, poses, look.rims, frames)
+        weight = self.lip_encoder.opening_weight
+        if wanted.openings is not None:
+            wanted = replace(wanted, openings=self.lip_encoder.opening(poses.to(weight)).float().cpu().numpy())
+        return choose_path(look.mouths, wanted)
+
+
+def faces_of(track: FaceTrack, poses: Tensor, rims: np.ndarray, frames: np.ndarray) -> Faces:
+    """What is known of a clip's ``frames`` (T,), with poses (T, 12) and the clip's rims."""
+    scenes = np.zeros(len(track), np.int32) if track.scene is None else track.scene
+    openings = None if track.landmarks is None else lip_gap(track.landmarks[frames])
+    return Faces(poses, head_turns(track)[frames], scenes[frames], rims[frames], openings)
+
+
+def _mouths(windows: Tensor, faces: Faces, track: FaceTrack, frames: np.ndarray, size: int) -> Mouths:
+    outlines = None if track.landmarks is None else to_shares(track.landmarks[frames][:, OUTLINE], track.squares[frames])
+    return Mouths(windows, faces, frames, outlines, size)
 
 
 def opened(sound: Source | Recording) -> Recording:

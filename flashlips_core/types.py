@@ -103,6 +103,7 @@ class FaceTrack:
     fps: Fraction
     roll: np.ndarray | None = None  # (T,) float32 radians, clockwise on screen; None: all upright
     landmarks: np.ndarray | None = None  # (T, 99, 2) float32 pixels, see ``face.landmarks``; None: nobody has looked
+    scene: np.ndarray | None = None  # (T,) int32, which of the clip's scenes a frame belongs to; None: there is one
 
     def __post_init__(self) -> None:
         counts = {name: len(value) for name, value in self.arrays().items()}
@@ -114,7 +115,7 @@ class FaceTrack:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What has a row for each frame, by name."""
-        values = {name: getattr(self, name) for name in ("boxes", "points", "present", "roll", "landmarks")}
+        values = {name: getattr(self, name) for name in ("boxes", "points", "present", "roll", "landmarks", "scene")}
         return {name: value for name, value in values.items() if value is not None}
 
     def rows(self, part: slice | np.ndarray) -> FaceTrack:

@@ -17,10 +17,10 @@ CORE = ROOT / "flashlips_core"
 # Lower may not import higher; modules of one level may import each other, but not in a ring.
 LEVELS = [
     {"types", "checks", "pixels", "turned"},
-    {"checkpoint"},
-    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory", "locks"},
-    {"compose", "sharpen"},
-    {"references", "sidecar", "loading", "editing"},
+    {"checkpoint", "compose"},
+    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory", "locks", "clock"},
+    {"sharpen"},
+    {"references", "sidecar", "loading", "retrieval", "editing"},
     {"steps"},
     {"pipeline"},
 ]

@@ -43,15 +43,21 @@ def crop_box(points: np.ndarray) -> np.ndarray:
 
 
 def smooth_boxes(
-    boxes: np.ndarray, present: np.ndarray, fps: Fraction, mode: Stabilise = "smooth", cuts: Sequence[int] = ()
+    boxes: np.ndarray,
+    present: np.ndarray,
+    fps: Fraction,
+    mode: Stabilise = "smooth",
+    cuts: Sequence[int] = (),
+    steadiness: float = 1.0,
 ) -> np.ndarray:
-    """Take the shake out of square boxes without delay; each scene on its own. (T, 4) -> (T, 4) float32.
+    """Take the shake out of squares without delay; each scene on its own. (T, 4) xyxy or (T, 5) with roll, float32 both.
 
     Args:
         present: (T,) bool; other rows of ``boxes`` are not read, and come back as the nearest present box of their scene.
-        mode: "smooth" moves and scales softly; "fixed-size" keeps the scene's median side and moves softly; "fixed" keeps one
-            box per scene, for a head that hardly moves; "auto" picks the stillest of these that fits each scene; "none".
+        mode: "smooth" moves, turns and scales softly; "fixed-size" keeps the scene's median side and moves softly; "fixed" keeps
+            one square per scene, for a head that hardly moves; "auto" picks the stillest of these that fits each scene; "none".
         cuts: frames at which a new scene starts.
+        steadiness: How much longer than usual the smoothing reaches in time; below 1 for points that shake less.
     """
     if mode not in ("auto", "fixed", "fixed-size", "smooth", "none"):
         raise FlashLipsError(f"Unknown stabilisation '{mode}'; choose auto, fixed, fixed-size, smooth or none.")
@@ -59,16 +65,17 @@ def smooth_boxes(
     if not present.any():
         raise FlashLipsError("No face in any frame; pick a clip with a visible face, or lower the detection threshold.")
     boxes = np.asarray(boxes, dtype=np.float64)
-    squares = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1), boxes[:, 2] - boxes[:, 0]], 1)  # T (x y side)
+    squares = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1), boxes[:, 2] - boxes[:, 0]], 1)
+    squares = np.concatenate([squares, boxes[:, 4:]], 1)  # T (x y side), and the roll where there is one
     result = np.zeros_like(squares)
     seen = np.zeros_like(present)
     for start, stop in scenes(len(boxes), cuts):
         if present[start:stop].any():
-            result[start:stop] = _smooth_scene(squares[start:stop], present[start:stop], float(fps), mode)
+            result[start:stop] = _smooth_scene(squares[start:stop], present[start:stop], float(fps) * steadiness, mode)
             seen[start:stop] = True
     result = result[nearest_present(seen)]
-    half = result[:, 2:] / 2
-    return np.concatenate([result[:, :2] - half, result[:, :2] + half], 1).astype(np.float32)
+    half = result[:, 2:3] / 2
+    return np.concatenate([result[:, :2] - half, result[:, :2] + half, result[:, 3:]], 1).astype(np.float32)
 
 
 def scenes(num_frames: int, cuts: Sequence[int]) -> list[tuple[int, int]]:
@@ -87,11 +94,15 @@ def nearest_present(present: np.ndarray) -> np.ndarray:
 
 
 def _smooth_scene(squares: np.ndarray, present: np.ndarray, fps: float, mode: Stabilise) -> np.ndarray:
+    squares = squares.copy()
+    squares[present, 3:] = np.unwrap(squares[present, 3:], axis=0)
     known = squares[present]
     median = np.median(known, axis=0)
-    spread = np.quantile(np.abs(known - median), 0.98, axis=0) / median[2]  # 98 %: a stray detection is not motion
+    spread = np.quantile(np.abs(known - median), 0.98, axis=0)  # 98 %: a stray detection is not motion
+    spread[:3] /= median[2]
+    spread[3:] /= 2  # a turn moves what lies half a side from the centre
     if mode == "auto":
-        still = spread[:2].max() <= FIXED_SPREAD
+        still = spread[[*range(2), *range(3, len(spread))]].max() <= FIXED_SPREAD
         mode = "smooth" if spread[2] > SIDE_SPREAD else "fixed" if still else "fixed-size"
     if mode == "fixed":
         if spread[:2].max() > 3 * FIXED_SPREAD:
@@ -103,7 +114,8 @@ def _smooth_scene(squares: np.ndarray, present: np.ndarray, fps: float, mode: St
         return squares[nearest]
     result = squares.copy()
     result[present] = _without_outliers(known)
-    result[:, :2] = local_linear(result[:, :2], present, CENTRE_SIGMA_S * fps)
+    moving = [0, 1, *range(3, squares.shape[1])]  # place and roll
+    result[:, moving] = local_linear(result[:, moving], present, CENTRE_SIGMA_S * fps)
     result[:, 2] = median[2] if mode == "fixed-size" else local_linear(result[:, 2:], present, SIDE_SIGMA_S * fps)[:, 0]
     return result[nearest]
 

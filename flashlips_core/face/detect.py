@@ -12,7 +12,6 @@ import pickle
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..types import FlashLipsError, device_of
+from .detection import Detection, overlap
+from .following import Follower
 
 logger = logging.getLogger(__name__)
 
@@ -43,22 +44,10 @@ VARIANCES = (0.1, 0.2)
 CASCADE_POINTS = np.array([[0.32, 0.40], [0.68, 0.40], [0.50, 0.60], [0.33, 0.775], [0.67, 0.775]])
 
 
-@dataclass(frozen=True)
-class Detection:
-    """One face in one picture, in its pixels."""
-
-    box: np.ndarray  # (4,) float32 xyxy
-    points: np.ndarray  # (5, 2) float32
-    score: float  # in [0, 1]
-
-    def scaled(self, factor: float) -> Detection:
-        """The same face in a picture ``factor`` times as large."""
-        return Detection(self.box * np.float32(factor), self.points * np.float32(factor), self.score)
-
-
 class Detector:
     """Finds faces in small RGB pictures. Subclasses implement :meth:`find`."""
 
+    follower: Follower | None = None  # measures landmarks; without one, faces are followed by detections alone
     face_px: float = 60.0  # the face height at which points are steadiest; larger faces are shrunk to it
     max_side: int = 640  # the longest side at which a picture of unknown content is looked at
 
@@ -288,12 +277,3 @@ def _from_cascade(box: np.ndarray, votes: int) -> Detection:
     x, y, side = float(box[0]), float(box[1]), float(box[2])
     points = np.array([x, y]) + side * CASCADE_POINTS
     return Detection(np.array([x, y, x + side, y + 1.15 * side], np.float32), points.astype(np.float32), votes / (votes + 4))
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two xyxy boxes."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    shared = width * height
-    return float(shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared))

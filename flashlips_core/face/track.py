@@ -14,7 +14,9 @@ import numpy as np
 from ..types import ClipInfo, FaceTrack, FlashLipsError, Frame, Progress
 from .appearance import face_patch, histogram_distance, likeness, luma_histogram, standardised, thumbnail
 from .crop import Stabilise, crop_box, nearest_present, smooth_boxes
-from .detect import Detection, Detector, overlap
+from .detect import Detector
+from .detection import Detection, overlap
+from .head_pose import canonical_squares
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,7 @@ LOOK_WIDE_S = 1.0  # how often the whole frame is searched for new and smaller f
 SAME_FACE = 0.85  # patch correlation above which two appearances are one person (GRID: 0.9 in a take, 0.6 between people)
 LIKE_REFERENCE = 0.4  # patch correlation below which a scene is taken not to hold the reference's face
 CUT_DISTANCE = 0.12  # share of luma that changes value at a cut; on GRID speech changes 0.02, a cut to somebody else 0.13 and up
+LANDMARK_STEADINESS = 0.5  # landmarks shake less than a detector's points: squares follow the head more closely
 CUT_RATIO = 4.0  # a cut also stands out this much from the frames before it, a pan does not
 
 
@@ -88,8 +91,10 @@ def track_faces(
     """Follow one face. Raises FlashLipsError if no frame has it.
 
     Args:
-        every: detect in every n-th frame and interpolate the points between.
+        every: look in every n-th frame and interpolate the points between.
         threshold: lowest detection score that counts as a face.
+
+    Squares turn with the head where the detector has a follower, which measures landmarks; else all stand upright.
     """
     clip = _watch(frames, info, detector, every, threshold, progress)
     chosen = [face for scene in _by_scene(clip) for face in _choose(scene, which, clip)]
@@ -228,9 +233,27 @@ class _Watcher:
         waiting, self._waiting = self._waiting, []
         size = self._scale * max(waiting[0][1].width, waiting[0][1].height)
         pictures = np.stack([thumbnail(frame, size) for _, frame in waiting])
+        if self.detector.follower is not None:
+            for (index, frame), picture in zip(waiting, pictures, strict=True):
+                self._follow(index, frame, picture, self._moved_on(index, frame) or self._measured(frame, picture))
+            return
         smallest = 0.5 * self.detector.face_px
         for (index, frame), picture, faces in zip(waiting, pictures, self.detector.find(pictures, smallest), strict=True):
             self._follow(index, frame, picture, self._counted(faces, frame, picture))
+
+    def _moved_on(self, index: int, frame: Frame) -> list[Detection]:
+        """The faces of the frame before, found again from where their landmarks were; [] where a new search is needed."""
+        start = self.cuts[-1] if self.cuts else 0
+        last = [face.detections[-1].landmarks for face in self._open if face.frames[-1] == index - self.every]
+        if not last or len(last) < len(self._open) or (index - start) % self.wide_every < self.every:
+            return []
+        found = self.detector.follower.follow(frame, np.stack(last))
+        return found if len(found) == len(last) else []
+
+    def _measured(self, frame: Frame, picture: np.ndarray) -> list[Detection]:
+        """The detector's faces, those that have a face's landmarks."""
+        faces = self._counted(self.detector.find(picture[None], 0.5 * self.detector.face_px)[0], frame, picture)
+        return self.detector.follower.measure(frame, faces)
 
     def _look_wide(self, frame: Frame) -> None:
         """Search the whole frame, and choose the size at which the scene's faces are measured."""
@@ -339,25 +362,33 @@ def _meet(a: _Face, b: _Face) -> bool:
 
 
 def _to_track(faces: list[_Face], clip: _Clip, info: ClipInfo, every: int, stabilise: Stabilise) -> FaceTrack:
-    points = np.zeros((clip.num_frames, 5, 2), np.float64)
+    is_measured = all(d.landmarks is not None for face in faces for d in face.detections)
+    points = np.zeros((clip.num_frames, 5 + 99 * is_measured, 2), np.float64)
     present = np.zeros(clip.num_frames, bool)
     longest = max(every, int(LONGEST_GAP_S * float(info.fps)))
     edges = [0, *clip.cuts, clip.num_frames]
     for face in faces:
         known = np.array(face.frames)
-        values = np.stack([d.points for d in face.detections])
+        values = np.stack([np.concatenate([d.points, d.landmarks]) if is_measured else d.points for d in face.detections])
         scene = int(np.searchsorted(clip.cuts, known[0], side="right"))
         rows = np.arange(max(known[0] - every + 1, edges[scene]), min(known[-1] + every, edges[scene + 1]))
         after = np.searchsorted(known, rows).clip(max=len(known) - 1)
         before = np.searchsorted(known, rows, side="right").clip(min=1) - 1
         rows = rows[(known[after] - known[before] <= longest) & ~present[rows]]
-        for axis in np.ndindex(5, 2):
+        for axis in np.ndindex(points.shape[1:]):
             points[(rows, *axis)] = np.interp(rows, known, values[(slice(None), *axis)])
         present[rows] = True
     points = points[nearest_present(present)]
-    boxes = smooth_boxes(crop_box(points), present, info.fps, stabilise, clip.cuts)
     logger.debug("%d of %d frames have the face, %d cuts", present.sum(), clip.num_frames, len(clip.cuts))
-    return FaceTrack(boxes, points.astype(np.float32), present, clip.width, clip.height, info.fps)
+    scene = np.searchsorted(clip.cuts, np.arange(clip.num_frames), side="right").astype(np.int32)
+    about = dict(width=clip.width, height=clip.height, fps=info.fps, scene=scene)
+    five, landmarks = points[:, :5].astype(np.float32), points[:, 5:].astype(np.float32)
+    if not is_measured:
+        boxes = smooth_boxes(crop_box(five), present, info.fps, stabilise, clip.cuts)
+        return FaceTrack(boxes, five, present, **about)
+    squares = canonical_squares(landmarks, present)
+    squares = smooth_boxes(squares, present, info.fps, stabilise, clip.cuts, LANDMARK_STEADINESS)
+    return FaceTrack(squares[:, :4], five, present, **about, roll=squares[:, 4], landmarks=landmarks)
 
 
 def _side(box: np.ndarray) -> float:

@@ -1,0 +1,233 @@
+"""Retrieved starts (ours, not the paper's): an edit starts from the clip's own mouth that is nearest to the wanted one.
+
+The mask-free editor's easy case is a mouth that almost fits. For each frame the clip's own frames are searched for such a mouth,
+and it is laid over the frame with its colour matched: real teeth, real lips, at the frame's own resolution. The editor then
+changes what is left. T output frames, N mouths, B batch, F side of a crop at the clip's own resolution, P pose numbers (12).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .face.region import face_region
+from .pixels import laplacian
+
+NUM_MOUTHS = 96  # that are kept of a clip; at 768 px of side they take 60 MB
+LARGEST_PX = 768  # side at which crops are laid together; finer detail than that is lost in the mouth
+WINDOW = (0.2, 0.4, 0.8, 1.0)  # what is kept of a mouth's crop: left, top, right, bottom
+CENTRE, RADII = (0.5, 0.69), (0.245, 0.235)  # the ellipse that is laid over, soft towards its rim: lips, chin, the skin between
+RIM = 0.3  # of the radius, over which it fades
+GRID = 48  # side at which colours are compared
+RIM_REACH = (0.7, 1.2)  # of the ellipse's radius: skin, chin and jaw that should agree; lips and teeth are not asked
+RIM_PX = 24  # side of the small crops by which it is told whether a mouth fits in a frame
+# Costs, in squared deviations of a pose number over the training set
+OPENING_COST = 1.5  # per squared OPENING_UNIT of the lips' gap, which a viewer sees first
+OPENING_UNIT = 0.05  # of the eyes' distance: the deviation of the gap in speech on GRID
+HEAD_COST = 30.0  # per squared radian of yaw and pitch: 10 degrees cost as much as .9 deviations of every pose number
+RIM_COST = 0.3  # per RIM_UNITs of mean squared difference of the skin around: a hand, a microphone, a fold, another light
+RIM_FLOOR = 0.002  # of [-1, 1], squared: what noise and a fold make; the unit is this, and what good matches of the clip have
+BLUR_COST = 1.0  # of a mouth with half the usual fine detail
+SWITCH_COST = 0.35  # of leaving a mouth for another one
+STEP_COST = 0.05  # of going on to the next frame of the clip, as it was spoken
+
+
+@dataclass(frozen=True)
+class Faces:
+    """What is known of some frames before an edit; the rows that a path is chosen by."""
+
+    poses: Tensor  # (T, 12): of a clip's mouths what their lips do, of output frames what is wanted
+    heads: np.ndarray  # (T, 2) yaw and pitch, radians
+    scenes: np.ndarray  # (T,) int: a mouth is laid over frames of its own scene only
+    rims: np.ndarray  # (T, K) what surrounds the mouth, see :func:`rim_of`
+    openings: np.ndarray | None = None  # (T,) the lips' gap over the eyes' distance; None where nobody has looked
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def rows(self, index: np.ndarray | slice) -> Faces:
+        """Some of the frames."""
+        openings = None if self.openings is None else self.openings[index]
+        return Faces(self.poses[index], self.heads[index], self.scenes[index], self.rims[index], openings)
+
+
+@dataclass(frozen=True)
+class Mouths:
+    """The mouths of one clip that starts are made of, each a frame's square with the mouth in it."""
+
+    windows: Tensor  # (N, 3, h, w) uint8: the WINDOW of crops of F pixels
+    faces: Faces  # N of them
+    frames: np.ndarray  # (N,) int, their frames in the clip
+    outlines: np.ndarray | None  # (N, K, 2) the face's outline as shares of the crop; None where nobody has looked
+    size: int  # F
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+
+def fine_size(crop_px: int, side: float) -> int:
+    """F: the side of crops that keep a clip's resolution, for squares of ``side`` pixels and an editor of ``crop_px``."""
+    return int(min(max(crop_px, 8 * round(side / 8)), max(LARGEST_PX, crop_px)))
+
+
+def mouth_window(size: int) -> tuple[slice, slice]:
+    """Rows and columns of WINDOW in a crop of that side."""
+    left, top, right, bottom = (round(share * size) for share in WINDOW)
+    return slice(top, bottom), slice(left, right)
+
+
+# ---- which mouth -----------------------------------------------------------------------------------------------------------
+
+
+def choose_path(mouths: Mouths, wanted: Faces) -> np.ndarray:
+    """Which mouth each output frame starts from: the cheapest path over frames, by Viterbi's algorithm. -> (T,) int, -1: none."""
+    path = np.full(len(wanted), -1)
+    lost = _blur_cost(mouths.windows)
+    edges = [0, *(np.flatnonzero(np.diff(wanted.scenes)) + 1).tolist(), len(wanted)]
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        usable = np.flatnonzero(mouths.faces.scenes == wanted.scenes[start]) if stop > start else []
+        if len(usable):
+            part = wanted.rows(slice(start, stop))
+            cost = misfit(mouths.faces.rows(usable), part) + lost[usable]
+            path[start:stop] = usable[_viterbi(cost, mouths.frames[usable])]
+    return path
+
+
+def misfit(shown: Faces, wanted: Faces) -> np.ndarray:
+    """How badly each of N mouths fits each of T frames, (T, N): lips, head, and what lies around."""
+    cost = _squared_distance(wanted.poses.numpy(), shown.poses.numpy()) / shown.poses.shape[1]
+    cost += HEAD_COST * _squared_distance(wanted.heads, shown.heads)
+    around = _squared_distance(wanted.rims, shown.rims)
+    cost += RIM_COST * around / (RIM_FLOOR + np.median(np.quantile(around, 0.1, axis=1)))
+    if wanted.openings is not None and shown.openings is not None:
+        cost += OPENING_COST * ((wanted.openings[:, None] - shown.openings) / OPENING_UNIT) ** 2
+    return cost
+
+
+def rim_of(crop: Tensor) -> np.ndarray:
+    """What surrounds the mouth in a small crop, without its light. (3, RIM_PX, RIM_PX) in [-1, 1] -> (K,) float32.
+
+    The mean square of the difference of two is that of the colours around the mouth, after a plane per channel has been fitted.
+    """
+    weight, project = _rim_projection()
+    return (project @ (crop.flatten(1).T.numpy() * weight)).T.ravel().astype(np.float32)
+
+
+@lru_cache(maxsize=1)
+def _rim_projection() -> tuple[np.ndarray, np.ndarray]:
+    """Weights (K, 1) of the pixels around the mouth, and the (K, K) matrix that takes weighted planes out."""
+    low, high = RIM_REACH
+    radius = _radius(RIM_PX).numpy()
+    around = (radius > low) & (radius < high)
+    weight = np.sqrt(around / (3 * around.sum())).reshape(-1, 1)
+    ticks = np.linspace(-1, 1, RIM_PX)
+    x, y = np.meshgrid(ticks, ticks)
+    basis, _ = np.linalg.qr(weight * np.stack([np.ones_like(x), x, y], -1).reshape(-1, 3))
+    return weight, np.eye(len(weight)) - basis @ basis.T
+
+
+def _squared_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Between all rows of (T, D) and (N, D). -> (T, N)"""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return ((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T).clip(min=0)
+
+
+def _blur_cost(windows: Tensor) -> np.ndarray:
+    """Of each window (N, 3, h, w) uint8, against the clip's usual one. -> (N,)"""
+    sharp = np.array([float(laplacian(window.float().mean(0)[None]).abs().mean()) for window in windows])
+    return BLUR_COST * np.maximum(np.log2(np.median(sharp) / np.maximum(sharp, 1e-6)), 0)
+
+
+def _viterbi(cost: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """The cheapest path through (T, N), where staying is free and going on to the next frame nearly so. -> (T,) int."""
+    total, came = cost[0], np.zeros(cost.shape, int)
+    stay, place = np.arange(cost.shape[1]), {frame: i for i, frame in enumerate(frames.tolist())}
+    following = np.array([place.get(frame - 1, -1) for frame in frames.tolist()])
+    for t in range(1, len(cost)):
+        best = int(total.argmin())
+        before, price = stay.copy(), total.copy()
+        for other, paid in ((np.full_like(stay, best), total[best] + SWITCH_COST), (following, total[following] + STEP_COST)):
+            is_better = (other >= 0) & (paid < price)
+            before, price = np.where(is_better, other, before), np.where(is_better, paid, price)
+        came[t], total = before, price + cost[t]
+    path = np.zeros(len(cost), int)
+    path[-1] = int(total.argmin())
+    for t in range(len(cost) - 1, 0, -1):
+        path[t - 1] = came[t, path[t]]
+    return path
+
+
+# ---- over the frame --------------------------------------------------------------------------------------------------------
+
+
+def lay(crops: Tensor, mouths: Mouths, rows: np.ndarray, outlines: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
+    """Crops with other mouths laid over their own.
+
+    Args:
+        crops: (B, 3, F, F) in [-1, 1].
+        rows: (B,) int, which mouth each gets; -1 leaves it as it is.
+        outlines: (B, K, 2) the faces' outlines as shares of the crops.
+
+    Returns the starts (B, 3, F, F) and where they are not the crops, (B, 1, F, F) in [0, 1].
+    """
+    size = crops.shape[-1]
+    view, result, laid = mouth_window(size), crops.clone(), crops.new_zeros(len(crops), 1, size, size)
+    index = np.flatnonzero(rows >= 0)
+    if not len(index):
+        return result, laid
+    chosen = rows[index]
+    shown = mouths.windows[torch.from_numpy(chosen)].float() / 127.5 - 1
+    area = ellipse(size)[None, None, view[0], view[1]].expand(len(index), -1, -1, -1)
+    if outlines is not None and mouths.outlines is not None:
+        area = area * _faces(outlines[index], mouths.outlines[chosen], size, view)
+    own = crops[torch.from_numpy(index)][..., view[0], view[1]]
+    shown = (shown + _colour_plane(own, shown, area)).clamp(-1, 1)
+    result[index, :, view[0], view[1]] = torch.lerp(own, shown, area)
+    laid[index, :, view[0], view[1]] = area
+    return result, laid
+
+
+def ellipse(size: int) -> Tensor:
+    """The area that a mouth is laid over, 1 inside, falling smoothly to 0 at its rim. (size, size)"""
+    ramp = ((1 - _radius(size)) / RIM).clamp(0, 1)
+    return ramp * ramp * (3 - 2 * ramp)
+
+
+def _radius(size: int) -> Tensor:
+    """0 at the ellipse's centre, 1 at its rim. (size, size)"""
+    ticks = (torch.arange(size) + 0.5) / size
+    return (((ticks[:, None] - CENTRE[1]) / RADII[1]).square() + ((ticks[None] - CENTRE[0]) / RADII[0]).square()).sqrt()
+
+
+def _faces(own: np.ndarray, laid: np.ndarray, size: int, view: tuple[slice, slice]) -> Tensor:
+    """What belongs to either face, (B, 1, h, w): no background comes along, and a longer chin does."""
+    small = size // 4
+    both = torch.maximum(face_region(own, small), face_region(laid, small))
+    return F.interpolate(both, size=(size, size), mode="bilinear", align_corners=False)[..., view[0], view[1]]
+
+
+def _colour_plane(own: Tensor, shown: Tensor, area: Tensor) -> Tensor:
+    """What brings a laid mouth's colours to the frame's: per channel a plane, fitted where the two meet. (B, 3, h, w)
+
+    Fitted robustly: where cheeks fold differently, or a hand comes in, the two differ by more than light.
+    """
+    height, width = own.shape[-2:]
+    rows, columns = torch.linspace(-1, 1, GRID), torch.linspace(-1, 1, GRID)
+    small = [F.interpolate(x, size=(GRID, GRID), mode="area") for x in (own, shown, area)]
+    difference = (small[0] - small[1]).flatten(2).transpose(1, 2)  # B G 3
+    rim = (small[2] * (1 - small[2]) * 4).flatten(1)  # B G: 1 half-way
+    basis = torch.stack([torch.ones(GRID, GRID), columns.expand(GRID, GRID), rows[:, None].expand(GRID, GRID)], -1).flatten(0, 1)
+    weight = rim
+    for _ in range(3):
+        normal = torch.einsum("bg,gi,gj->bij", weight, basis, basis) + 1e-3 * torch.eye(3)
+        fit = torch.linalg.solve(normal, torch.einsum("bg,gi,bgc->bic", weight, basis, difference))  # B 3 3
+        error = (difference - basis @ fit).abs().mean(-1)
+        usual = (rim * error).sum(1, keepdim=True) / rim.sum(1, keepdim=True).clamp(min=1e-6)
+        weight = rim / (1 + (error / (2 * usual + 1e-3)).square())
+    plane = (basis @ fit).transpose(1, 2).reshape(-1, 3, GRID, GRID)
+    return F.interpolate(plane, size=(height, width), mode="bilinear", align_corners=True)
