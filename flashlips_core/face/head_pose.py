@@ -118,3 +118,64 @@ def _gauss_newton(state: np.ndarray, seen: np.ndarray, model: np.ndarray, weight
     normal = jacobian.swapaxes(1, 2) @ jacobian
     damping = 1e-6 * np.trace(normal, axis1=1, axis2=2)[:, None, None] * np.eye(6)
     return state + np.linalg.solve(normal + damping, (jacobian.swapaxes(1, 2) @ missed[..., None]))[..., 0]
+
+
+# ---- the editor's square ---------------------------------------------------------------------------------------------------
+
+
+def mouth_rest(poses: HeadPoses, offset: np.ndarray | None = None) -> np.ndarray:
+    """Where the closed mouth's centre lies, which no jaw moves. (T, 2) pixels.
+
+    Args:
+        offset: (2,) cm to image right and up in the head's own frame: how a person's mouth lies off the mean head's.
+    """
+    return poses.project(np.zeros(3) if offset is None else np.array([*offset, 0.0]))
+
+
+def canonical_square(poses: HeadPoses, offset: np.ndarray | None = None) -> np.ndarray:
+    """The editor's square of each frame: as large as the head's scale, turned by its roll, the mouth's rest at MOUTH_AT. (T, 5)."""
+    side = CROP_SIDE_CM * poses.scale
+    cos, sin = np.cos(poses.roll), np.sin(poses.roll)
+    right, down = np.stack([cos, sin], -1), np.stack([-sin, cos], -1)
+    shift = (0.5 - MOUTH_AT[0]) * right + (0.5 - MOUTH_AT[1]) * down
+    return make_square(mouth_rest(poses, offset) + shift * side[:, None], side, poses.roll)
+
+
+def mouth_offset(points: np.ndarray, poses: HeadPoses) -> np.ndarray:
+    """How a person's mouth lies off the mean head's: median over the frames with the most closed mouths. (T, L, 2) -> (2,) cm.
+
+    The middle of the mouth's corners is measured in the plane of the face, which a turn shortens.
+    """
+    points = np.asarray(points, np.float64)
+    gap = np.mean([np.linalg.norm(points[:, a] - points[:, b], axis=-1) for a, b in INNER_PAIRS], axis=0) / poses.scale
+    calm = np.abs(poses.yaw) < max(0.5, float(np.quantile(np.abs(poses.yaw), 0.25)))  # rad: further turned ones say little of x
+    used = calm & (gap <= np.quantile(gap[calm], 0.5))
+    seen = points[:, list(MOUTH_CORNERS)].mean(1) - mouth_rest(poses)
+    plane = np.linalg.pinv(_cameras(poses)[:, :, :2])  # T 2 2: pixels to cm in the face's own plane
+    return np.median(np.einsum("tij,tj->ti", plane, seen)[used], axis=0)
+
+
+def canonical_squares(points: np.ndarray, present: np.ndarray) -> tuple[np.ndarray, HeadPoses]:
+    """Squares (T, 5) and poses of one person's clip, not smoothed; rows that are not ``present`` hold NaN.
+
+    Args:
+        points: (T, L, 2) pixels.
+        present: (T,) bool.
+    """
+    present = np.asarray(present, bool)
+    if not present.any():
+        raise FlashLipsError("No face in any frame; pick a clip with a visible face, or lower the detection threshold.")
+    poses = fit_poses(np.asarray(points)[present])
+    squares = np.full((len(present), 5), np.nan, np.float32)
+    squares[present] = canonical_square(poses, mouth_offset(np.asarray(points)[present], poses))
+    return squares, spread_out(poses, present)
+
+
+def spread_out(poses: HeadPoses, present: np.ndarray) -> HeadPoses:
+    """The poses of the present frames in the rows of all frames, NaN elsewhere."""
+    full = {}
+    for name in poses.__dataclass_fields__:
+        values = getattr(poses, name)
+        full[name] = np.full((len(present), *values.shape[1:]), np.nan)
+        full[name][present] = values
+    return replace(poses, **full)

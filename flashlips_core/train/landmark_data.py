@@ -6,6 +6,7 @@ square around its face, so that crops can be moved, turned and scaled in trainin
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ REGION = 2.2  # of the square around the face
 STORED_PX = 224  # 102 px for the square itself; the network reads 112
 HELD_OUT_PEOPLE = {"london": 10, "canada": 5, "congress": 35}  # 60 pictures: London has two of each person
 TRAIN, TEST = "train", "test"
+WITH_BACKGROUND = ("portraits", "people", "open")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,11 @@ class FaceStore:
 
     def __len__(self) -> int:
         return len(self.people)
+
+    @functools.cached_property
+    def squares(self) -> np.ndarray:
+        """(N, 5) squares around the faces, pixels of the stored pictures."""
+        return square_around(self.points * self.pictures.shape[1])
 
     def rows(self, split: str) -> np.ndarray:
         """Indices of a split."""
@@ -164,13 +171,14 @@ def speaker_s1(folder: Path, num_clips: int, every: int) -> Iterator[Face]:
     """Frames of GRID's first speaker, by the labels that come with them."""
     labels = np.load(folder / "mediapipe.npz")
     ends = np.cumsum(labels["num_frames"])
+    found, points = labels["found"], labels["landmarks_px_x32"]  # each look into the file would read it whole
     starts = dict(zip((str(i).rpartition("/")[2] for i in labels["ids"]), ends - labels["num_frames"], strict=True))
     paths = sorted((folder / "train").glob("*.mp4"))
     for path in paths[:: max(len(paths) // num_clips, 1)]:
         start = starts.get(path.stem)
         for index, frame in enumerate(rgb_frames(path)):
-            if start is not None and index % every == 0 and labels["found"][start + index]:
-                yield Face(frame, labels["landmarks_px_x32"][start + index].astype(np.float32) / 32, "s1")
+            if start is not None and index % every == 0 and found[start + index]:
+                yield Face(frame, points[start + index].astype(np.float32) / 32, "s1")
 
 
 def real_sources(data: Path, weights: Path) -> dict[str, Callable[[], Iterator[Face]]]:
@@ -200,7 +208,7 @@ def prepare_faces(data: Path, weights: Path, folder: Path, progress: Progress | 
         if not has_faces(made[-1]):
             log.info("%s: %d faces", name, len(store_faces(made[-1], faces())))
         behind = folder / f"{name}-background"
-        if name in ("portraits", "open") or name == "people":
+        if name in WITH_BACKGROUND:
             made.append(behind)
             if not has_faces(behind):
                 log.info("%s: %d pieces of background", name, len(store_background(behind, faces())))

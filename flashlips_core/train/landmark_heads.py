@@ -50,7 +50,8 @@ def photographed_skins(painter: SkinPainter, folder: Path, people: set[str], lim
     """Skins of these people's portraits, those with the least open lips."""
     import cv2
 
-    labels = np.load(folder / "mediapipe.npz")
+    with np.load(folder / "mediapipe.npz") as file:
+        labels = dict(file)
     names = [str(n) for n in labels["blendshape_names"]]
     smile = labels["blendshapes"][:, [names.index("mouthSmileLeft"), names.index("jawOpen")]].astype(float).sum(1)
     allowed = [i for i in np.argsort(smile) if str(labels["people"][i]) in people and not labels["is_grey"][i]][:limit]

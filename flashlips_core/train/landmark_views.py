@@ -5,13 +5,14 @@ Pictures are (S, S, 3) uint8 RGB, points (L, 2) shares of a picture's side. Ever
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..face.head_shape import EYE_CORNERS, LIPS, NOSE_TIP, OVAL
-from ..face.landmarks import make_square, square_around, to_square
-from .landmark_data import cut_square, mirror
+from ..face.landmarks import make_square, to_square
+from .landmark_data import FaceStore, cut_square, mirror
 
 HIDDEN_FACE = 0.6  # share of the points behind something: more is no face any more
 TOO_HIDDEN = 0.45  # between the two nothing is asked
@@ -26,20 +27,19 @@ class View:
     is_face: bool
 
 
-def face_view(picture: np.ndarray, points: np.ndarray, rng: np.random.Generator, size: int) -> View:
+def face_view(store: FaceStore, row: int, rng: np.random.Generator, size: int) -> View:
     """A face through a rough box (as from a detector) or a refined one (from an earlier look)."""
+    picture, px = store.pictures[row], store.pictures.shape[1]
+    square = random_square(store.squares[row], rng)
+    crop, points = cut_square(np.asarray(picture), square, size), to_square(store.points[row] * px, square)
     if rng.random() < 0.5:
-        picture, points = picture[:, ::-1], mirror(points)
-    side = len(picture)
-    square = random_square(square_around(points * side), rng)
-    crop = cut_square(np.ascontiguousarray(picture), square, size)
-    seen = to_square(points * side, square)
+        crop, points = np.ascontiguousarray(crop[:, ::-1]), mirror(points)
     clean = crop.copy()
-    crop, hidden = occlude(crop, seen, rng)
-    share = float(hidden[_inside(seen, size)].mean()) if hidden is not None else 0.0
+    crop, hidden = occlude(crop, points, rng)
+    share = float(hidden[_inside(points, size)].mean()) if hidden is not None else 0.0
     if TOO_HIDDEN < share < HIDDEN_FACE:
         crop, share = clean, 0.0
-    return View(spoil(crop, rng), seen, share < HIDDEN_FACE)
+    return View(spoil(crop, rng), points, share < HIDDEN_FACE)
 
 
 def random_square(square: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -52,9 +52,9 @@ def random_square(square: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return make_square(centre + shift * side, scale * side, square[4] + turn)
 
 
-def wrong_view(picture: np.ndarray, points: np.ndarray, rng: np.random.Generator, size: int) -> View:
+def wrong_view(store: FaceStore, row: int, rng: np.random.Generator, size: int) -> View:
     """A box that misses: far too large, far too small, beside the face, or upside down."""
-    square = square_around(points * len(picture))
+    square = store.squares[row]
     centre, side, kind = (square[:2] + square[2:4]) / 2, float(square[2] - square[0]), rng.integers(4)
     angle, turn, scale, shift = rng.uniform(0, 2 * np.pi), rng.uniform(-0.8, 0.8), rng.uniform(0.6, 1.4), 0.0
     if kind == 0:
@@ -66,16 +66,16 @@ def wrong_view(picture: np.ndarray, points: np.ndarray, rng: np.random.Generator
     else:
         turn = np.pi + rng.uniform(-0.8, 0.8)
     centre = centre + side * shift * np.array([np.cos(angle), np.sin(angle)])
-    crop = cut_square(np.ascontiguousarray(picture), make_square(centre, scale * side, square[4] + turn), size)
-    return View(spoil(crop, rng), np.zeros_like(points), False)
+    crop = cut_square(np.asarray(store.pictures[row]), make_square(centre, scale * side, square[4] + turn), size)
+    return View(spoil(crop, rng), np.zeros_like(store.points[row]), False)
 
 
-def background_view(picture: np.ndarray, num_points: int, rng: np.random.Generator, size: int) -> View:
+def background_view(store: FaceStore, row: int, rng: np.random.Generator, size: int) -> View:
     """A part of a picture without a face."""
-    side = len(picture)
+    side = store.pictures.shape[1]
     square = make_square(rng.uniform(0.3, 0.7, 2) * side, rng.uniform(0.3, 1.0) * side, rng.uniform(-3, 3))
-    crop = cut_square(np.ascontiguousarray(picture), square, size)
-    return View(spoil(crop, rng), np.zeros((num_points, 2), np.float32), False)
+    crop = cut_square(np.asarray(store.pictures[row]), square, size)
+    return View(spoil(crop, rng), np.zeros_like(store.points[row]), False)
 
 
 def _inside(points: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,8 +97,9 @@ def occlude(crop: np.ndarray, points: np.ndarray, rng: np.random.Generator) -> t
     mask = np.zeros(crop.shape[:2], np.uint8)
     thing(mask, points * len(crop), rng)
     colour = _thing_colour(crop, points, rng, is_skin=thing is hand)
-    shade = 1 + rng.normal(0, 0.12, 2) @ (np.mgrid[-1 : 1 : len(crop) * 1j, -1 : 1 : len(crop) * 1j].reshape(2, -1))
-    body = np.clip(colour * shade.reshape(*mask.shape, 1) + rng.normal(0, rng.uniform(0, 8), (*mask.shape, 1)), 0, 255)
+    ramp, (across, down) = np.linspace(-1, 1, len(crop), dtype=np.float32), rng.normal(0, 0.12, 2)
+    shade = (1 + down * ramp[:, None] + across * ramp[None])[..., None]
+    body = np.clip(np.asarray(colour, np.float32) * shade, 0, 255)
     cover = mask[..., None].astype(np.float32) / 255
     return (crop + (body - crop) * cover).astype(np.uint8), mask > 127
 
@@ -195,8 +196,11 @@ def spoil(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.2:
         crop = _blur(crop, rng)
     if rng.random() < 0.35:
-        noise = rng.standard_normal((size, size, 1 if rng.random() < 0.5 else 3), np.float32) * rng.uniform(1, 14)
-        crop = np.clip(crop + noise, 0, 255).astype(np.uint8)
+        (row, column), step = rng.integers(0, 512 - size, 2), rng.choice([-1, 1])
+        noise = _grain()[row : row + size, column : column + size, ::step]
+        if rng.random() < 0.5:
+            noise = noise[..., :1].repeat(3, 2)
+        crop = cv2.add(crop, np.ascontiguousarray(noise) * np.float32(rng.uniform(1, 14)), dtype=cv2.CV_8U)
     if rng.random() < 0.35:
         coded = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(12, 80))])[1]
         crop = cv2.imdecode(coded, cv2.IMREAD_COLOR)
@@ -205,18 +209,28 @@ def spoil(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _relight(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Gamma, gain per channel, saturation, a light from one side."""
+    import cv2
+
     value = np.arange(256, dtype=np.float32)[:, None] / 255
     gain = rng.uniform(0.6, 1.3) * rng.uniform(0.88, 1.12, 3)
     curve = np.clip(value ** np.exp(rng.normal(0, 0.3)) * gain + rng.normal(0, 0.05), 0, 1) * 255
-    pixels = np.take_along_axis(curve.astype(np.float32), crop.reshape(-1, 3), 0).reshape(crop.shape)
+    pixels = cv2.LUT(crop, curve.astype(np.uint8)[None])
     if rng.random() < 0.4:
-        grey = pixels.mean(-1, keepdims=True)
-        pixels = grey + (pixels - grey) * (rng.uniform(0.2, 1.4) if rng.random() < 0.7 else 0.0)
+        grey = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        kept = rng.uniform(0.2, 1.4) if rng.random() < 0.7 else 0.0
+        pixels = cv2.addWeighted(pixels, kept, grey, 1 - kept, 0)
     if rng.random() < 0.3:
         ramp = np.linspace(-1, 1, len(crop), dtype=np.float32)
-        side = rng.normal(0, 0.35, 2)
-        pixels = pixels * np.clip(1 + side[0] * ramp[:, None, None] + side[1] * ramp[None, :, None], 0.2, 1.8)
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+        across, down = rng.normal(0, 0.35, 2).astype(np.float32)
+        light = np.clip(1 + down * ramp[:, None] + across * ramp[None], 0.2, 1.8)
+        pixels = cv2.multiply(pixels, cv2.merge([light] * 3), dtype=cv2.CV_8U)
+    return pixels
+
+
+@functools.cache
+def _grain() -> np.ndarray:
+    """Gaussian noise of deviation 1, drawn once: views take pieces of it. (512, 512, 3) float32."""
+    return np.random.default_rng(0).standard_normal((512, 512, 3), np.float32)
 
 
 def _blur(crop: np.ndarray, rng: np.random.Generator) -> np.ndarray:

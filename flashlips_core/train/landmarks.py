@@ -77,12 +77,12 @@ def landmark_batches(stores: LandmarkStores, batch_size: int, size: int) -> Make
         chance = rng.random()
         if chance < BACKGROUND and stores.backgrounds:
             store = stores.backgrounds[rng.integers(len(stores.backgrounds))]
-            return background_view(store.pictures[rng.integers(len(store))], NUM_POINTS, rng, size)
+            return background_view(store, int(rng.integers(len(store))), rng, size)
         name = names[rng.choice(len(names), p=shares / shares.sum())]
         which = rng.choice(len(rows[name]), p=np.array([len(r) for r in rows[name]]) / sum(len(r) for r in rows[name]))
         store, row = stores.faces[name][which], rng.choice(rows[name][which])
         view = wrong_view if chance < BACKGROUND + WRONG else face_view
-        return view(store.pictures[row], store.points[row], rng, size)
+        return view(store, row, rng, size)
 
     def make(generator: torch.Generator) -> LandmarkBatch:
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
