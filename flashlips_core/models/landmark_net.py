@@ -40,7 +40,7 @@ class LandmarkNet(nn.Module):
         self.config = config
         halvings = len(config.channels)
         if config.size % 2**halvings or len(config.blocks) != halvings:
-            raise FlashLipsError(f"A landmark network of size {config.size} needs a multiple of {2**halvings}, and as many blocks.")
+            raise FlashLipsError(f"A landmark network of size {config.size} must halve {halvings} times, with blocks at each.")
         layers: list[nn.Module] = []
         for before, after, count in zip((3, *config.channels), config.channels, config.blocks, strict=False):
             layers += [_layer(before, after, 2), *(_Block(after) for _ in range(count))]

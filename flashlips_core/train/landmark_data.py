@@ -7,6 +7,7 @@ square around its face, so that crops can be moved, turned and scaled in trainin
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ REGION = 2.2  # of the square around the face
 STORED_PX = 224  # 102 px for the square itself; the network reads 112
 HELD_OUT_PEOPLE = {"london": 10, "canada": 5, "congress": 35}  # 60 pictures: London has two of each person
 TRAIN, TEST = "train", "test"
+STILLS = "stills-test"  # whole frames of GRID's test people, 256 px
 WITH_BACKGROUND = ("portraits", "people", "open")
 
 
@@ -43,7 +45,7 @@ class FaceStore:
 
     def __init__(self, folder: str | Path):
         table = np.load(Path(folder) / "table.npz")
-        self.points: np.ndarray = table["points"]  # (N, L, 2) float32, shares of the stored picture; empty for pictures without faces
+        self.points: np.ndarray = table["points"]  # (N, L, 2) float32, shares of the stored picture; zeros without a face
         self.people: np.ndarray = table["people"]  # (N,) str
         self.splits: np.ndarray = table["splits"]  # (N,) str
         self.pictures = np.load(Path(folder) / "pictures.npy", mmap_mode="r")  # (N, P, P, 3) uint8
@@ -112,6 +114,12 @@ def store_faces(folder: str | Path, faces: Iterable[Face]) -> FaceStore:
     return write_store(folder, parts())
 
 
+def store_stills(folder: str | Path, faces: Iterable[Face]) -> FaceStore:
+    """Store whole pictures, all of one size: what trembling is measured on."""
+    whole = ((f.picture, f.points / f.picture.shape[1::-1], f.person, f.split) for f in faces)
+    return write_store(folder, whole)
+
+
 def store_background(folder: str | Path, faces: Iterable[Face], seed: int = 0, each: int = 2) -> FaceStore:
     """Store squares that show clothes, hair and rooms, but at most the edge of a face."""
     rng = np.random.default_rng(seed)
@@ -120,10 +128,10 @@ def store_background(folder: str | Path, faces: Iterable[Face], seed: int = 0, e
         for face in faces:
             height, width = face.picture.shape[:2]
             low, high = face.points.min(0), face.points.max(0)
-            tries = 0
             kept = 0
-            while kept < each and tries < 40:
-                tries += 1
+            for _ in range(40):
+                if kept == each:
+                    break
                 side = min(height, width) * rng.uniform(0.2, 0.6)
                 centre = rng.uniform((0, 0), (width, height))
                 shared = np.minimum(high, centre + side / 2) - np.maximum(low, centre - side / 2)
@@ -201,12 +209,14 @@ def prepare_faces(data: Path, weights: Path, folder: Path, progress: Progress | 
     """Make the stores that are missing; returns all their folders, backgrounds included."""
     sources = real_sources(data, weights)
     if not (data / "portraits").is_dir():
-        raise FlashLipsError(f"No portraits in {data}; the landmark network learns from grid_s1, grid_people, portraits and people_open.")
+        raise FlashLipsError(f"No portraits in {data}; name a folder with grid_s1, grid_people, portraits and people_open.")
     made = []
     for index, (name, faces) in enumerate(sources.items()):
         made.append(folder / name)
         if not has_faces(made[-1]):
             log.info("%s: %d faces", name, len(store_faces(made[-1], faces())))
+        if name == "people-test" and not has_faces(folder / STILLS):
+            store_stills(folder / STILLS, itertools.islice(faces(), 0, None, 16))
         behind = folder / f"{name}-background"
         if name in WITH_BACKGROUND:
             made.append(behind)

@@ -86,7 +86,7 @@ def render_heads(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> FaceStore:
-    """Render and store PICTURES_EACH pictures of so many people, who wear the skins of one split of ``faces``, the portraits' store."""
+    """Render and store PICTURES_EACH pictures of so many people, in the skins of one split of ``faces``, the portraits' store."""
     mesh, rng = load_head(mesh_file), np.random.default_rng([seed, people])
     painter = SkinPainter(mesh, TEXTURE_PX)
     owners = set(map(str, faces.people[faces.rows(split)]))

@@ -14,7 +14,7 @@ from ..face.head_shape import BROWS, EYES, LIPS, NOSE, OUTER_EYES, OVAL
 from ..face.landmarks import FaceLandmarker, make_square, square_around
 from ..models.landmark_net import LandmarkNet
 from ..pixels import from_bytes
-from .landmark_data import TEST, FaceStore, cut_square
+from .landmark_data import STILLS, TEST, FaceStore, cut_square
 
 YAW_BINS = (0, 15, 30, 45, 65)  # degrees
 PARTS = {"lips": LIPS, "oval": OVAL, "eyes": EYES, "nose": NOSE, "brows": BROWS}
@@ -37,6 +37,9 @@ def measure(network: LandmarkNet, stores: dict[str, FaceStore], most: int = 240)
             inside = (yaw >= low) & (yaw < high)
             if inside.sum() >= 5:
                 scores[f"{name} yaw {low}-{high}"] = float(error[inside].mean())
+        if name == STILLS:
+            pictures = [(store.pictures[row], store.points[row] * store.pictures.shape[1]) for row in rows]
+            scores["jitter px"] = float(np.mean([jitter(landmarker, *still) for still in pictures]))
     network.train(was_training).requires_grad_(True)
     return scores
 
@@ -51,7 +54,8 @@ def errors(landmarker: FaceLandmarker, store: FaceStore, rows: np.ndarray, seed:
     squares = square_around(true).astype(np.float64)
     centre, side = (squares[:, :2] + squares[:, 2:4]) / 2, squares[:, 2] - squares[:, 0]
     centre = centre + rng.uniform(-0.12, 0.12, centre.shape) * side[:, None]
-    rough = make_square(centre, side * np.exp(rng.uniform(-0.22, 0.22, len(rows))), squares[:, 4] + rng.uniform(-0.45, 0.45, len(rows)))
+    side, turn = side * np.exp(rng.uniform(-0.22, 0.22, len(rows))), rng.uniform(-0.45, 0.45, len(rows))
+    rough = make_square(centre, side, squares[:, 4] + turn)
     points, confidence = landmarker.find(cut_from([store.pictures[row] for row in rows]), rough)
     poses = fit_poses(true)
     return np.linalg.norm(points - true, axis=-1) / eye_distance(true)[:, None], confidence, np.degrees(np.abs(poses.yaw))

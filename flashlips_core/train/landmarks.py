@@ -17,16 +17,22 @@ from torch.nn import functional as F
 
 from ..face.head_shape import EYES, LIPS, NUM_POINTS, OVAL, mean_shape
 from ..face.landmarks import CENTRE_ABOVE_MOUTH_CM, SIDE_CM, square_around
-from ..models.landmark_net import LandmarkNet, LandmarkNetConfig, start_at
+from ..models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
 from ..pixels import from_bytes
 from ..types import FlashLipsError, Progress
-from .landmark_data import TEST, TRAIN, FaceStore
+from .landmark_data import STILLS, TEST, TRAIN, FaceStore
 from .landmark_measure import measure
-from .landmark_views import View, background_view, face_view, random_square, wrong_view
+from .landmark_views import View, background_view, face_view, wrong_view
 from .loop import MakeBatch, TrainConfig, fit
 
 log = logging.getLogger(__name__)
 
+TEST_STORES = ("portraits", "people-test", "heads-test", STILLS)
+LICENCE = (
+    "Apache-2.0; learnt from GRID (CC BY 4.0; Cooke et al. 2006), Face Research Lab London Set and Canada set "
+    "(CC BY 4.0; DeBruine, Jones 2017), public-domain portraits and addresses, CREMA-D (ODbL), Tears of Steel (CC BY 3.0, "
+    "Blender Foundation), heads of ICT-FaceKit (MIT); labels by MediaPipe (Apache-2.0)"
+)
 BACKGROUND, WRONG = 0.08, 0.05  # shares of a batch
 # How often each store is drawn; the portraits are the only ones with many real people
 SHARES = {"portraits": 0.36, "s1": 0.05, "people": 0.12, "open": 0.12, "heads": 0.35}
@@ -53,7 +59,7 @@ class LandmarkStores:
 
 
 def open_stores(folders: Sequence[Path]) -> LandmarkStores:
-    """Group stores by name: ``<name>``, ``<name>-<number>``; ``<name>-background`` shows no faces, ``<name>-test`` is left out."""
+    """Group stores by what comes before the first "-"; ``<name>-background`` shows no face, ``<name>-test`` is left out."""
     faces: dict[str, list[FaceStore]] = {}
     backgrounds = []
     for folder in folders:
@@ -120,8 +126,8 @@ def landmark_step(network: LandmarkNet, batch: LandmarkBatch, generator: torch.G
 def train_landmarks(
     stores: LandmarkStores,
     run_dir: str,
-    config: LandmarkNetConfig,
     test: dict[str, FaceStore],
+    config: LandmarkNetConfig = LANDMARKS_MINI,
     steps: int = 5000,
     batch_size: int = 48,
     lr: float = 3e-3,
