@@ -124,9 +124,6 @@ class FaceLandmarker:
         Returns: points (T, 99, 2) float32 pixels, confidence (T,) of the last look.
         """
         rows = np.arange(len(squares))
-        for look in range(looks):
-            if look:
-                squares = square_around(points)
-            shares, confidence = self.read(cut(rows, squares, self.size))
-            points = to_frame(shares, squares)
-        return points, confidence
+        shares, confidence = self.read(cut(rows, squares, self.size))
+        points = to_frame(shares, squares)
+        return (points, confidence) if looks <= 1 else self.find(cut, square_around(points), looks - 1)
