@@ -27,6 +27,7 @@ NETWORKS = {
     "editor": {"EditorUNet": "editor_unet", "EditorTransformer": "editor_transformer"},
     "lip-encoder": {"LipEncoder": "lip_encoder"},
     "pose-model": {"PoseTransformer": "pose_transformer"},
+    "landmarks": {"LandmarkNet": "landmark_net"},
 }
 CODEC_FILE = "codec_file"  # note of a fine-tuned editor: the fine-tuned codec that it learnt through, a file beside its own
 STAGE_1 = "editor-masked"  # role of an editor before its mask-free refinement
@@ -36,10 +37,10 @@ ROLES = ("codec", "editor", "pose-model", "audio-encoder", "lip-encoder")
 def load_network(
     role: str, source: str | Path = "bundled", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> nn.Module:
-    """Load an editor, lip encoder or pose model, frozen and in eval mode.
+    """Load an editor, lip encoder, pose model or landmark network, frozen and in eval mode.
 
     Args:
-        role: "editor", "lip-encoder" or "pose-model".
+        role: "editor", "lip-encoder", "pose-model" or "landmarks".
         source: "bundled", another of ``checkpoint.BUNDLED`` (editors), a checkpoint, a folder with ``<role>.safetensors``, or
             a Hugging Face id of such a folder.
     """

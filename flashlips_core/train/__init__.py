@@ -22,6 +22,7 @@ STAGES = {
     "distil": "teach a second editor, smaller or with the other backbone, what the refined one does",
     "detail": "teach the codec's decoder, against a critic, to draw what edits leave soft",
     "audio-encoder": "distil Whisper tiny's encoder",
+    "landmarks": "a network that finds 99 landmarks in any rough box; needs portraits, people_open and synthetic beside GRID",
     "poses": "stage 2: audio to lip poses by flow matching",
 }
 

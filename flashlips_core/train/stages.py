@@ -309,6 +309,22 @@ def audio_encoder(run: Run) -> Path:
     return run.save(train_audio_encoder(Corpus.load(corpus), config, batches, progress=run.progress), "audio-encoder")
 
 
+def landmarks(run: Run) -> Path:
+    """Make the stores of labelled faces and rendered heads that are missing, and train the landmark network on them."""
+    from .landmark_data import FaceStore, prepare_faces
+    from .landmark_heads import prepare_heads
+    from .landmarks import LICENCE, TEST_STORES, open_stores, train_landmarks
+
+    options, folder = dict(run.options), run.folder / "landmarks"
+    folders = prepare_faces(run.data, run.weights, folder, run.progress) + prepare_heads(run.data, folder, run.progress)
+    if options["start"]:
+        options["start"] = load_network("landmarks", options["start"])
+    test = {name: FaceStore(folder / name) for name in TEST_STORES}
+    run_dir = str(run.folder / "run_landmarks")
+    network = train_landmarks(open_stores(folders), run_dir, test=test, progress=run.progress, **options)
+    return run.save(network, "landmarks", licence=LICENCE)
+
+
 def _own_or_bundled(run: Run, role: str) -> str:
     """The run's network, or the bundled one where its stage was left out."""
     path = run.folder / f"{role}.safetensors"
