@@ -67,8 +67,15 @@ def add_gain(parser: argparse._ActionsContainer, default: float | None) -> None:
 
 def add_finish(parser: argparse._ActionsContainer) -> None:
     """How a clip's own mouth is looked at and matched."""
-    from .steps import SHARPEN
+    from .steps import SHARPEN, STARTS, DubSettings
 
+    parser.add_argument(
+        "--start",
+        choices=STARTS,
+        default=DubSettings.start,
+        help="what an edit starts from: retrieved = the clip's own mouth that is nearest to the wanted one, laid over the frame; "
+        f"frame = the frame as it is, the paper's way (default {DubSettings.start})",
+    )
     parser.add_argument(
         "--references",
         dest="num_references",

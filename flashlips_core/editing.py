@@ -6,7 +6,7 @@ B batch, R references, S crop side in pixels, h w = S / 8. Only face crops becom
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -26,7 +26,7 @@ from .retrieval import Mouths, lay
 from .sharpen import UnsharpMask, matching_mask
 from .stream import awaited, batched, prefetch
 from .turned import to_shares
-from .types import ClipInfo, FlashLipsError, Frame, LipPoses, Progress, Waiting
+from .types import ClipInfo, Frame, LipPoses, Waiting
 from .within_memory import WithinMemory
 
 NUM_MEASURED = 4  # references whose edits show how soft this editor draws this mouth
@@ -103,6 +103,7 @@ class CropEditor:
         min_side: float | None = None,
         laid: Tensor | None = None,
         area: Tensor | None = None,
+        need: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Edited crops (B, 3, F, F), valid in and around where alpha is above 0, and alpha (B, 1, F, F); float32 on the CPU.
 
@@ -112,25 +113,41 @@ class CropEditor:
             min_side: side in pixels of the smallest box to be pasted into; the crop is decoded wide enough for that shrinking.
             laid: (B, 1, F, F) where the crops already are not the frame's own, see ``retrieval``: that is pasted too.
             area: (B, 1, n, n) in [0, 1] what of the crops may be edited, see ``face.region``; None: the mouth's ellipse.
+            need: (B,) in [0, 1] how much of the edit each crop needs; None: all of it. Crops that need none cost nothing.
         """
+        if need is not None and not need.all():
+            return self._edit_some(crops, poses, min_side, laid, area, need)
         size = crops.shape[-1]
+        small = self.size if self.keeps_detail else size
         with self.clock.on_device("encode crop"):
-            source = encode_part(self.codec, self._moved(resized(crops, self.size)), self.view)
+            source = encode_part(self.codec, self._moved(resized(crops, small)), self.view)
         with self.clock.on_device("edit"):
             edited = self.edit(source, poses.to(self.device, self.dtype), area)
+            if need is not None:
+                edited = torch.lerp(source, edited, need.to(source)[:, None, None, None])
         with self.clock.on_device("alpha"):
             alpha = alpha_from_latents(source, edited, size).float().cpu()
             if laid is not None:
-                alpha = torch.maximum(alpha, (LAID * laid).clamp(max=1))
+                alpha = torch.maximum(alpha, _alpha_of(laid))
         with self.clock.on_device("decode crop"):
-            margin = _margin(size, min_side or size) + math.ceil(self.unsharp.reach * size / self.size)
-            rgb = self._decoded(crops, source, edited, changed_region(alpha, margin, CELL_PX * size // self.size))
+            margin = _margin(size, min_side or size) + math.ceil(self.unsharp.reach * size / small)
+            rgb = self._decoded(crops, source, edited, changed_region(alpha, margin, CELL_PX * size // small))
         self.clock.settle()
         return rgb, alpha
 
-    def _decoded(
-        self, crops: Tensor, source: Tensor, edited: Tensor, region: tuple[int, int, int, int] | None
-    ) -> Tensor:
+    def _edit_some(
+        self, crops: Tensor, poses: Tensor, min_side: float | None, laid: Tensor | None, area: Tensor | None, need: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`__call__` where some crops need no edit."""
+        rgb = crops.float().cpu().clone()
+        alpha = _alpha_of(laid) if laid is not None else crops.new_zeros(len(crops), 1, *crops.shape[-2:])
+        rows = need.nonzero()[:, 0]
+        if len(rows):
+            given = (None if x is None else x[rows] for x in (laid, area, need))
+            rgb[rows], alpha[rows] = self(crops[rows], poses[rows], min_side, *given)
+        return rgb, alpha
+
+    def _decoded(self, crops: Tensor, source: Tensor, edited: Tensor, region: tuple[int, int, int, int] | None) -> Tensor:
         """The crops with the changed region, x0 y0 x1 y1 in cells, decoded as far as the view goes. float32 on the CPU."""
         rgb = crops.float().cpu().clone()
         if region is None:
@@ -139,7 +156,7 @@ class CropEditor:
         x0, y0, x1, y1 = region
         x0, y0, x1, y1 = max(x0, columns.start), max(y0, rows.start), min(x1, columns.stop), min(y1, rows.stop)
         inside = (x0 - columns.start, y0 - rows.start, x1 - columns.start, y1 - rows.start)
-        cell = CELL_PX * crops.shape[-1] // self.size
+        cell = CELL_PX * crops.shape[-1] // (self.size if self.keeps_detail else crops.shape[-1])
         place = (..., slice(cell * y0, cell * y1), slice(cell * x0, cell * x1))
         drawn = crop_decode(self.codec, edited[..., rows, columns], inside)
         pixels = self.unsharp(drawn)
@@ -175,6 +192,38 @@ class CropEditor:
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
 
 
+def _alpha_of(laid: Tensor) -> Tensor:
+    """What of a crop is pasted where another mouth was laid with that weight."""
+    return (LAID * laid).clamp(max=1)
+
+
+def started(
+    crops: Tensor,
+    boxes: np.ndarray,
+    outlines: np.ndarray | None,
+    mouths: Mouths | None = None,
+    chosen: np.ndarray | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Crops with the chosen mouths laid over them, and what :class:`CropEditor` should know of them.
+
+    Args:
+        crops: (B, 3, F, F) in [-1, 1], cut from ``boxes`` (B, 5).
+        outlines: (B, K, 2) the faces' outlines in pixels of the frames.
+        chosen: (B,) int, rows of ``mouths``; -1 leaves a crop as it is.
+    """
+    others, side = {}, crops.shape[-1] // AREA_PX
+    if outlines is not None:
+        outlines = to_shares(outlines, boxes)
+        others["area"] = face_region(outlines, side)
+    if mouths is None or chosen is None:
+        return crops, others
+    crops, others["laid"] = lay(crops, mouths, chosen, outlines)
+    if outlines is not None and mouths.outlines is not None:
+        theirs = np.where((chosen >= 0)[:, None, None], mouths.outlines[chosen], outlines)
+        others["area"] = torch.maximum(others["area"], face_region(theirs, side))
+    return crops, others
+
+
 def resized(crops: Tensor, size: int) -> Tensor:
     """Square crops (B, 3, F, F) at another side, antialiased."""
     if crops.shape[-1] == size:
@@ -199,71 +248,6 @@ def edit_once(editor: nn.Module, context: object, source: Tensor, poses: Tensor,
     if mask is None:
         return torch.lerp(source, editor(source, context, poses), mouth_mask(*source.shape[-2:]).to(source))
     return torch.lerp(source, editor(source * (1 - mask), context, poses), mask)
-
-
-@torch.inference_mode()
-def edit_latents(
-    editor: nn.Module,
-    target: Tensor,
-    references: Tensor,
-    poses: LipPoses,
-    reference_poses: LipPoses | None = None,
-    strength: float = 1.0,
-    is_masked: bool = False,
-    batch: int = 8,
-    progress: Progress | None = None,
-    show: Callable[[Tensor], None] | None = None,
-) -> Tensor:
-    """The editor alone, between an encoder and a decoder. -> (T, 4, h, w) float32 on the CPU.
-
-    Args:
-        target: (T, 4, h, w) scaled latents of crops.
-        references: (R, 4, h, w), of the same size.
-        poses: T or more; those past the last target are not used.
-        reference_poses: R, what the references' lips do; None lets the editor judge by their latents alone.
-        strength: 0 leaves the target as it is, 1 is the edit.
-        show: gets the first latent of each batch when it is edited, (4, h, w).
-    """
-    check_latents(target, references, poses)
-    if reference_poses is not None and len(reference_poses) != len(references):
-        raise FlashLipsError(f"Got {len(reference_poses)} reference poses for {len(references)} references; give one for each.")
-    weight = next(editor.parameters())
-    seen = None if reference_poses is None else reference_poses.values.to(weight)[None]
-    context = editor.prepare_references(references.to(weight)[None], seen)
-    mask = lower_face_mask(*target.shape[-2:]).to(weight) if is_masked else None
-    edited, within_memory = [], WithinMemory(batch)
-
-    def edit(source: Tensor, rows: Tensor) -> tuple[Tensor]:
-        return (edit_once(editor, context, source.to(weight), rows.to(weight), mask).float().cpu(),)
-
-    for source, rows in zip(target.split(batch), poses.values[: len(target)].split(batch), strict=True):
-        (result,) = within_memory(edit, source, rows)
-        edited.append(torch.lerp(source.float().cpu(), result, strength))
-        if show is not None:
-            show(edited[-1][0])
-        if progress is not None:
-            progress(sum(map(len, edited)), len(target))
-    return torch.cat(edited)
-
-
-def check_latents(target: Tensor, references: Tensor, poses: LipPoses) -> None:
-    """Refuse what :func:`edit_latents` cannot use."""
-    for name, latents in (("target", target), ("references", references)):
-        if latents.ndim != 4 or latents.shape[1] != 4 or not len(latents):
-            raise FlashLipsError(
-                f"The {name} must be latents of SDXL's kind, (frames, 4, rows, columns), got {tuple(latents.shape)}; "
-                "encode crops with Load Codec's VAE."
-            )
-    (rows, columns), (reference_rows, reference_columns) = target.shape[-2:], references.shape[-2:]
-    if (rows, columns) != (reference_rows, reference_columns):
-        raise FlashLipsError(
-            f"The references are {reference_columns}x{reference_rows} latent cells, the target {columns}x{rows}; "
-            "crop both to one size before encoding."
-        )
-    if len(poses) < len(target):
-        raise FlashLipsError(
-            f"Got {len(poses)} poses for {len(target)} target latents; give one pose per latent, at the frame rate of the images."
-        )
 
 
 def changed_region(alpha: Tensor, margin: int, cell: int = CELL_PX) -> tuple[int, int, int, int] | None:
@@ -309,6 +293,7 @@ class FrameRows:
     uneven: ClipInfo | None = None  # the clip, where its frames are not evenly spaced
     outlines: np.ndarray | None = None  # (T, K, 2) the face's outline in pixels, where somebody has looked
     starts: np.ndarray | None = None  # (T,) int: which of the editor's mouths each frame starts from, -1 for its own
+    needs: np.ndarray | None = None  # (T,) in [0, 1]: how much of the edit a frame needs; None: all of it
 
     def __len__(self) -> int:
         return len(self.present)
@@ -321,8 +306,7 @@ class _Batch:
     boxes: np.ndarray  # (n, 5)
     crops: Tensor | None  # (n, 3, F, F)
     poses: Tensor  # (n, 12)
-    laid: Tensor | None = None  # (n, 1, F, F)
-    area: Tensor | None = None  # (n, 1, m, m)
+    others: dict[str, Tensor] = field(default_factory=dict)  # n rows each, what else the crop editor takes
     rgb: Tensor | None = None
     alpha: Tensor | None = None
 
@@ -360,9 +344,7 @@ class FrameEditor:
                 poses = _poses_of([group[i] for i in seen], start + seen, rows, first_pts)
                 index = start + seen
                 start += len(group)
-                with self.clock("cut"):
-                    crops = cut_batch([group[i] for i in seen], boxes, self.size) if len(seen) else None
-                batch = _Batch(group, seen.tolist(), boxes, crops, poses)
+                batch = _Batch(group, seen.tolist(), boxes, None, poses)
                 if len(seen):
                     self._start(batch, rows, index)
                 yield batch
@@ -371,35 +353,30 @@ class FrameEditor:
                 frames.close()
 
     def _start(self, batch: _Batch, rows: FrameRows, index: np.ndarray) -> None:
-        """Lay the chosen mouths over the crops, and say what of them is face."""
-        outlines = None if rows.outlines is None else to_shares(rows.outlines[index], batch.boxes)
-        if outlines is not None:
-            batch.area = face_region(outlines, self.size // AREA_PX)
-        if self.mouths is None or rows.starts is None:
-            return
+        """Cut the crops, and lay the chosen mouths over them."""
+        with self.clock("cut"):
+            crops = cut_batch([batch.frames[i] for i in batch.rows], batch.boxes, self.size)
+        outlines, chosen, needs = (None if x is None else x[index] for x in (rows.outlines, rows.starts, rows.needs))
         with self.clock("lay mouths"):
-            chosen = rows.starts[index]
-            batch.crops, batch.laid = lay(batch.crops, self.mouths, chosen, outlines)
-            if batch.area is not None and self.mouths.outlines is not None:
-                theirs = np.where((chosen >= 0)[:, None, None], self.mouths.outlines[chosen], outlines)
-                batch.area = torch.maximum(batch.area, face_region(theirs, self.size // AREA_PX))
+            batch.crops, batch.others = started(crops, batch.boxes, outlines, self.mouths, chosen)
+        if needs is not None:
+            batch.others["need"] = torch.from_numpy(needs).float()
 
     def _edit(self, batches: Iterator[_Batch]) -> Iterator[_Batch]:
         with closing(batches):
             for item in batches:
                 if item.crops is not None:
                     item.rgb, item.alpha = self._edited(item)
-                    item.crops = item.laid = None
+                    item.crops, item.others = None, {}
                 yield item
 
     def _edited(self, item: _Batch) -> tuple[Tensor, ...]:
         side = float((item.boxes[:, 2] - item.boxes[:, 0]).min())
-        others = {name: x for name, x in (("laid", item.laid), ("area", item.area)) if x is not None}
 
         def edit(crops: Tensor, poses: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
-            return self.crop_editor(crops, poses, side, **dict(zip(others, given, strict=True)))
+            return self.crop_editor(crops, poses, side, **dict(zip(item.others, given, strict=True)))
 
-        return self._within_memory(edit, item.crops, item.poses, *others.values())
+        return self._within_memory(edit, item.crops, item.poses, *item.others.values())
 
     def _paste(self, batches: Iterator[_Batch]) -> Iterator[Frame]:
         with closing(batches):

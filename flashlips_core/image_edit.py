@@ -5,7 +5,8 @@ T images, H W their size, R references, S crop side in pixels. Short batches onl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 
 from .checks import no_face_in
+from .editing import CropEditor, started
+from .face.head_shape import OVAL
 from .image_frames import check_track_of_images, cut_images, paste_images
 from .pipeline import LipSync
 from .poses import resample
-from .references import candidate_frames, choose_references
-from .steps import SHARPEN
+from .steps import SHARPEN, Cutter, DubSettings
 from .stream import batched
 from .types import FaceTrack, FlashLipsError, LipPoses, Progress, Waiting
 from .within_memory import WithinMemory
@@ -33,6 +35,7 @@ def edit_images(
     references: Tensor | None = None,
     batch: int = 8,
     sharpen: float = SHARPEN,
+    start: str = DubSettings.start,
     progress: Progress | None = None,
     show: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
@@ -44,6 +47,7 @@ def edit_images(
         poses: resampled to the track's rate; the last pose is held.
         references: (R, 3, S, S) crops in [-1, 1]; None chooses among the images.
         sharpen: how much of the fine detail that the editor loses is put back, 0 to 1.
+        start: "retrieved" or "frame", see :class:`DubSettings`.
         show: gets each edited crop (3, S, S) in [-1, 1].
 
     Returns (T, 3, H, W) with the strides of ``images``.
@@ -51,25 +55,46 @@ def edit_images(
     check_images(images, track)
     if not track.present.any():
         raise no_face_in("the images")
+    given = None if references is None else check_references(references, lipsync.crop_px)
+    settings = DubSettings(sharpen=sharpen, start=start, mode="masked" if lipsync.is_stage_1 else "mask-free")
     waiting = None if progress is None else lambda: progress(0, len(images))
-    if references is None:
-        references = _chosen(lipsync, images, track, waiting)
-    shown = check_references(references, lipsync.crop_px)
-    mode = "masked" if lipsync.is_stage_1 else "mask-free"
-    editor = lipsync.prepared(shown, mode, None, waiting, sharpen, track.usual_side)
-    values = resample(poses, track.fps, len(images)).values
+    look = lipsync.look_at(_cutters(images, track, waiting), track)
+    if given is not None:
+        look = replace(look, references=given)
+    mouths = look.mouths if settings.is_retrieved else None
+    editor = lipsync.prepared(look.references, settings.mode, None, waiting, sharpen, track.usual_side, mouths is not None)
+    size = mouths.size if mouths else lipsync.crop_px
+    values, every = resample(poses, track.fps, len(images)).values, np.arange(len(images))
+    starts, needs = lipsync.starts(look, values, track, every) if mouths else (None, None)
+    outlines = None if track.landmarks is None else track.landmarks[:, OVAL]
     result, within_memory = images.clone(), WithinMemory(batch)
     for index in batched(np.flatnonzero(track.present).tolist(), batch):
         boxes, some = track.squares[index], images[index]
-        edit = partial(editor, min_side=float((boxes[:, 2] - boxes[:, 0]).min()))
-        given = cut_images(some, boxes, lipsync.crop_px) * 2 - 1
-        crops, alpha = within_memory(edit, given, values[index])
-        result[index] = paste_images(some, boxes, (crops + 1) / 2, alpha)
+        crops = cut_images(some, boxes, size) * 2 - 1
+        chosen, rims = (None if x is None else x[index] for x in (starts, outlines))
+        laid, others = started(crops, boxes, rims, mouths, chosen)
+        if needs is not None:
+            others["need"] = torch.from_numpy(needs[index]).float()
+        edit = partial(_edited, editor, float((boxes[:, 2] - boxes[:, 0]).min()), tuple(others))
+        edited, alpha = within_memory(edit, laid, values[index], *others.values())
+        result[index] = paste_images(some, boxes, (edited + 1) / 2, alpha)
         if show is not None:
-            show(crops[0] * alpha[0] + given[0] * (1 - alpha[0]))
+            show(edited[0] * alpha[0] + crops[0] * (1 - alpha[0]))
         if progress is not None:
             progress(index[-1] + 1, len(images))
     return result
+
+
+def _edited(editor: CropEditor, min_side: float, names: tuple[str, ...], crops: Tensor, poses: Tensor, *others: Tensor):
+    return editor(crops, poses, min_side, **dict(zip(names, others, strict=True)))
+
+
+def _cutters(images: Tensor, track: FaceTrack, waiting: Waiting | None) -> Iterator[Cutter]:
+    """A cutter for each image that shows the face."""
+    for i in np.flatnonzero(track.present):
+        yield lambda size, i=i: cut_images(images[i : i + 1], track.squares[i : i + 1], size)[0] * 2 - 1
+        if waiting is not None:
+            waiting()
 
 
 def check_images(images: Tensor, track: FaceTrack) -> None:
@@ -92,9 +117,3 @@ def check_references(references: Tensor, size: int) -> Tensor:
             f"at size {size}, or leave them out."
         )
     return references
-
-
-def _chosen(lipsync: LipSync, images: Tensor, track: FaceTrack, waiting: Waiting | None) -> Tensor:
-    wanted = candidate_frames(track)
-    crops = torch.cat([cut_images(images[i : i + 1], track.squares[i : i + 1], lipsync.crop_px) for i in wanted]) * 2 - 1
-    return crops[choose_references(crops, lipsync.encode_lips(crops, waiting), lipsync.editor.num_references)]

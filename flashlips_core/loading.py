@@ -92,6 +92,18 @@ def load_part(
     return LoadedPart(load_network(role, path, device, dtype), info.role, path.stem, info.notes, path)
 
 
+def load_tracker(weights: str | Path | None = None, device: str | torch.device | None = None, download: bool = True) -> Any:
+    """The face detector of :func:`face.detect.load_detector`, with the bundled landmark network to follow faces by."""
+    from .face.detect import load_detector
+    from .face.following import Follower
+    from .face.landmarks import FaceLandmarker
+
+    device = device_of(device)
+    detector = load_detector(weights, device, download)
+    detector.follower = Follower(FaceLandmarker(load_network("landmarks", "bundled", device), device))
+    return detector
+
+
 def codec_of_editor(name: str, notes: Mapping[str, Any]) -> str:
     """The bundled codec that an editor works with: its notes say it, or its name where it is bundled itself ("editor-fast")."""
     twin = name.replace("editor", "bundled", 1)
@@ -287,11 +299,9 @@ class Parts:
     @functools.cached_property
     def detector(self) -> Any:
         """Pictures to faces."""
-        from .face.detect import load_detector
-
         given = self._given["detector"]
         if given is None or self._is_name("detector"):
-            return load_detector(given, self.device)
+            return load_tracker(given, self.device)
         return given() if callable(given) else given
 
     @functools.cached_property

@@ -14,7 +14,7 @@ from typing import Any
 from .checks import check_output, check_track
 from .clock import StageClock
 from .editing import FrameEditor, FrameRows
-from .face.landmarks import OUTLINE
+from .face.head_shape import OVAL
 from .media import CONTAINERS, FramePlan, plan_frames, probe, read_planned, write_video
 from .poses import resample
 from .steps import DECODED_AHEAD, ClipSteps, DubSettings, Look, Show, Source, opened
@@ -83,7 +83,8 @@ class LipSync(ClipSteps):
         rows = plan_rows(plan, track, poses, clip)
         if look.mouths is not None and settings.is_retrieved:
             wanted = resample(rows.poses, clip.fps, len(plan)).values if rows.uneven else rows.poses.values
-            rows = replace(rows, starts=self.starts(look, wanted, track, plan.indices))
+            starts, needs = self.starts(look, wanted, track, plan.indices)
+            rows = replace(rows, starts=starts, needs=needs)
         steps = _Steps(progress, show, clock, len(rows))
         editor = self._frame_editor(look, track.usual_side, settings, clock, steps.again)
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
@@ -159,7 +160,7 @@ def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo
     by_time = clip if clip.is_variable_rate and not is_per_frame else None
     if by_time is None:
         poses = resample(replace(poses, fps=clip.fps) if is_per_frame else poses, clip.fps, len(plan))
-    outlines = None if track.landmarks is None else track.landmarks[plan.indices][:, OUTLINE]
+    outlines = None if track.landmarks is None else track.landmarks[plan.indices][:, OVAL]
     return FrameRows(track.squares[plan.indices], track.present[plan.indices], poses, by_time, outlines)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .face.head_pose import head_angles
+from .face.head_pose import fit_poses
 from .pixels import laplacian
 from .retrieval import NUM_MOUTHS
 from .types import FaceTrack
@@ -39,7 +39,8 @@ def head_turns(track: FaceTrack) -> np.ndarray:
     """Yaw and pitch of each frame in radians; stand-ins for them where the track has no landmarks. (T, 2)"""
     if track.landmarks is None:
         return head_pose(track.points)[:, :2]
-    return head_angles(track.landmarks)[:, :2]
+    poses = fit_poses(track.landmarks)
+    return np.stack([poses.yaw, poses.pitch], 1)
 
 
 def mouth_frames(track: FaceTrack, count: int = NUM_MOUTHS) -> np.ndarray:

@@ -37,6 +37,11 @@ SWITCH_COST = 0.35  # of leaving a mouth for another one
 STEP_COST = 0.05  # of going on to the next frame of the clip, as it was spoken
 
 
+# What lips may lack before an edit makes up for it, and where all of it is needed
+GAP_NEED = (0.04, 0.12)  # of the lips' gap over the eyes' distance
+POSE_NEED = (0.8, 1.8)  # root mean square over the pose numbers, where nobody has looked at the gap
+
+
 @dataclass(frozen=True)
 class Faces:
     """What is known of some frames before an edit; the rows that a path is chosen by."""
@@ -107,6 +112,18 @@ def misfit(shown: Faces, wanted: Faces) -> np.ndarray:
     if wanted.openings is not None and shown.openings is not None:
         cost += OPENING_COST * ((wanted.openings[:, None] - shown.openings) / OPENING_UNIT) ** 2
     return cost
+
+
+def needs_of(mouths: Mouths, wanted: Faces, path: np.ndarray) -> np.ndarray:
+    """How much of an edit each frame needs after its mouth was laid: none where the lips fit, all of it without a mouth. (T,)"""
+    shown = mouths.faces.rows(path)
+    lips = np.sqrt(((wanted.poses - shown.poses).square().mean(1)).numpy()) / POSE_NEED[1]
+    ramp = (lips - POSE_NEED[0] / POSE_NEED[1]) / (1 - POSE_NEED[0] / POSE_NEED[1])
+    if wanted.openings is not None and shown.openings is not None:
+        missing = np.abs(wanted.openings - shown.openings)
+        ramp = (missing - GAP_NEED[0]) / (GAP_NEED[1] - GAP_NEED[0])
+    ramp = np.where(path < 0, 1, ramp.clip(0, 1))
+    return ramp * ramp * (3 - 2 * ramp)
 
 
 def rim_of(crop: Tensor) -> np.ndarray:

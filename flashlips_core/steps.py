@@ -20,14 +20,15 @@ from .checks import check_track, no_face_in
 from .clock import StageClock
 from .compose import cut, cut_batch
 from .editing import CropEditor, resized
-from .face.landmarks import OUTLINE, lip_gap
+from .face.head_shape import OVAL
+from .face.readings import lip_gap
 from .flow import SamplerSettings, sample_poses
 from .loading import Parts
 from .media import open_sound, probe, read_frames
 from .models.lip_encoder import mouth_region
 from .poses import fill_absent, gain, silence_gate
 from .references import candidate_frames, choose_references, head_turns, mouth_frames
-from .retrieval import RIM_PX, Faces, Mouths, choose_path, fine_size, mouth_window, rim_of
+from .retrieval import RIM_PX, Faces, Mouths, choose_path, fine_size, mouth_window, needs_of, rim_of
 from .sharpen import check_share
 from .stream import awaited, batched, counted, prefetch
 from .turned import to_shares
@@ -300,8 +301,8 @@ class ClipSteps(Parts):
         how = dict(is_masked=mode == "masked", clock=clock, waiting=waiting, sharpen=sharpen, box_side=box_side)
         return CropEditor(self.codec, self.editor, references, poses, **how, keeps_detail=keeps_detail)
 
-    def starts(self, look: Look, poses: Tensor, track: FaceTrack, frames: np.ndarray) -> np.ndarray:
-        """Which of the look's mouths each output frame starts from. -> (T,) int.
+    def starts(self, look: Look, poses: Tensor, track: FaceTrack, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of the look's mouths each output frame starts from, (T,) int, and how much of an edit it then needs, (T,).
 
         Args:
             poses: (T, 12) that are wanted.
@@ -311,7 +312,8 @@ class ClipSteps(Parts):
         weight = self.lip_encoder.opening_weight
         if wanted.openings is not None:
             wanted = replace(wanted, openings=self.lip_encoder.opening(poses.to(weight)).float().cpu().numpy())
-        return choose_path(look.mouths, wanted)
+        path = choose_path(look.mouths, wanted)
+        return path, needs_of(look.mouths, wanted, path)
 
 
 def faces_of(track: FaceTrack, poses: Tensor, rims: np.ndarray, frames: np.ndarray) -> Faces:
@@ -322,7 +324,7 @@ def faces_of(track: FaceTrack, poses: Tensor, rims: np.ndarray, frames: np.ndarr
 
 
 def _mouths(windows: Tensor, faces: Faces, track: FaceTrack, frames: np.ndarray, size: int) -> Mouths:
-    outlines = None if track.landmarks is None else to_shares(track.landmarks[frames][:, OUTLINE], track.squares[frames])
+    outlines = None if track.landmarks is None else to_shares(track.landmarks[frames][:, OVAL], track.squares[frames])
     return Mouths(windows, faces, frames, outlines, size)
 
 

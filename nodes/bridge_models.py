@@ -30,8 +30,8 @@ from ..flashlips_core.checkpoint import BUNDLED as BUNDLED_NAMES
 from ..flashlips_core.checkpoint import bundled_names, info
 from ..flashlips_core.codec import CELL_PX, SDXL_SCALE, Codec, UnscaledCodec, load_codec, wrap_vae
 from ..flashlips_core.downloads import CODECS, DETECTOR, DETECTOR_FILES, fetch
-from ..flashlips_core.face.detect import YUNET_FILES, found_weights, load_detector
-from ..flashlips_core.loading import LoadedPart, fine_tuned_codec, folder_role, load_part, role_of
+from ..flashlips_core.face.detect import YUNET_FILES, found_weights
+from ..flashlips_core.loading import LoadedPart, fine_tuned_codec, folder_role, load_part, load_tracker, role_of
 from ..flashlips_core.types import FlashLipsError, Progress, dtype_for
 from . import bridge
 
@@ -236,7 +236,7 @@ def check_pair(editor: LoadedNetwork | None, codec: str) -> None:
 
 def detector() -> Any:
     """The face detector with weights of models/flashlips, of FLASHLIPS_MODELS or of torch's cache; nothing is downloaded."""
-    return load_detector(_detector_weights(), device(), download=False)
+    return load_tracker(_detector_weights(), device(), download=False)
 
 
 def fetch_detector(progress: Progress) -> None:

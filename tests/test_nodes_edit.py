@@ -18,9 +18,10 @@ from test_pipeline import CROP_PX, lipsync, make_poses, make_track, model_folder
 from flashlips_core import checkpoint, editing, image_edit
 from flashlips_core.checks import check_whole_track
 from flashlips_core.codec import load_codec
-from flashlips_core.editing import CropEditor, edit_latents
+from flashlips_core.editing import CropEditor
 from flashlips_core.image_edit import edit_images
 from flashlips_core.image_frames import cut_images
+from flashlips_core.image_latents import edit_latents
 from flashlips_core.loading import CODEC_FILE, load_part
 from flashlips_core.media import load_audio, probe, read_frames
 from flashlips_core.pipeline import PROVENANCE

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from ..compose import cut
-from ..turned import to_pixels
 from ..types import Frame
 from .detection import Detection
-from .landmarks import FaceLandmarker, box_around, five_points, rough_square, square_around
+from .landmarks import FaceLandmarker, rough_square, square_around
+from .readings import box_around, five_points
 
 FOUND = 0.5  # confidence from which landmarks count as a face's
 
@@ -30,21 +31,22 @@ class Follower:
         the landmarks that were found there."""
         if not faces:
             return []
-        first, _ = self._look(frame, np.stack([rough_square(face.points) for face in faces]))
-        landmarks, confidence = self._look(frame, square_around(first))
+        landmarks, confidence = self._look(frame, np.stack([rough_square(face.points) for face in faces]), looks=2)
         rows = zip(faces, landmarks, confidence, strict=True)
         return [detection_of(points, face.score) for face, points, sure in rows if sure >= FOUND]
 
     def follow(self, frame: Frame, last: np.ndarray) -> list[Detection]:
         """The same faces a frame later, (K, L, 2) pixels before; the lost are left out. A score is the landmarks' confidence."""
-        landmarks, confidence = self._look(frame, square_around(last))
+        landmarks, confidence = self._look(frame, square_around(last), looks=1)
         return [detection_of(points, float(sure)) for points, sure in zip(landmarks, confidence, strict=True) if sure >= FOUND]
 
-    def _look(self, frame: Frame, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _look(self, frame: Frame, squares: np.ndarray, looks: int) -> tuple[np.ndarray, np.ndarray]:
         """Landmarks (K, L, 2) in frame pixels and confidence (K,) from squares (K, 5)."""
-        crops = torch.stack([cut(frame, square, self.landmarker.size) for square in squares])
-        shares, confidence = self.landmarker(crops)
-        return to_pixels(shares, squares).astype(np.float32), confidence
+
+        def cut_all(_: np.ndarray, squares: np.ndarray, size: int) -> Tensor:
+            return torch.stack([cut(frame, square, size) for square in squares])
+
+        return self.landmarker.find(cut_all, squares, looks)
 
 
 def detection_of(landmarks: np.ndarray, score: float) -> Detection:

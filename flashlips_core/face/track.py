@@ -386,7 +386,7 @@ def _to_track(faces: list[_Face], clip: _Clip, info: ClipInfo, every: int, stabi
     if not is_measured:
         boxes = smooth_boxes(crop_box(five), present, info.fps, stabilise, clip.cuts)
         return FaceTrack(boxes, five, present, **about)
-    squares = canonical_squares(landmarks, present)
+    squares, _ = canonical_squares(landmarks, present)
     squares = smooth_boxes(squares, present, info.fps, stabilise, clip.cuts, LANDMARK_STEADINESS)
     return FaceTrack(squares[:, :4], five, present, **about, roll=squares[:, 4], landmarks=landmarks)
 
