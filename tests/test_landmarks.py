@@ -10,11 +10,11 @@ import torch
 
 from flashlips_core import checkpoint
 from flashlips_core.face.head_shape import EYES, IRISES, MOUTH_CORNERS, NOSE_TIP, NUM_POINTS, mean_shape
-from flashlips_core.face.landmarks import FaceLandmarker, rough_square, square_around, to_frame, to_square
+from flashlips_core.face.landmarks import FaceLandmarker, cut_from, cut_square, rough_square, square_around, to_frame, to_square
 from flashlips_core.loading import load_network
 from flashlips_core.models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
-from flashlips_core.train.landmark_data import FaceStore, cut_square, mirror, write_store
-from flashlips_core.train.landmark_measure import cut_from, jitter, measure
+from flashlips_core.train.landmark_data import FaceStore, mirror, write_store
+from flashlips_core.train.landmark_measure import jitter, measure
 from flashlips_core.train.landmark_views import background_view, face_view, wrong_view
 from flashlips_core.train.landmarks import LandmarkStores, landmark_batches, landmark_step, train_landmarks
 from flashlips_core.types import FlashLipsError

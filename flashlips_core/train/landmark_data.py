@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..face.head_shape import mirror_order
-from ..face.landmarks import square_around, to_frame, to_square
+from ..face.landmarks import cut_square, square_around, to_square
 from ..face_motion import LANDMARKER_FILE, LANDMARKS, open_landmarker, rgb_frames
 from ..types import FlashLipsError, Progress
 
@@ -78,21 +78,6 @@ def write_store(folder: str | Path, parts: Iterable[tuple[np.ndarray, np.ndarray
     np.savez(part, points=np.stack(points).astype(np.float32), people=people, splits=splits)
     part.rename(folder / "table.npz")
     return FaceStore(folder)
-
-
-def cut_square(picture: np.ndarray, square: np.ndarray, size: int) -> np.ndarray:
-    """A turned square of a picture whose edge repeats outside. (H, W, 3) uint8, (5,) -> (size, size, 3) uint8."""
-    import cv2
-
-    corners = to_frame(np.array([[0, 0], [1, 0], [0, 1]]), square)
-    shrink = max(float(square[2] - square[0]) / size, 1.0)
-    if shrink > 1.25:  # by area first, else details flicker
-        small = [max(round(n / shrink), 1) for n in picture.shape[1::-1]]
-        corners = corners * (np.array(small) / picture.shape[1::-1])
-        picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
-    inner = np.array([[0, 0], [size, 0], [0, size]], np.float32) - 0.5  # OpenCV counts from the centres of pixels
-    matrix = cv2.getAffineTransform(corners.astype(np.float32) - 0.5, inner)
-    return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def stored_square(points: np.ndarray) -> np.ndarray:

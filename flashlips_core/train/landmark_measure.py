@@ -6,15 +6,12 @@ N pictures, L = 99 landmarks. Errors are shares of the distance of the outer eye
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..face.head_pose import fit_poses
 from ..face.head_shape import BROWS, EYES, LIPS, NOSE, OUTER_EYES, OVAL
-from ..face.landmarks import FaceLandmarker, make_square, square_around
+from ..face.landmarks import FaceLandmarker, cut_from, make_square, square_around
 from ..models.landmark_net import LandmarkNet
-from ..pixels import from_bytes
-from .landmark_data import STILLS, TEST, FaceStore, cut_square
+from .landmark_data import STILLS, TEST, FaceStore
 
 YAW_BINS = (0, 15, 30, 45, 65)  # degrees
 PARTS = {"lips": LIPS, "oval": OVAL, "eyes": EYES, "nose": NOSE, "brows": BROWS}
@@ -64,16 +61,6 @@ def errors(landmarker: FaceLandmarker, store: FaceStore, rows: np.ndarray, seed:
 def eye_distance(points: np.ndarray) -> np.ndarray:
     """Distance of the outer eye corners in the picture. (N, L, 2) -> (N,)."""
     return np.linalg.norm(points[:, OUTER_EYES[0]] - points[:, OUTER_EYES[1]], axis=-1)
-
-
-def cut_from(pictures: list[np.ndarray]):
-    """What :meth:`FaceLandmarker.find` cuts with: pictures (H, W, 3) uint8."""
-
-    def cut(rows: np.ndarray, squares: np.ndarray, size: int) -> Tensor:
-        crops = [cut_square(pictures[row], square, size) for row, square in zip(rows, squares, strict=True)]
-        return from_bytes(torch.from_numpy(np.stack(crops)))
-
-    return cut
 
 
 def jitter(landmarker: FaceLandmarker, picture: np.ndarray, points: np.ndarray, seed: int = 0) -> float:
