@@ -77,6 +77,12 @@ def add_finish(parser: argparse._ActionsContainer) -> None:
         f"frame = the frame as it is, the paper's way (default {DubSettings.start})",
     )
     parser.add_argument(
+        "--no-fit",
+        dest="fit",
+        action="store_false",
+        help="let a voice open the mouth further than the clip shows it (default: its motion is made to fit)",
+    )
+    parser.add_argument(
         "--references",
         dest="num_references",
         type=positive,

@@ -77,7 +77,8 @@ def run_demo(video: Path, audio: Path, out: Path, progress: Callable[[str], Prog
     with demo.timed("audio to lip poses"):
         look = lipsync.look(video, track)
         features = lipsync.audio_encoder.encode(to_mono_16k(sound))
-        poses = lipsync.moved(lipsync.poses_from_audio(sound, sources=look.poses), DubSettings.gain)
+        poses = lipsync.fitted(lipsync.poses_from_audio(sound, sources=look.poses), track)
+        poses = lipsync.moved(poses, DubSettings.gain)
     with demo.timed("edit and write"):
         report = lipsync.dub(video, sound, demo.dubbed, track=track, poses=poses, progress=progress("edit and write"))
         demo.frames = report.frames

@@ -111,7 +111,7 @@ class LipSync(ClipSteps):
 
         Args:
             audio: A sound or video file; None keeps the clip's own sound.
-            track, poses: Computed where they are not given. Given poses are used as they are, whatever ``settings.gain``.
+            track, poses: Computed where they are not given. Given poses are used as they are, whatever ``settings`` say.
             progress: Counts the frames of both passes, tracking and editing; what lies between them repeats the count.
             show: Gets each finished frame, for a preview.
             changes: Single fields of ``settings``.
@@ -132,7 +132,8 @@ class LipSync(ClipSteps):
             look = self.look(video, track, settings.num_references, passes.between)
         if poses is None:
             with clock("sound to poses"):
-                poses = self.moved(self.poses_from_audio(voice, look.poses, settings, passes.between), settings.gain)
+                poses = self.poses_from_audio(voice, look.poses, settings, passes.between)
+                poses = self.moved(self.fitted(poses, track) if settings.fit else poses, settings.gain)
         watching = {"progress": passes.second, "show": show, "clock": clock}
         report = self.edit_video(video, track, poses, out, settings, audio=sound, references=look, **watching)
         return replace(report, total_s=time.perf_counter() - started)

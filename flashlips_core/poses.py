@@ -19,6 +19,9 @@ from .types import POSE_DIM, AudioFeatures, FlashLipsError, LipPoses
 
 EXPRESSION = slice(0, 8)  # the lip encoder's main vector
 MOUTH = slice(8, POSE_DIM)  # its residual from the mouth crop
+RANGE_QUANTILES = (0.02, 0.98)  # between which a mouth is said to move
+WIDENED = 0.2  # of the range that a person shows: so much further the mouth may open
+SPEECH_RANGE = 0.05  # of the eyes' distance: a mouth that moves less is not speaking, and its range says nothing
 QUIET_DB = -60.0  # dB full scale: nothing below counts as speech, however quiet the clip
 
 
@@ -75,6 +78,25 @@ def gain(poses: LipPoses, expression: float = 1.0, mouth: float = 1.0, rest: Ten
     factor = torch.ones(POSE_DIM)
     factor[EXPRESSION], factor[MOUTH] = expression, mouth
     return replace(poses, values=centre + factor * (poses.values - centre))
+
+
+def fit_to_range(poses: LipPoses, asked: np.ndarray, seen: np.ndarray, rest: Tensor) -> LipPoses:
+    """The same motion, made smaller where it would open the mouth further than the person does.
+
+    A mouth that no frame shows must be invented, which no editor does well. The widest openings asked for come down to the widest
+    seen and a fifth of the seen range more; a motion that fits already, and a clip in which nobody speaks, are left alone.
+
+    Args:
+        asked: (T,) the opening that each pose asks for.
+        seen: (N,) openings of the person's own frames, of the same kind.
+        rest: (12,) pose of the mouth at rest, from which motion is measured.
+    """
+    low, high = np.quantile(seen, RANGE_QUANTILES)
+    if high - low < SPEECH_RANGE:
+        return poses
+    widest, closed = np.quantile(asked, RANGE_QUANTILES[1]), np.quantile(asked, RANGE_QUANTILES[0])
+    wanted = min(widest - closed, (1 + WIDENED) * (high - low))
+    return gain(poses, wanted / (widest - closed), wanted / (widest - closed), rest) if wanted < widest - closed else poses
 
 
 def smooth(poses: LipPoses, seconds: float) -> LipPoses:

@@ -26,7 +26,7 @@ from .flow import SamplerSettings, sample_poses
 from .loading import Parts
 from .media import open_sound, probe, read_frames
 from .models.lip_encoder import mouth_region
-from .poses import fill_absent, gain, silence_gate
+from .poses import fill_absent, fit_to_range, gain, silence_gate
 from .references import candidate_frames, choose_references, head_turns, mouth_frames
 from .retrieval import RIM_PX, Faces, Mouths, choose_path, fine_size, mouth_window, needs_of, rim_of
 from .sharpen import check_share
@@ -57,6 +57,7 @@ class DubSettings:
     length: str = "cut"  # where sound and picture differ in length: cut, loop, ping-pong, hold, silence
     sampler: SamplerSettings = SamplerSettings()
     gate: bool = True  # close the mouth where nobody speaks
+    fit: bool = True  # make the motion smaller where the mouth would open further than the person's does
     gain: float = LIP_MOTION  # how much further from rest than sampled the lips move
     sharpen: float = SHARPEN  # how much of the fine detail that the editor loses is put back, 0 to 1
     num_references: int | None = None  # None: as many as suit the editor
@@ -144,12 +145,24 @@ class ClipSteps(Parts):
         features = self.audio_encoder.encode(samples, beat)
         emotion = self.emotion_encoder.encode(samples) if self.emotion_encoder and self.pose_model.config.emotion_dim else None
         poses = sample_poses(self.pose_model, features, sources, settings.sampler, emotion, progress)
-        rest = self.pose_model.rest_pose.float().cpu()
-        return silence_gate(poses, features, rest) if settings.gate else poses
+        return silence_gate(poses, features, self._rest()) if settings.gate else poses
+
+    def fitted(self, poses: LipPoses, track: FaceTrack) -> LipPoses:
+        """The same motion within what the person shows, where the track has landmarks."""
+        if track.landmarks is None:
+            return poses
+        return fit_to_range(poses, self.openings(poses.values), lip_gap(track.landmarks[track.present]), self._rest())
+
+    def openings(self, poses: Tensor) -> np.ndarray:
+        """How far poses (T, 12) open the lips: their gap over the eyes' distance. (T,)"""
+        return self.lip_encoder.opening(poses.to(self.lip_encoder.opening_weight)).float().cpu().numpy()
+
+    def _rest(self) -> Tensor:
+        return self.pose_model.rest_pose.float().cpu()
 
     def moved(self, poses: LipPoses, times: float) -> LipPoses:
         """The lips ``times`` as far from rest."""
-        return poses if times == 1.0 else gain(poses, times, times, self.pose_model.rest_pose.float().cpu())
+        return poses if times == 1.0 else gain(poses, times, times, self._rest())
 
     @torch.inference_mode()
     def poses_from_video(
@@ -309,9 +322,8 @@ class ClipSteps(Parts):
             frames: (T,) int, the clip's frames that are shown.
         """
         wanted = faces_of(track, poses, look.rims, frames)
-        weight = self.lip_encoder.opening_weight
         if wanted.openings is not None:
-            wanted = replace(wanted, openings=self.lip_encoder.opening(poses.to(weight)).float().cpu().numpy())
+            wanted = replace(wanted, openings=self.openings(poses))
         path = choose_path(look.mouths, wanted)
         return path, needs_of(look.mouths, wanted, path)
 

@@ -173,3 +173,15 @@ def test_absent_rows_are_filled_from_their_neighbours() -> None:
     values = torch.tensor([[9.0], [1.0], [9.0], [3.0], [9.0]])
     filled = p.fill_absent(values, np.array([False, True, False, True, False]))
     assert filled[:, 0].tolist() == [1, 1, 2, 3, 3]
+
+
+def test_motion_is_fitted_to_what_a_person_shows() -> None:
+    rest = torch.zeros(12)
+    poses = LipPoses(torch.linspace(0, 1, 50)[:, None].expand(-1, 12).contiguous(), Fraction(25))
+    asked = np.linspace(0, 0.4, 50)
+    seen = np.linspace(0.02, 0.22, 50)
+    fitted = p.fit_to_range(poses, asked, seen, rest)
+    share = float(fitted.values[-1, 0] / poses.values[-1, 0])
+    assert abs(share - 1.2 * 0.2 / 0.4) < 0.01
+    assert p.fit_to_range(poses, asked, 2 * seen + 0.1, rest) is poses  # who opens wide is asked what the voice asks
+    assert p.fit_to_range(poses, asked, 0.1 * seen, rest) is poses  # who does not speak shows no range

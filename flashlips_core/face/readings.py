@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .head_shape import INNER_PAIRS, IRISES, MOUTH_CORNERS, NOSE_TIP, OUTER_EYES
+from .head_shape import INNER_PAIRS, IRISES, MOUTH_CORNERS, NOSE_TIP
 
 FIVE = (*IRISES, NOSE_TIP, *MOUTH_CORNERS)  # in the order of a detector's points
 
@@ -20,7 +20,7 @@ def box_around(landmarks: np.ndarray) -> np.ndarray:
 
 
 def lip_gap(landmarks: np.ndarray) -> np.ndarray:
-    """Mean gap of the inner lips over the distance of the outer eye corners. (T, L, 2) -> (T,)"""
-    gaps = [np.linalg.norm(landmarks[:, a] - landmarks[:, b], axis=-1) for a, b in INNER_PAIRS]
-    left, right = OUTER_EYES
-    return np.mean(gaps, axis=0) / np.linalg.norm(landmarks[:, left] - landmarks[:, right], axis=-1).clip(min=1e-6)
+    """The gap in the middle of the lips over the irises' distance, as ``expression.mouth_opening``. (T, L, 2) -> (T,)"""
+    (below, above), (left, right) = INNER_PAIRS[1], IRISES
+    gap = np.linalg.norm(landmarks[:, below] - landmarks[:, above], axis=-1)
+    return gap / np.linalg.norm(landmarks[:, left] - landmarks[:, right], axis=-1).clip(min=1e-6)

@@ -1,0 +1,176 @@
+"""Stage "lip-faces": the lip encoder learns to read faces that its teacher never saw: portraits, moving and rendered heads.
+
+The teacher reads a person's lips against that person's own face at rest, which a single portrait lacks. So the poses of new faces
+are told from the inner lips' outline, by a ridge regression that GRID's people give, and their opening is measured. What the
+encoder reads from GRID is held to what it read before: editors and pose models keep their meaning. All of it is ours.
+
+N mouths, B batch, P = 12.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..expression import OUTER_LIP, mouth_opening
+from ..face.head_shape import IRISES
+from ..face.readings import five_points
+from ..models.lip_encoder import LipEncoder
+from ..pixels import from_bytes
+from ..turned import Square, turned_cut
+from .lip import STORED_MOUTH, STORED_PX, view_mouths
+from .loop import MakeBatch, TrainConfig, fit
+
+OPENING_UNIT = 0.05  # of the eyes' distance: a step of the mouth that shows
+RIDGE = 3.0  # of the regression from outlines to poses, in squared shares of the outline's usual spread
+EYES_SHARE = 0.29  # distance of the irises over the side of an aligned crop: what a turned head's is taken for
+
+
+@dataclass(frozen=True)
+class FaceMouths:
+    """Mouths of one kind of source, all cut from aligned crops."""
+
+    images: np.ndarray  # (N, STORED_PX, STORED_PX, 3) uint8: the mouth region and a margin
+    outlines: np.ndarray  # (N, 40) the inner lips as features, see :func:`outline_features`
+    openings: np.ndarray  # (N,) gap over eye distance
+    poses: Tensor | None = None  # (N, 12) what the encoder read before; None where it is not to be trusted
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def cut_mouths(crops: np.ndarray, landmarks: np.ndarray, margin: float) -> FaceMouths:
+    """Of aligned crops.
+
+    Args:
+        crops: (N, S, S, 3) uint8, ``margin`` times as wide as the editor's square.
+        landmarks: (N, 99, 2) shares of the editor's square.
+    """
+    left, top, right, bottom = STORED_MOUTH
+    size = crops.shape[1] / margin  # pixels of the editor's square
+    centre = (np.array([left + right, top + bottom]) / 2 - 0.5) * size + crops.shape[1] / 2
+    square = Square(float(centre[0]), float(centre[1]), (right - left) * size, 0.0)
+    images = np.stack([turned_cut(crop, square, STORED_PX).round().clip(0, 255).astype(np.uint8) for crop in crops])
+    return FaceMouths(images, outline_features(landmarks), openings_of(landmarks))
+
+
+def outline_features(landmarks: np.ndarray) -> np.ndarray:
+    """Inner lips about their own middle, over the eyes' distance of an aligned face. (N, 99, 2) shares -> (N, 40)."""
+    inner = landmarks[:, OUTER_LIP : 2 * OUTER_LIP] / EYES_SHARE
+    return (inner - inner.mean(1, keepdims=True)).reshape(len(landmarks), -1)
+
+
+def openings_of(landmarks: np.ndarray) -> np.ndarray:
+    """The gap of the lips over the eyes' distance, as an aligned crop has it however the head is turned. (N, 99, 2) -> (N,)"""
+    eyes = np.linalg.norm(landmarks[:, IRISES[0]] - landmarks[:, IRISES[1]], axis=-1)
+    gap = mouth_opening(landmarks[:, : 2 * OUTER_LIP], five_points(landmarks))
+    return (gap * np.maximum(eyes, 1e-6) / np.maximum(eyes, EYES_SHARE)).astype(np.float32)
+
+
+@torch.inference_mode()
+def read_mouths(encoder: LipEncoder, images: np.ndarray, is_mirrored: bool = False) -> Tensor:
+    """What the encoder reads from stored mouths. (N, 12)"""
+    poses, size, flip = [], encoder.config.mouth_px, -1.0 if is_mirrored else 1.0
+    for start in range(0, len(images), 128):
+        stored = from_bytes(images[start : start + 128])
+        poses.append(encoder.read_mouths(view_mouths(stored, size, torch.Generator(), 0.0, 0.0, torch.full((len(stored),), flip))))
+    return torch.cat(poses)
+
+
+def fit_poses(outlines: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Ridge regression from outlines (N, 40) to poses (N, 12), with a constant. -> (41, 12)"""
+    design = np.concatenate([outlines, np.ones((len(outlines), 1))], 1)
+    penalty = RIDGE * outlines.std() ** 2 * np.eye(design.shape[1])
+    penalty[-1, -1] = 0
+    return np.linalg.solve(design.T @ design + penalty, design.T @ poses)
+
+
+def told_poses(outlines: np.ndarray, fitted: np.ndarray) -> Tensor:
+    """Poses (N, 12) by :func:`fit_poses`."""
+    return torch.from_numpy(outlines @ fitted[:-1] + fitted[-1]).float()
+
+
+@dataclass(frozen=True)
+class FaceBatch:
+    mouths: Tensor  # (B, 3, mouth_px, mouth_px)
+    poses: Tensor  # (B, 12)
+    trust: Tensor  # (B,) weight of the pose
+    openings: Tensor  # (B,)
+
+
+def face_batches(sources: Sequence[FaceMouths], shares: Sequence[float], encoder: LipEncoder, batch_size: int) -> MakeBatch:
+    """Mouths seen through other cameras; a mirrored mouth's pose is what the encoder reads from it, or what its outline tells.
+
+    Args:
+        shares: of a batch, one for each source.
+        encoder: as it was before.
+    """
+    known = [s for s in sources if s.poses is not None]
+    fitted = fit_poses(np.concatenate([s.outlines for s in known]), torch.cat([s.poses for s in known]).numpy())
+    plain = [s.poses if s.poses is not None else told_poses(s.outlines, fitted) for s in sources]
+    flipped = [
+        read_mouths(encoder, s.images, True) if s.poses is not None else told_poses(_mirrored(s.outlines), fitted)
+        for s in sources
+    ]
+    counts = np.random.default_rng(0).multinomial(batch_size, np.array(shares) / sum(shares))
+    counts[0] += batch_size - counts.sum()
+
+    def make(generator: torch.Generator) -> FaceBatch:
+        parts = []
+        for source, count, (as_is, mirrored) in zip(sources, counts.tolist(), zip(plain, flipped, strict=True), strict=True):
+            rows = torch.randint(len(source), (count,), generator=generator)
+            is_flipped = torch.rand(count, generator=generator) < 0.5
+            mouths = view_mouths(
+                _softened(from_bytes(source.images[rows.numpy()]), generator), encoder.config.mouth_px, generator, 0.05, 1.0,
+                torch.where(is_flipped, -1.0, 1.0),
+            )  # fmt: skip
+            poses = torch.where(is_flipped[:, None], mirrored[rows], as_is[rows])
+            trust = torch.full((count,), 1.0 if source.poses is not None else 0.25)
+            parts.append(FaceBatch(mouths, poses, trust, torch.from_numpy(source.openings)[rows]))
+        return FaceBatch(*(torch.cat([getattr(p, name) for p in parts]) for name in ("mouths", "poses", "trust", "openings")))
+
+    return make
+
+
+def face_step(network: LipEncoder, batch: FaceBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    """Poses as before or as the outline tells, and openings as they are measured."""
+    poses = network.read_mouths(batch.mouths)
+    each = F.smooth_l1_loss(poses, batch.poses, reduction="none").mean(1)
+    error = (network.opening(poses) - batch.openings) / OPENING_UNIT
+    return {"pose": (each * batch.trust).mean(), "opening": F.smooth_l1_loss(error, torch.zeros_like(error))}
+
+
+def train_faces(
+    encoder: LipEncoder,
+    sources: Sequence[FaceMouths],
+    shares: Sequence[float],
+    config: TrainConfig,
+    batch_size: int = 64,
+) -> LipEncoder:
+    """Go on training a lip encoder on these mouths; ``config.weights`` are those of pose and opening."""
+    before = LipEncoder(encoder.config)
+    before.load_state_dict(encoder.state_dict())
+    return fit(encoder.train(), face_batches(sources, shares, before.eval(), batch_size), face_step, config).eval()
+
+
+def _mirrored(outlines: np.ndarray) -> np.ndarray:
+    from ..expression import MIRROR_LIPS
+
+    points = outlines.reshape(len(outlines), OUTER_LIP, 2) * np.array([-1, 1])
+    return points[:, MIRROR_LIPS[OUTER_LIP:] - OUTER_LIP].reshape(len(outlines), -1)
+
+
+def _softened(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the pictures less sharp, as small or compressed faces are. (B, 3, S, S)"""
+    size = images.shape[-1]
+    result = images.clone()
+    for row in torch.nonzero(torch.rand(len(images), generator=generator) < 0.5)[:, 0].tolist():
+        small = int(size / (1 + 2 * float(torch.rand((), generator=generator))))
+        less = F.interpolate(images[row : row + 1], size=(small, small), mode="bilinear", antialias=True)
+        result[row] = F.interpolate(less, size=(size, size), mode="bilinear")[0]
+    return result
