@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..expression import OUTER_LIP, mouth_opening
-from ..face.head_shape import IRISES
+from ..face.head_shape import IRISES, NOSE
 from ..face.readings import five_points
 from ..models.lip_encoder import LipEncoder
 from ..pixels import from_bytes
@@ -28,6 +28,7 @@ from .loop import MakeBatch, TrainConfig, fit
 
 OPENING_UNIT = 0.05  # of the eyes' distance: a step of the mouth that shows
 RIDGE = 3.0  # of the regression from outlines to poses, in squared shares of the outline's usual spread
+NOSE_FLOOR = NOSE.stop - 3  # the landmark below the nose: no beard grows above
 EYES_SHARE = 0.29  # distance of the irises over the side of an aligned crop: what a turned head's is taken for
 
 
@@ -57,6 +58,35 @@ def cut_mouths(crops: np.ndarray, landmarks: np.ndarray, margin: float) -> FaceM
     square = Square(float(centre[0]), float(centre[1]), (right - left) * size, 0.0)
     images = np.stack([turned_cut(crop, square, STORED_PX).round().clip(0, 255).astype(np.uint8) for crop in crops])
     return FaceMouths(images, outline_features(landmarks), openings_of(landmarks))
+
+
+def bearded(crops: np.ndarray, landmarks: np.ndarray, margin: float, seed: int = 0) -> np.ndarray:
+    """The same crops with painted beards, of which the pictures at hand have few: dark hair must not be read as an open mouth.
+
+    Args:
+        crops, landmarks, margin: As :func:`cut_mouths` takes them.
+    """
+    import cv2
+
+    rng, result = np.random.default_rng(seed), crops.copy()
+    size = crops.shape[1]
+    for crop, points in zip(result, landmarks, strict=True):
+        spots = ((points - 0.5) / margin + 0.5) * size
+        hair, lips = np.zeros((2, size, size), np.float32)
+        reach = rng.uniform(0.9, 2.2) * np.abs(spots[0, 0] - spots[10, 0]) / 2  # from a goatee to a full beard
+        centre = (spots[0] + spots[10]) / 2 + [0, rng.uniform(0, 0.15) * reach]
+        radii = (int(reach), int(reach * rng.uniform(0.8, 1.3)))
+        cv2.ellipse(hair, tuple(centre.round().astype(int).tolist()), radii, 0, 0, 360, 1.0, -1)
+        cv2.fillPoly(lips, [spots[:OUTER_LIP].round().astype(np.int32)], 1.0)
+        lips = cv2.dilate(lips, np.ones((3, 3), np.uint8), iterations=int(rng.integers(0, 4)))
+        hair[: max(int(spots[NOSE_FLOOR, 1]), 0)] = 0
+        hair = cv2.GaussianBlur(hair * (1 - lips), (0, 0), rng.uniform(1, 4))
+        strands = cv2.GaussianBlur(rng.normal(0, 1, (size, size)).astype(np.float32), (0, 0), rng.uniform(0.6, 1.5))
+        tone = rng.uniform(15, 110) * np.array([1, rng.uniform(0.75, 1), rng.uniform(0.6, 1)])
+        colour = tone + 60 * rng.uniform(0.2, 1) * strands[..., None]
+        weight = (hair * rng.uniform(0.5, 0.95))[..., None]
+        crop[:] = (crop * (1 - weight) + colour.clip(0, 255) * weight).astype(np.uint8)
+    return result
 
 
 def outline_features(landmarks: np.ndarray) -> np.ndarray:
