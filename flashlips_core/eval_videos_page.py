@@ -76,7 +76,7 @@ def _dubs(dubs: Sequence[Mapping], other: Mapping | None) -> str:
     lines = [_line(["clip, voice", "head", *COLUMNS, "sheet"], "th")]
     for dub in dubs:
         was = before.get((dub["clip"], dub["voice"]), {})
-        cells = [f"{dub['clip']}, {dub['voice']}", "moving" if dub["moving"] else "still"]
+        cells = [html.escape(f"{dub['clip']}, {dub['voice']}"), "moving" if dub["moving"] else "still"]
         for name in COLUMNS:
             past = f" <span class=note>({_text(was.get(name))})</span>" if other else ""
             cells.append(_text(dub.get(name)) + past)

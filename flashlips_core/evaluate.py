@@ -1,5 +1,7 @@
 """``python -m flashlips_core eval``: dub held-out clips, let MediaPipe watch the results, fill the table.
 
+With ``--videos`` the clips are any folder's and the table is another: :mod:`eval_videos`.
+
 Every dub goes through the public pipeline, file to file, and motion is measured on the written video.
 """
 
@@ -180,6 +182,8 @@ def run(
     videos = getattr(args, "videos", None)
     if args.data is None and (videos is None or args.weights is None):
         raise FlashLipsError("There is nothing to measure; give --data for the table, or --videos, --voice and --weights.")
+    if videos is not None and (args.compare or args.finetune):
+        raise FlashLipsError("--videos is a measurement of its own; leave out --compare and --finetune.")
     if args.skip < 0 or args.skip and not args.finetune:
         raise FlashLipsError(f"--skip is {args.skip}; give how many of the person's first clips --finetune leaves out, with it.")
     weights = args.weights or args.data.parent / "weights"
@@ -226,6 +230,7 @@ def command_of(args: argparse.Namespace) -> str:
     given |= {option: getattr(args, name, None) for option, name in DUB_OPTIONS.items()}
     defaults = {"parts": list(PARTS), "targets": "basic", "sharpen": SHARPEN, "skip": 0}
     given |= {name: None for name, value in defaults.items() if given[name] == value}
+    given |= {"suite": None} if given["videos"] is not None else {}
     words = ["python -m flashlips_core eval"]
     for name, value in given.items():
         if value is not None and value is not False:
