@@ -1,8 +1,7 @@
 """``python -m flashlips_core eval``: dub held-out clips, let MediaPipe watch the results, fill the table.
 
-With ``--videos`` the clips are any folder's and the table is another: :mod:`eval_videos`.
-
-Every dub goes through the public pipeline, file to file, and motion is measured on the written video.
+Every dub goes through the public pipeline, file to file, and motion is measured on the written video. With ``--videos`` the clips
+are any folder's, and so is the table: see :mod:`eval_videos`.
 """
 
 from __future__ import annotations
