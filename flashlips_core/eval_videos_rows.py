@@ -29,7 +29,7 @@ GAP = "gap in the dub against asked opening, r"
 ROWS: tuple[Row, ...] = (
     (f"{GAP}: lowest", "r", _lowest, (0.70, None), ""),
     (f"{GAP}: at the best lag", "r_best_lag", np.mean, m.UNBOUNDED, "within 4 frames"),
-    ("size of the motion, read back over asked", "size", np.mean, (0.9, 1.1), "ratio of deviations: what does not follow counts too"),
+    ("size of the motion, read back over asked", "size", np.mean, (0.9, 1.1), "ratio of deviations, whether it follows or not"),
     ("size of the motion, by percentiles", "size_quantiles", np.mean, m.UNBOUNDED, "10th to 90th"),
     ("opening read back per opening asked, slope", "slope", np.mean, m.UNBOUNDED, "least squares: only what follows the poses"),
     ("detail in the mouth box, dub over source", "detail", np.mean, (0.8, 1.2), "median over frames"),
