@@ -1,6 +1,7 @@
 """``python -m flashlips_core eval``: dub held-out clips, let MediaPipe watch the results, fill the table.
 
-Every dub goes through the public pipeline, file to file, and motion is measured on the written video.
+Every dub goes through the public pipeline, file to file, and motion is measured on the written video. With ``--videos`` the clips
+are any folder's, and so is the table: see :mod:`eval_videos`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from . import eval_editors, eval_rows, eval_speech
+from . import eval_editors, eval_rows, eval_speech, eval_videos
 from . import measures as m
 from .eval_material import SUITES, TARGETS, Material, gather
 from .eval_session import SEED, Dub, Session, drivers_for, sheets, write_silence
@@ -133,7 +134,7 @@ def evaluate(session: Session, given: Material, parts: Sequence[str]) -> list[Me
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``eval``."""
-    parser.add_argument("--data", type=Path, required=True, help="folder with grid_s1/test and grid_people/test")
+    parser.add_argument("--data", type=Path, help="folder with grid_s1/test and grid_people/test")
     needed = "MediaPipe's landmarker, TAESDXL and a face-recognition network"
     parser.add_argument("--weights", type=Path, help=f"folder with {needed} (default: DATA/../weights)")
     parser.add_argument("--suite", choices=sorted(SUITES), default="quick", help="quick: a few clips; full: every test clip")
@@ -157,6 +158,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     skipped = "of --finetune: leave out the person's first clips"
     parser.add_argument("--skip", type=int, default=0, metavar="CLIPS", help=skipped)
+    eval_videos.add_arguments(parser)
 
 
 def minutes(text: str) -> float:
@@ -176,10 +178,17 @@ def run(
     """Evaluate; writes ``table.md`` and ``table.json`` under ``--out`` and returns what the latter holds."""
     if (args.compare or args.finetune) and (args.speech or args.parts != list(PARTS) or args.targets != "basic"):
         raise FlashLipsError("--parts, --targets and --speech belong to the table; leave them out with --compare or --finetune.")
+    videos = getattr(args, "videos", None)
+    if args.data is None and (videos is None or args.weights is None):
+        raise FlashLipsError("There is nothing to measure; give --data for the table, or --videos, --voice and --weights.")
+    if videos is not None and (args.compare or args.finetune):
+        raise FlashLipsError("--videos is a measurement of its own; leave out --compare and --finetune.")
     if args.skip < 0 or args.skip and not args.finetune:
         raise FlashLipsError(f"--skip is {args.skip}; give how many of the person's first clips --finetune leaves out, with it.")
     weights = args.weights or args.data.parent / "weights"
     session = Session(lipsync or LipSync.load(), weights / LANDMARKER_FILE, args.out, progress, settings or DubSettings())
+    if videos is not None:
+        return eval_videos.run(args, session, command_of(args))
     given = gather(args.data, weights, args.speech, SUITES[args.suite], TARGETS[args.targets])
     command = command_of(args)
     result = {"command": command, "suite": args.suite} | _measured(args, session, given, command)
@@ -208,20 +217,22 @@ def _as_dicts(columns: eval_editors.Columns) -> dict[str, list[dict]]:
     return {who: [row.as_dict() for row in rows] for who, rows in columns.items()}
 
 
+VIDEO_OPTIONS = ("videos", "voice", "in_turn", "frames", "only", "own_voice", "own_lips", "dubs", "against")
 DUB_OPTIONS = {"references": "num_references", "sharpen": "sharpen", "gain": "gain"}
 
 
 def command_of(args: argparse.Namespace) -> str:
     """The command that repeats this evaluation: its own options and those that choose models."""
-    own = ("data", "weights", "suite", "parts", "targets", "speech", "compare", "finetune", "skip")
+    own = ("data", "weights", "suite", "parts", "targets", "speech", "compare", "finetune", "skip", *VIDEO_OPTIONS)
     models = ("models", "codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "device", "crop_px")
     given = {name: getattr(args, name, None) for name in (*own, *models)}
     given |= {option: getattr(args, name, None) for option, name in DUB_OPTIONS.items()}
     defaults = {"parts": list(PARTS), "targets": "basic", "sharpen": SHARPEN, "skip": 0}
     given |= {name: None for name, value in defaults.items() if given[name] == value}
+    given |= {"suite": None} if given["videos"] is not None else {}
     words = ["python -m flashlips_core eval"]
     for name, value in given.items():
-        if value is not None:
-            values = value if isinstance(value, list) else [value]
+        if value is not None and value is not False:
+            values = [] if value is True else value if isinstance(value, list) else [value]
             words += [f"--{name.replace('_', '-')}", *(shlex.quote(str(v)) for v in values)]
     return " ".join(words)
