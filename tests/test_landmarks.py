@@ -129,6 +129,16 @@ def test_a_batch_gives_what_its_pictures_give_alone():
     assert np.allclose(confidence, np.concatenate([c for _, c in alone]), atol=1e-5)
 
 
+def test_the_runners_network_with_norms_folded_in_answers_as_the_plain_one():
+    network, crops = LandmarkNet(TINY), torch.rand(3, 3, 32, 32)
+    for _ in range(3):
+        network(crops * 3)  # running statistics that are not the first ones
+    points, logit = network.eval()(crops)
+    read, confidence = FaceLandmarker(network).read(crops)
+    assert np.allclose(read, points.detach(), atol=1e-5)
+    assert np.allclose(confidence, logit.detach().sigmoid(), atol=1e-5)
+
+
 def test_a_second_look_starts_where_the_first_one_ended():
     class Oracle(torch.nn.Module):
         """Answers with the right points of whatever square was cut last."""
@@ -141,16 +151,15 @@ def test_a_second_look_starts_where_the_first_one_ended():
             shares = to_square(np.stack([face(6.0, 0.5)] * len(crops)), self.squares)
             return torch.from_numpy(shares), torch.full((len(crops),), 5.0)
 
-    oracle = Oracle()
-    looked_at = []
+    landmarker, looked_at = FaceLandmarker(Oracle()), []
 
     def cut(rows, squares, size):
-        oracle.squares = squares
+        landmarker.network.squares = squares
         looked_at.append(squares)
         return torch.zeros(len(rows), 3, size, size)
 
     rough = rough_square(np.array([[60.0, 60, 180, 190]]))
-    points, confidence = FaceLandmarker(oracle).find(cut, rough)
+    points, confidence = landmarker.find(cut, rough)
     assert np.allclose(points[0], face(6.0, 0.5), atol=1e-3) and confidence[0] > 0.99
     assert np.allclose(looked_at[0], rough) and looked_at[1][0, 4] == pytest.approx(0.5, abs=1e-3)
 

@@ -21,7 +21,6 @@ REPEATS = 24  # looks at one still face
 def measure(network: LandmarkNet, stores: dict[str, FaceStore], most: int = 240) -> dict[str, float]:
     """Mean errors of the held-out faces of each store after two looks, starting from boxes that are off; and by part and yaw."""
     landmarker, scores = FaceLandmarker(network), {}
-    was_training = network.training
     for name, store in stores.items():
         rows = store.rows(TEST)
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
@@ -37,7 +36,6 @@ def measure(network: LandmarkNet, stores: dict[str, FaceStore], most: int = 240)
         if name == STILLS:
             pictures = [(store.pictures[row], store.points[row] * store.pictures.shape[1]) for row in rows]
             scores["jitter px"] = float(np.mean([jitter(landmarker, *still) for still in pictures]))
-    network.train(was_training).requires_grad_(True)
     return scores
 
 
