@@ -9,14 +9,20 @@ import pytest
 import torch
 
 from flashlips_core import checkpoint
+from flashlips_core.face.cascades import LandmarkDetector
 from flashlips_core.face.head_shape import EYES, IRISES, MOUTH_CORNERS, NOSE_TIP, NUM_POINTS, mean_shape
 from flashlips_core.face.landmarks import FaceLandmarker, cut_from, cut_square, rough_square, square_around, to_frame, to_square
 from flashlips_core.loading import load_network
 from flashlips_core.models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
+from flashlips_core.train.head_mesh import Camera, load_head, rotation
+from flashlips_core.train.head_render import HeadRenderer
+from flashlips_core.train.head_skin import SKIN_TONES, SkinPainter
 from flashlips_core.train.landmark_data import FaceStore, mirror, write_store
+from flashlips_core.train.landmark_heads import vertex_offsets
 from flashlips_core.train.landmark_measure import jitter, measure
 from flashlips_core.train.landmark_views import background_view, face_view, wrong_view
 from flashlips_core.train.landmarks import LandmarkStores, landmark_batches, landmark_step, train_landmarks
+from flashlips_core.train.synthetic import random_look
 from flashlips_core.types import FlashLipsError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -129,6 +135,16 @@ def test_a_batch_gives_what_its_pictures_give_alone():
     assert np.allclose(confidence, np.concatenate([c for _, c in alone]), atol=1e-5)
 
 
+def test_the_runners_network_with_norms_folded_in_answers_as_the_plain_one():
+    network, crops = LandmarkNet(TINY), torch.rand(3, 3, 32, 32)
+    for _ in range(3):
+        network(crops * 3)  # running statistics that are not the first ones
+    points, logit = network.eval()(crops)
+    read, confidence = FaceLandmarker(network).read(crops)
+    assert np.allclose(read, points.detach(), atol=1e-5)
+    assert np.allclose(confidence, logit.detach().sigmoid(), atol=1e-5)
+
+
 def test_a_second_look_starts_where_the_first_one_ended():
     class Oracle(torch.nn.Module):
         """Answers with the right points of whatever square was cut last."""
@@ -141,16 +157,15 @@ def test_a_second_look_starts_where_the_first_one_ended():
             shares = to_square(np.stack([face(6.0, 0.5)] * len(crops)), self.squares)
             return torch.from_numpy(shares), torch.full((len(crops),), 5.0)
 
-    oracle = Oracle()
-    looked_at = []
+    landmarker, looked_at = FaceLandmarker(Oracle()), []
 
     def cut(rows, squares, size):
-        oracle.squares = squares
+        landmarker.network.squares = squares
         looked_at.append(squares)
         return torch.zeros(len(rows), 3, size, size)
 
     rough = rough_square(np.array([[60.0, 60, 180, 190]]))
-    points, confidence = FaceLandmarker(oracle).find(cut, rough)
+    points, confidence = landmarker.find(cut, rough)
     assert np.allclose(points[0], face(6.0, 0.5), atol=1e-3) and confidence[0] > 0.99
     assert np.allclose(looked_at[0], rough) and looked_at[1][0, 4] == pytest.approx(0.5, abs=1e-3)
 
@@ -209,36 +224,58 @@ def test_the_bundled_file_is_small_and_says_whose_pictures_it_learnt_from():
     assert load_network("landmarks").config == LANDMARKS_MINI
 
 
-@bundled
-@pytest.mark.skipif(not MESH.is_file(), reason="the head mesh lies in ../shared, which is not here")
-def test_the_bundled_network_finds_a_turned_rendered_heads_landmarks():
-    from flashlips_core.train.head_mesh import Camera, load_head, rotation
-    from flashlips_core.train.head_render import HeadRenderer
-    from flashlips_core.train.head_skin import SKIN_TONES, SkinPainter
-    from flashlips_core.train.landmark_heads import vertex_offsets
-    from flashlips_core.train.synthetic import random_look
-
+@pytest.fixture(scope="module")
+def rendered():
+    """``rendered(yaw, roll)`` draws one head: picture (256, 256, 3) uint8 and its landmarks (99, 2) in pixels."""
+    if not MESH.is_file():
+        pytest.skip("the head mesh lies in ../shared, which is not here")
     mesh, rng = load_head(MESH), np.random.default_rng(11)
-    painter = SkinPainter(mesh, 128)
-    landmarker = FaceLandmarker(load_network("landmarks"))
     try:
         renderer = HeadRenderer(mesh, 256, 1)
     except FlashLipsError as error:
         pytest.skip(str(error))
+    skin = SkinPainter(mesh, 128).paint(rng, SKIN_TONES[2], np.array([60.0, 40, 30]))
     with renderer:
-        skin = painter.paint(rng, SKIN_TONES[2], np.array([60.0, 40, 30]))
         renderer.set_look(random_look(rng, (skin, SKIN_TONES[2], False)))
-        for yaw in (-0.6, 0.0, 0.5):
-            camera = Camera(rotation(yaw, 0.1, 0.0), 100.0)
+
+        def draw(yaw: float, roll: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+            camera = Camera(rotation(yaw, 0.1, roll), 100.0)
             points = camera.project(mesh.neutral[mesh.mediapipe] + vertex_offsets(mesh))
             middle, half = (points.min(0) + points.max(0)) / 2, np.ptp(points, axis=0).max()
             picture = renderer.draw(mesh.neutral, camera, np.concatenate([middle - half, middle + half]))
-            true = (points - middle + half) / (2 * half) * 256
-            rough = square_around(true) + np.array([10, -8, 10, -8, 0.2], np.float32)
-            found, confidence = landmarker.find(cut_from([picture]), rough[None])
-            error = np.linalg.norm(found[0] - true, axis=-1).mean() / (9.0 / 21.0 * (rough[2] - rough[0]))
-            assert error < 0.08 and confidence[0] > 0.5
-    assert jitter(landmarker, picture, true) < 1.0
+            return picture, (points - middle + half) / (2 * half) * 256
+
+        yield draw
+
+
+def error_of(found: np.ndarray, true: np.ndarray) -> float:
+    """Mean error over the frontal face's distance of the outer eye corners."""
+    square = square_around(true)
+    return float(np.linalg.norm(found - true, axis=-1).mean() / (9.0 / 21.0 * (square[2] - square[0])))
+
+
+@bundled
+@pytest.mark.parametrize("yaw", [-0.6, 0.0, 0.5])
+def test_the_bundled_network_finds_a_turned_heads_landmarks_from_a_rough_box(rendered, yaw):
+    picture, true = rendered(yaw)
+    rough = square_around(true) + np.array([10, -8, 10, -8, 0.2], np.float32)
+    found, confidence = FaceLandmarker(load_network("landmarks")).find(cut_from([picture]), rough[None])
+    assert error_of(found[0], true) < 0.07 and confidence[0] > 0.5
+
+
+@bundled
+def test_landmarks_of_a_still_face_hardly_tremble(rendered):
+    assert jitter(FaceLandmarker(load_network("landmarks")), *rendered(0.1)) < 0.6
+
+
+@bundled
+@pytest.mark.parametrize(("yaw", "roll"), [(0.0, 0.0), (1.0, 0.0), (0.1, -0.7)])
+def test_cascades_and_network_find_faces_that_turn_and_tilt(rendered, yaw, roll):
+    picture, true = rendered(yaw, roll)
+    faces = LandmarkDetector(FaceLandmarker(load_network("landmarks"))).find(picture[None])[0]
+    eyes_and_mouth = true[FIVE]
+    far = np.linalg.norm(faces[0].points - eyes_and_mouth, axis=-1).mean() / np.ptp(true, axis=0).max()
+    assert far < 0.08
 
 
 @bundled

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..models.landmark_net import LandmarkNet
+from ..models.landmark_net import LandmarkNet, fused
 from ..pixels import from_bytes
 from ..types import FlashLipsError
 from .crop import EYE_DISTANCE_WEIGHT
@@ -124,7 +124,7 @@ class FaceLandmarker:
 
     def __init__(self, network: LandmarkNet, device: torch.device | str = "cpu") -> None:
         self.device = torch.device(device)
-        self.network = network.eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        self.network = fused(network).to(self.device, memory_format=torch.channels_last)
 
     @property
     def size(self) -> int:

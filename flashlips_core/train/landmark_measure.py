@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..face.head_pose import fit_poses
-from ..face.head_shape import BROWS, EYES, LIPS, NOSE, OUTER_EYES, OVAL
+from ..face.head_shape import BROWS, EYES, LIPS, NOSE, OUTER_EYES, OVAL, mean_shape
 from ..face.landmarks import FaceLandmarker, cut_from, make_square, square_around
 from ..models.landmark_net import LandmarkNet
 from .landmark_data import STILLS, TEST, FaceStore
@@ -21,12 +21,12 @@ REPEATS = 24  # looks at one still face
 def measure(network: LandmarkNet, stores: dict[str, FaceStore], most: int = 240) -> dict[str, float]:
     """Mean errors of the held-out faces of each store after two looks, starting from boxes that are off; and by part and yaw."""
     landmarker, scores = FaceLandmarker(network), {}
-    was_training = network.training
     for name, store in stores.items():
         rows = store.rows(TEST)
         rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-        error, confidence, yaw = errors(landmarker, store, rows)
+        error, confidence, yaw, shortened = errors(landmarker, store, rows)
         scores[name] = float(error.mean())
+        scores[f"{name} of frontal eyes"] = float((error * shortened[:, None]).mean())
         scores[f"{name} worst tenth"] = float(np.quantile(error.mean(1), 0.9))
         scores[f"{name} confident"] = float((confidence > 0.5).mean())
         scores |= {f"{name} {part}": float(error[:, own].mean()) for part, own in PARTS.items()}
@@ -34,17 +34,18 @@ def measure(network: LandmarkNet, stores: dict[str, FaceStore], most: int = 240)
             inside = (yaw >= low) & (yaw < high)
             if inside.sum() >= 5:
                 scores[f"{name} yaw {low}-{high}"] = float(error[inside].mean())
+                scores[f"{name} yaw {low}-{high} of frontal eyes"] = float((error * shortened[:, None])[inside].mean())
         if name == STILLS:
             pictures = [(store.pictures[row], store.points[row] * store.pictures.shape[1]) for row in rows]
             scores["jitter px"] = float(np.mean([jitter(landmarker, *still) for still in pictures]))
-    network.train(was_training).requires_grad_(True)
     return scores
 
 
 def errors(landmarker: FaceLandmarker, store: FaceStore, rows: np.ndarray, seed: int = 0) -> tuple[np.ndarray, ...]:
-    """Errors (N, L), confidence (N,) and the labels' absolute yaw (N,) in degrees, of some rows of a store.
+    """Errors (N, L), confidence (N,), and the labels' absolute yaw (N,) in degrees and shortening of the eye distance (N,).
 
-    Boxes are off by up to 12 % of their side and 25 % of their size, and turned by up to 26 degrees.
+    A turn shortens the distance of the eyes in the picture: over the frontal face's distance, an error is that times the
+    shortening. Boxes are off by up to 12 % of their side and 25 % of their size, and turned by up to 26 degrees.
     """
     rng, px = np.random.default_rng(seed), store.pictures.shape[1]
     true = store.points[rows] * px
@@ -55,7 +56,10 @@ def errors(landmarker: FaceLandmarker, store: FaceStore, rows: np.ndarray, seed:
     rough = make_square(centre, side, squares[:, 4] + turn)
     points, confidence = landmarker.find(cut_from([store.pictures[row] for row in rows]), rough)
     poses = fit_poses(true)
-    return np.linalg.norm(points - true, axis=-1) / eye_distance(true)[:, None], confidence, np.degrees(np.abs(poses.yaw))
+    distance = eye_distance(true)
+    frontal = poses.scale * np.linalg.norm(mean_shape()[OUTER_EYES[0]] - mean_shape()[OUTER_EYES[1]])
+    error = np.linalg.norm(points - true, axis=-1) / distance[:, None]
+    return error, confidence, np.degrees(np.abs(poses.yaw)), distance / frontal
 
 
 def eye_distance(points: np.ndarray) -> np.ndarray:
