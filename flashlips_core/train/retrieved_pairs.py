@@ -14,57 +14,38 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from ..codec import CELL_PX, Codec, encode_part
 from ..data import STORED_MARGIN, CropStore
-from ..losses import sharpness_loss, texture_loss
 from ..models.lip_encoder import LipEncoder
-from ..models.masks import mouth_mask
 from ..pixels import to_bytes
 from ..types import FlashLipsError, Progress
 from . import augment
-from .editor import (
-    LIPS_SHARE,
-    NUM_REFERENCES,
-    UNREAD_SHARE,
-    EditorBatch,
-    Judge,
-    mouths_of,
-    pair_target,
-    without_edge,
-)
+from .editor import NUM_REFERENCES, UNREAD_SHARE, EditorBatch
 from .editor_data import (
-    NUM_STORED_REFERENCES,
     STEADY,
     EditorFrames,
     cut_windows,
     draw_references,
     draw_rows,
-    lip_weights,
     load_frames,
-    near_lips,
     nearest_heads,
-    window_cells,
     window_of,
     window_pixels,
 )
-from .loop import MakeBatch, Step
+from .loop import MakeBatch
 
 NUM_STARTS = 2  # of each frame
+NUM_STORED = 8  # references of each group
+READ_PX = 192  # side of the crops whose lips are only read: the lip encoder sees half of it at 96 px
 NEAREST = 10  # mouths of a clip among which a near one is drawn
 FAR_SHARE = 0.15  # of the starts come from anywhere in the clip
 APART = 2  # frames: a neighbour in time is nearer than any retrieval finds
 HEAD_WEIGHT = 1.0  # of the head's turn against the mouth's pose, both over their usual distance in the clip
 MISPLACED = {"shift": 0.015, "turn": 0.035, "scale": 0.02}  # at most: of the side, radians (2 degrees), share
 CENTRE, RADII, RIM = (0.5, 0.69), (0.245, 0.235), 0.3  # the soft ellipse that is laid over, as shares of the crop
-REDRAWN = (0.25, 0.8)  # mean |change| of a latent from which an edit begins to replace what was there, and does so fully
 ALIKE_SHARE = 0.2  # of the starts are the frame itself: to be left as they are
-WEIGHTS = {
-    "latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "texture": 150.0, "drawn": 2.0, "needless": 1.0,
-    "readback": 0.3, "perceptual": 0.2,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,7 +124,7 @@ def encode_retrieved(
         own = np.flatnonzero(store.clip_of == clip)
         if len(own) < NEAREST + 2 * APART + 2:
             continue
-        order = nearest_mouths(_read(store, own, lip_encoder, crop_px), store.landmarks[own][:, STEADY], store.frame_of[own])
+        order = nearest_mouths(_read(store, own, lip_encoder), store.landmarks[own][:, STEADY], store.frame_of[own])
         for look in range(looks):
             generator = torch.Generator().manual_seed(seed * 1_000_003 + clip * 101 + look)
             rows = torch.randperm(len(own), generator=generator).numpy()
@@ -160,13 +141,13 @@ def encode_retrieved(
     np.savez(folder / "frames.npz", speakers=speakers, **{k: np.concatenate(v) for k, v in parts.items()})
 
 
-def _read(store: CropStore, rows: np.ndarray, lip_encoder: LipEncoder, crop_px: int) -> np.ndarray:
+def _read(store: CropStore, rows: np.ndarray, lip_encoder: LipEncoder) -> np.ndarray:
     """What the lips of stored crops do, (n, 12)."""
     still = augment.draw_view(1, torch.Generator().manual_seed(0), 0.0)
     poses = []
     for part in np.array_split(rows, -(-len(rows) // 16)):
         view = augment.select(still, torch.zeros(len(part), dtype=torch.long))
-        poses.append(lip_encoder(augment.apply(store.batch(part), view, torch.Generator().manual_seed(0), crop_px)).numpy())
+        poses.append(lip_encoder(augment.apply(store.batch(part), view, torch.Generator().manual_seed(0), READ_PX)).numpy())
     return np.concatenate(poses)
 
 
@@ -177,8 +158,7 @@ def _encode_look(
     """One clip in one look: ``shuffled`` are places in ``own``, the first ``frames`` of them targets, the rest references."""
     look = augment.draw_view(1, generator, strength)
     rows = shuffled[: min(frames, len(shuffled) - 1)]
-    spare = shuffled[len(rows) :][np.arange(NUM_STORED_REFERENCES) % (len(shuffled) - len(rows))]
-    grain = generator.get_state()
+    spare = shuffled[len(rows) :][np.arange(NUM_STORED) % (len(shuffled) - len(rows))]
 
     def seen(places: np.ndarray, motion: Tensor | None = None) -> Tensor:
         view = augment.select(look, torch.zeros(len(places), dtype=torch.long))
@@ -186,7 +166,6 @@ def _encode_look(
         crops = augment.apply(store.batch(own[places]), view, generator, crop_px)
         return crops.contiguous(memory_format=torch.channels_last)
 
-    generator.set_state(grain)
     starts = draw_starts(order, rows, generator)
     targets, references = seen(rows), seen(spare)
     laid = [lay_over(targets, seen(starts[:, k], misplacement(len(rows), generator))) for k in range(NUM_STARTS)]
@@ -245,81 +224,6 @@ def retrieved_batches(
         )  # fmt: skip
 
     return make
-
-
-def mixed_batches(first: MakeBatch, second: MakeBatch) -> MakeBatch:
-    """Batches of either, as often."""
-
-    def make(generator: torch.Generator) -> EditorBatch:
-        is_first = float(torch.rand((), generator=generator)) < 0.5
-        return (first if is_first else second)(generator)
-
-    return make
-
-
-def redrawn_share(before: Tensor, after: Tensor) -> Tensor:
-    """Where an edit changes too much for what was there to shine through, (B, 4, h, w) twice -> (B, 1, h, w) in [0, 1]."""
-    change = (after - before).abs().mean(1, keepdim=True)
-    low, high = REDRAWN
-    ramp = ((F.avg_pool2d(change, 3, stride=1, padding=1, count_include_pad=False) - low) / (high - low)).clamp(0, 1)
-    return ramp * ramp * (3 - 2 * ramp)
-
-
-def composed(start: Tensor, shown: Tensor, drawn: Tensor, share: Tensor) -> Tensor:
-    """The picture of a dub: the start and the difference of two decodes, or what is drawn alone where ``share`` is 1.
-
-    Args:
-        start: (B, 3, H, W) pixels that the edit started from.
-        shown: what the codec makes of them.
-        drawn: what it makes of the edit.
-        share: (B, 1, H / 8, W / 8) in [0, 1].
-    """
-    return torch.lerp(start + drawn - shown, drawn, F.interpolate(share, size=drawn.shape[2:], mode="bilinear"))
-
-
-def retrieved_step(judge: Judge) -> Step:
-    """Edits of starts towards their frames, judged as a dub shows them."""
-
-    def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        mask, cells = mouth_mask(*batch.z_src.shape[2:]), batch.z_src.shape[-1]
-        context = network.prepare_references(batch.references, batch.reference_poses)
-        z_hat = torch.lerp(batch.z_near, network(batch.z_near, context, batch.pose), mask)
-        z_target, target = pair_target(batch, mask)
-        weight = mask * ((1 - LIPS_SHARE) + LIPS_SHARE * near_lips(batch.lips, cells) * 4)
-        kept = mask * (1 - ((z_target - batch.z_near).abs().mean(1, keepdim=True) / REDRAWN[0]).clamp(0, 1))
-        losses = {
-            "latent": ((z_hat - z_target).abs() * weight).sum() / (weight.sum() * z_hat.shape[1]),
-            "needless": ((z_hat - batch.z_near).abs() * kept).sum() / (kept.sum() * z_hat.shape[1] + 1),
-        }
-        rows = slice(None, None, 2)
-        return losses | _picture_losses(judge, z_hat[rows], batch, target, rows)
-
-    return step
-
-
-def _picture_losses(judge: Judge, z_hat: Tensor, batch: EditorBatch, target: Tensor, rows: slice) -> dict[str, Tensor]:
-    cells, start, target = z_hat.shape[-1], batch.near_pixels[rows], target[rows]
-    with torch.no_grad():
-        shown = judge.codec.decode(window_cells(batch.z_near[rows]))
-        share = window_cells(redrawn_share(batch.z_near[rows], z_hat.detach()))
-    drawn = judge.codec.decode(window_cells(z_hat))
-    picture = composed(start, shown, drawn, share)
-    inside = F.interpolate(window_cells(mouth_mask(cells, cells)), scale_factor=CELL_PX, mode="bilinear")
-    lips = without_edge(lip_weights(batch.lips[rows], cells) * inside)
-    difference = without_edge((picture - target) * inside)
-    losses = {
-        "pixel": difference.abs().sum() / (3 * without_edge(inside).sum() * len(z_hat)),
-        "lips": (difference.abs() * lips).sum() / (3 * lips.sum() + 1),
-        "sharpness": sharpness_loss(difference, torch.zeros_like(difference)),
-        "texture": texture_loss(without_edge(picture), without_edge(target)),
-        "drawn": (without_edge((drawn - target) * inside)).abs().sum() / (3 * without_edge(inside).sum() * len(z_hat)),
-    }
-    if judge.lip_encoder is not None:
-        mouths = mouths_of(picture, cells, judge.lip_encoder.config.mouth_px)
-        losses["readback"] = F.smooth_l1_loss(judge.lip_encoder.read_mouths(mouths), batch.pose[rows])
-    if judge.perceptual is not None:
-        losses["perceptual"] = judge.perceptual(picture[::2], target[::2])
-    return losses
 
 
 def start_sheet(batch: EditorBatch) -> np.ndarray:

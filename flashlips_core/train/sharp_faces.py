@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..codec import CELL_PX, Codec
-from ..data import STORED_MARGIN, CropStore
+from ..data import NUM_LIP_POINTS, STORED_MARGIN, CropStore
+from ..face_motion import LANDMARKS, padded_box
 from ..losses import PerceptualLoss, sharpness_loss
 from ..measures import box_slices, detail, psnr, true_detail
 from ..models.codec_mini import MiniCodec
@@ -189,6 +190,12 @@ def finest_power(image: Tensor, box: np.ndarray) -> float:
     power = torch.fft.rfft2((grey - grey.mean()) * window).abs().square()
     y, x = torch.fft.fftfreq(height)[:, None].abs(), torch.fft.rfftfreq(width)[None]
     return float(power[torch.maximum(y, x).expand_as(power) >= 0.25].sum())
+
+
+def mouth_boxes(points: list[np.ndarray], size: int, margin: float = 0.25) -> list[np.ndarray]:
+    """Boxes (4,) xyxy in pixels around the lips of MediaPipe's points (478, 2), shares of crops of ``size`` px."""
+    lips = [shares[list(LANDMARKS[:NUM_LIP_POINTS])] * size for shares in points]
+    return [padded_box(np.concatenate([p.min(0), p.max(0)]), margin) for p in lips]
 
 
 def decode_check(crops: list[Tensor], boxes: list[np.ndarray], codec: Codec) -> Validate:
