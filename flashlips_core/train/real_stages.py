@@ -30,6 +30,7 @@ OPEN, PEOPLE, FIRST = "aligned_open", "aligned_people", "aligned_s1"  # stores o
 STORED_PX = {OPEN: 480, PEOPLE: 320, FIRST: 320}  # a quarter wider than the crops; GRID's faces are small
 FIRST_CLIPS = 30  # of s1, who has more than all others together
 STARTS = {OPEN: (3, 14), PEOPLE: (1, 8), FIRST: (1, 8)}  # looks of each clip, frames of each look
+FOUND_SHARE = 0.75  # of an open clip's frames must show a face: one that comes and goes is cut or too fast to be aligned
 SHOWN = (16, 384)  # held-out portraits that are measured, and the side of their crops
 
 
@@ -53,7 +54,7 @@ def _clips(run: Run) -> dict[str, list[Clip]]:
         measured = run.folder / "open_mediapipe.npz"
         if not measured.is_file():
             labels.label_videos(run.data / "people_open", run.weights / LANDMARKER_FILE, measured, run.progress)
-        clips[OPEN] = load_clips(measured, run.data / "people_open")
+        clips[OPEN] = [c for c in load_clips(measured, run.data / "people_open") if c.found.mean() >= FOUND_SHARE]
     return clips
 
 

@@ -28,7 +28,7 @@ from .aligned import wider
 from .loop import MakeBatch, Step, TrainConfig, Validate, fit
 from .portraits import MOUTH_PLACE, Portrait, cut_square, read_picture, upright_square
 
-WEIGHTS = {"pixel": 3.0, "squared": 6.0, "sharpness": 6.0, "missing": 1.5, "excess": 3.0, "perceptual": 0.25}
+WEIGHTS = {"pixel": 3.0, "squared": 6.0, "sharpness": 6.0, "missing": 3.0, "excess": 20.0, "perceptual": 0.15}
 TILE_PX = 160  # of which the border is not judged
 EDGE_PX = 16  # the decoder misses its surroundings there
 BAND_PX = 8  # side of the place over which detail is compared
@@ -85,7 +85,7 @@ def tile_step(perceptual: PerceptualLoss | None) -> Step:
             "sharpness": sharpness_loss(decoded, wanted),
         } | true_texture_loss(decoded, wanted)
         if perceptual is not None:
-            losses["perceptual"] = perceptual(decoded[::2], wanted[::2])
+            losses["perceptual"] = perceptual(decoded[::3], wanted[::3])
         return losses
 
     return step
