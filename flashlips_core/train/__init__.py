@@ -21,6 +21,10 @@ STAGES = {
     "refinement": "stage 1b: mask-free self-refinement",
     "distil": "teach a second editor, smaller or with the other backbone, what the refined one does",
     "detail": "teach the codec's decoder, against a critic, to draw what edits leave soft",
+    "portraits": "teach the codec's decoder sharp faces of many people, without a critic",
+    "aligned": "cut the training clips through turned squares that follow the head",
+    "starts": "encode frames over which another mouth of their clip was laid",
+    "retrieved": "teach the editor to start from such frames, and to change only what it must",
     "audio-encoder": "distil Whisper tiny's encoder",
     "landmarks": "a network that finds 99 landmarks in any rough box; needs portraits, people_open and synthetic beside GRID",
     "poses": "stage 2: audio to lip poses by flow matching",
@@ -48,9 +52,10 @@ def run_stage(
     if name not in STAGES:
         raise FlashLipsError(f"Unknown stage '{name}'; choose one of {', '.join(STAGES)}.")
     settings = settings_of(name, preset, options)
-    from . import paper_stages, stages
+    from . import paper_stages, real_stages, stages
 
     run = stages.Run(Path(data), Path(weights), Path(folder), settings, progress, preset)
     function = name.replace("-", "_")
-    module = paper_stages if preset == "full" and hasattr(paper_stages, function) else stages
+    modules = [paper_stages, stages, real_stages] if preset == "full" else [stages, real_stages]
+    module = next(module for module in modules if function in vars(module) and callable(vars(module)[function]))
     return getattr(module, function)(run)

@@ -46,6 +46,16 @@ MINI: dict[str, dict[str, Any]] = {
         "steps": 2000, "batch_size": 10, "lr": 3e-4, "ema": 0.995, "betas": (0.5, 0.99), "seed": 2,
         "realism": 0.15, "blend": 0.75,
     },
+    "portraits": LOOP | {
+        "steps": 2400, "batch_size": 6, "lr": 4e-4, "ema": 0.995, "seed": 3, "start": None, "crops": 2400, "vgg_stages": 3,
+        "validate_every": 200,
+    },
+    "aligned": {},
+    "starts": {"codec": None, "lip_encoder": None, "crop_px": 384, "strength": 0.5, "rounds": 1},
+    "retrieved": LOOP | {
+        "steps": 1500, "batch_size": 8, "lr": 2e-4, "ema": 0.995, "seed": 4, "start": None, "codec": None, "lip_encoder": None,
+        "vgg_stages": 0, "readback": 0.3, "texture": 150.0, "references": 8, "alike": 0.2, "share": 0.6,
+    },
     "audio-encoder": LOOP | {"steps": 800, "lr": 2.5e-3, "ema": 0.99, "seed": 0, "log_every": 25},
     "landmarks": LOOP | {
         "steps": 8000, "batch_size": 48, "lr": 3e-3, "ema": 0.995, "seed": 0, "start": None, "save_every_s": 60.0,
@@ -88,6 +98,10 @@ WHY_NOT = {
     ("full", "codec"): "the paper's SDXL VAE is used as it is",
     ("full", "audio-encoder"): "wav2vec 2.0 is used as it is",
     ("full", "detail"): "the paper's SDXL VAE is used as it is",
+    ("full", "portraits"): "the paper's SDXL VAE is used as it is",
+    ("full", "aligned"): "its editor reads pictures",
+    ("full", "starts"): "its editor reads pictures",
+    ("full", "retrieved"): "it learns from encoded starts, which preset mini makes",
     ("full", "distil"): "it learns from encoded looks, which preset mini makes",
     ("full", "looks"): "its editor reads pictures",
     ("full", "heads"): "it learns from real videos alone",
