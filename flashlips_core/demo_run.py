@@ -17,7 +17,7 @@ from .audio import to_mono_16k
 from .bench import demo_clip, demo_voice
 from .media import load_audio, probe, read_frames, write_video
 from .pictures import plot_motion, side_by_side, side_by_side_info, write_mouth_sheet
-from .pipeline import DubSettings, LipSync
+from .pipeline import LipSync
 from .types import FaceTrack, FlashLipsError, Progress
 
 OUT = Path("output") / "demo"
@@ -77,8 +77,7 @@ def run_demo(video: Path, audio: Path, out: Path, progress: Callable[[str], Prog
     with demo.timed("audio to lip poses"):
         look = lipsync.look(video, track)
         features = lipsync.audio_encoder.encode(to_mono_16k(sound))
-        poses = lipsync.fitted(lipsync.poses_from_audio(sound, sources=look.poses), track)
-        poses = lipsync.moved(poses, DubSettings.gain)
+        poses = lipsync.poses_for(sound, look.poses)
     with demo.timed("edit and write"):
         report = lipsync.dub(video, sound, demo.dubbed, track=track, poses=poses, progress=progress("edit and write"))
         demo.frames = report.frames

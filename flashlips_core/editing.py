@@ -357,7 +357,7 @@ class FrameEditor:
         with self.clock("cut"):
             crops = cut_batch([batch.frames[i] for i in batch.rows], batch.boxes, self.size)
         outlines, chosen, needs = (None if x is None else x[index] for x in (rows.outlines, rows.starts, rows.needs))
-        with self.clock("lay mouths"):
+        with self.clock("lay mouths" if self.mouths else "cut"):
             batch.crops, batch.others = started(crops, batch.boxes, outlines, self.mouths, chosen)
         if needs is not None:
             batch.others["need"] = torch.from_numpy(needs).float()

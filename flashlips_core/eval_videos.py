@@ -144,8 +144,7 @@ class Maker:
 
     def poses(self, clip: Clip, voice: Path) -> LipPoses:
         """What ``sync`` takes from a voice for this clip."""
-        lipsync, settings = self.session.lipsync, self.session.settings
-        return lipsync.poses_from_audio(voice, self._look(clip), settings)
+        return self.session.lipsync.poses_for(voice, self._look(clip), self.session.settings)
 
     def dub(self, clip: Clip, voice: Path, out: Path) -> Voiced:
         """Write one dub and the openings that it was asked for."""
@@ -154,7 +153,7 @@ class Maker:
         track, tracking_s = self._track(clip)
         self._look(clip)  # first: choosing references is in the report's time below
         started = time.perf_counter()
-        poses = lipsync.moved(self.poses(clip, sound), settings.gain)
+        poses = self.poses(clip, sound)
         listening_s = time.perf_counter() - started
         out.parent.mkdir(parents=True, exist_ok=True)
         report = lipsync.dub(clip.path, sound, out, settings, track=track, poses=poses, mode=self.session.mode)

@@ -132,8 +132,7 @@ class LipSync(ClipSteps):
             look = self.look(video, track, settings.num_references, passes.between)
         if poses is None:
             with clock("sound to poses"):
-                poses = self.poses_from_audio(voice, look.poses, settings, passes.between)
-                poses = self.moved(self.fitted(poses, track) if settings.fit else poses, settings.gain)
+                poses = self.poses_for(voice, look.poses, settings, passes.between)
         watching = {"progress": passes.second, "show": show, "clock": clock}
         report = self.edit_video(video, track, poses, out, settings, audio=sound, references=look, **watching)
         return replace(report, total_s=time.perf_counter() - started)

@@ -37,9 +37,8 @@ SWITCH_COST = 0.35  # of leaving a mouth for another one
 STEP_COST = 0.05  # of going on to the next frame of the clip, as it was spoken
 
 
-# What lips may lack before an edit makes up for it, and where all of it is needed
-GAP_NEED = (0.04, 0.12)  # of the lips' gap over the eyes' distance
-POSE_NEED = (0.8, 1.8)  # root mean square over the pose numbers, where nobody has looked at the gap
+# What the lips' gap may lack, of the eyes' distance, before an edit makes up for it, and where all of it is needed
+GAP_NEED = (0.04, 0.12)
 
 
 @dataclass(frozen=True)
@@ -47,18 +46,17 @@ class Faces:
     """What is known of some frames before an edit; the rows that a path is chosen by."""
 
     poses: Tensor  # (T, 12): of a clip's mouths what their lips do, of output frames what is wanted
+    openings: np.ndarray  # (T,) the lips' gap over the eyes' distance that the poses stand for
     heads: np.ndarray  # (T, 2) yaw and pitch, radians
     scenes: np.ndarray  # (T,) int: a mouth is laid over frames of its own scene only
     rims: np.ndarray  # (T, K) what surrounds the mouth, see :func:`rim_of`
-    openings: np.ndarray | None = None  # (T,) the lips' gap over the eyes' distance; None where nobody has looked
 
     def __len__(self) -> int:
         return len(self.poses)
 
     def rows(self, index: np.ndarray | slice) -> Faces:
         """Some of the frames."""
-        openings = None if self.openings is None else self.openings[index]
-        return Faces(self.poses[index], self.heads[index], self.scenes[index], self.rims[index], openings)
+        return Faces(*(values[index] for values in (self.poses, self.openings, self.heads, self.scenes, self.rims)))
 
 
 @dataclass(frozen=True)
@@ -109,20 +107,13 @@ def misfit(shown: Faces, wanted: Faces) -> np.ndarray:
     cost += HEAD_COST * _squared_distance(wanted.heads, shown.heads)
     around = _squared_distance(wanted.rims, shown.rims)
     cost += RIM_COST * around / (RIM_FLOOR + np.median(np.quantile(around, 0.1, axis=1)))
-    if wanted.openings is not None and shown.openings is not None:
-        cost += OPENING_COST * ((wanted.openings[:, None] - shown.openings) / OPENING_UNIT) ** 2
-    return cost
+    return cost + OPENING_COST * ((wanted.openings[:, None] - shown.openings) / OPENING_UNIT) ** 2
 
 
 def needs_of(mouths: Mouths, wanted: Faces, path: np.ndarray) -> np.ndarray:
     """How much of an edit each frame needs after its mouth was laid: none where the lips fit, all of it without a mouth. (T,)"""
-    shown = mouths.faces.rows(path)
-    lips = np.sqrt(((wanted.poses - shown.poses).square().mean(1)).numpy()) / POSE_NEED[1]
-    ramp = (lips - POSE_NEED[0] / POSE_NEED[1]) / (1 - POSE_NEED[0] / POSE_NEED[1])
-    if wanted.openings is not None and shown.openings is not None:
-        missing = np.abs(wanted.openings - shown.openings)
-        ramp = (missing - GAP_NEED[0]) / (GAP_NEED[1] - GAP_NEED[0])
-    ramp = np.where(path < 0, 1, ramp.clip(0, 1))
+    missing = np.abs(wanted.openings - mouths.faces.openings[path])
+    ramp = np.where(path < 0, 1, ((missing - GAP_NEED[0]) / (GAP_NEED[1] - GAP_NEED[0])).clip(0, 1))
     return ramp * ramp * (3 - 2 * ramp)
 
 

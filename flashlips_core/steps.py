@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from .clock import StageClock
 from .compose import cut, cut_batch
 from .editing import CropEditor, resized
 from .face.head_shape import OVAL
-from .face.readings import lip_gap
 from .flow import SamplerSettings, sample_poses
 from .loading import Parts
 from .media import open_sound, probe, read_frames
@@ -147,11 +146,29 @@ class ClipSteps(Parts):
         poses = sample_poses(self.pose_model, features, sources, settings.sampler, emotion, progress)
         return silence_gate(poses, features, self._rest()) if settings.gate else poses
 
-    def fitted(self, poses: LipPoses, track: FaceTrack) -> LipPoses:
-        """The same motion within what the person shows, where the track has landmarks."""
-        if track.landmarks is None:
-            return poses
-        return fit_to_range(poses, self.openings(poses.values), lip_gap(track.landmarks[track.present]), self._rest())
+    def _faces(self, track: FaceTrack, poses: Tensor, rims: np.ndarray, frames: np.ndarray) -> Faces:
+        """What is known of a clip's ``frames`` (T,), with poses (T, 12) and the clip's rims."""
+        scenes = np.zeros(len(track), np.int32) if track.scene is None else track.scene
+        return Faces(poses, self.openings(poses), head_turns(track)[frames], scenes[frames], rims[frames])
+
+    def poses_for(
+        self,
+        audio: Source | Recording,
+        seen: Tensor,
+        settings: DubSettings = DubSettings(),
+        progress: Progress | None = None,
+    ) -> LipPoses:
+        """What a dub takes from a voice for one person: sampled, made to fit what the person shows, and then moved.
+
+        Args:
+            seen: (K, 12) poses of the person's frames, as a look has them.
+        """
+        poses = self.poses_from_audio(audio, seen, settings, progress)
+        return self.moved(self.fitted(poses, seen) if settings.fit else poses, settings.gain)
+
+    def fitted(self, poses: LipPoses, seen: Tensor) -> LipPoses:
+        """The same motion within what the person shows: ``seen`` (K, 12), as a look has it."""
+        return fit_to_range(poses, self.openings(poses.values), self.openings(seen), self._rest())
 
     def openings(self, poses: Tensor) -> np.ndarray:
         """How far poses (T, 12) open the lips: their gap over the eyes' distance. (T,)"""
@@ -253,7 +270,7 @@ class ClipSteps(Parts):
         chosen = list(range(len(crops)))
         if given is None:
             chosen = choose_references(crops, poses[is_candidate], count or self.editor.num_references)
-        mouths = _mouths(torch.stack(windows), faces_of(track, poses, rims, kept), track, kept, size)
+        mouths = _mouths(torch.stack(windows), self._faces(track, poses, rims, kept), track, kept, size)
         return Look(crops[chosen], kept[is_candidate.numpy()][chosen].tolist(), poses, mouths, rims)
 
     def crops(self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None) -> Tensor:
@@ -321,18 +338,11 @@ class ClipSteps(Parts):
             poses: (T, 12) that are wanted.
             frames: (T,) int, the clip's frames that are shown.
         """
-        wanted = faces_of(track, poses, look.rims, frames)
-        if wanted.openings is not None:
-            wanted = replace(wanted, openings=self.openings(poses))
+        wanted = self._faces(track, poses, look.rims, frames)
         path = choose_path(look.mouths, wanted)
         return path, needs_of(look.mouths, wanted, path)
 
 
-def faces_of(track: FaceTrack, poses: Tensor, rims: np.ndarray, frames: np.ndarray) -> Faces:
-    """What is known of a clip's ``frames`` (T,), with poses (T, 12) and the clip's rims."""
-    scenes = np.zeros(len(track), np.int32) if track.scene is None else track.scene
-    openings = None if track.landmarks is None else lip_gap(track.landmarks[frames])
-    return Faces(poses, head_turns(track)[frames], scenes[frames], rims[frames], openings)
 
 
 def _mouths(windows: Tensor, faces: Faces, track: FaceTrack, frames: np.ndarray, size: int) -> Mouths:

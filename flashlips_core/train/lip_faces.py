@@ -108,7 +108,8 @@ def read_mouths(encoder: LipEncoder, images: np.ndarray, is_mirrored: bool = Fal
     poses, size, flip = [], encoder.config.mouth_px, -1.0 if is_mirrored else 1.0
     for start in range(0, len(images), 128):
         stored = from_bytes(images[start : start + 128])
-        poses.append(encoder.read_mouths(view_mouths(stored, size, torch.Generator(), 0.0, 0.0, torch.full((len(stored),), flip))))
+        way = torch.full((len(stored),), flip)
+        poses.append(encoder.read_mouths(view_mouths(stored, size, torch.Generator(), 0.0, 0.0, way)))
     return torch.cat(poses)
 
 
