@@ -119,6 +119,7 @@ class CropEditor:
             return self._edit_some(crops, poses, min_side, laid, area, need)
         size = crops.shape[-1]
         small = self.size if self.keeps_detail else size
+        assert CELL_PX * size % small == 0, f"{size} px crops have no whole pixels per cell of {small} px ones"
         with self.clock.on_device("encode crop"):
             source = encode_part(self.codec, self._moved(resized(crops, small)), self.view)
         with self.clock.on_device("edit"):

@@ -92,15 +92,22 @@ def load_part(
     return LoadedPart(load_network(role, path, device, dtype), info.role, path.stem, info.notes, path)
 
 
-def load_tracker(weights: str | Path | None = None, device: str | torch.device | None = None, download: bool = True) -> Any:
-    """The face detector of :func:`face.detect.load_detector`, with the bundled landmark network to follow faces by."""
-    from .face.detect import load_detector
+def load_tracker(weights: str | Path | None = None, device: str | torch.device | None = None, download: bool = False) -> Any:
+    """A face detector, with the bundled landmark network to follow faces by.
+
+    YuNet where its weights are given, found (see :func:`face.detect.load_detector`) or may be downloaded, since it finds small
+    faces better; else cascades and the landmark network, which need nothing else.
+    """
+    from .face.cascades import LandmarkDetector
+    from .face.detect import found_weights, load_detector
     from .face.following import Follower
     from .face.landmarks import FaceLandmarker
 
     device = device_of(device)
-    detector = load_detector(weights, device, download)
-    detector.follower = Follower(FaceLandmarker(load_network("landmarks", "bundled", device), device))
+    landmarker = FaceLandmarker(load_network("landmarks", "bundled", device), device)
+    has_yunet = weights is not None or download or found_weights() is not None
+    detector = load_detector(weights, device, download) if has_yunet else LandmarkDetector(landmarker)
+    detector.follower = Follower(landmarker)
     return detector
 
 

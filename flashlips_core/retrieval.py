@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .codec import CELL_PX
 from .face.region import face_region
 from .pixels import laplacian
 
@@ -74,8 +75,12 @@ class Mouths:
 
 
 def fine_size(crop_px: int, side: float) -> int:
-    """F: the side of crops that keep a clip's resolution, for squares of ``side`` pixels and an editor of ``crop_px``."""
-    return int(min(max(crop_px, 8 * round(side / 8)), max(LARGEST_PX, crop_px)))
+    """F: the side of crops that keep a clip's resolution, for squares of ``side`` pixels and an editor of ``crop_px``.
+
+    Each of the editor's latent cells covers whole pixels of it.
+    """
+    cells = crop_px // CELL_PX
+    return cells * min(max(round(side / cells), CELL_PX), max(LARGEST_PX // cells, CELL_PX))
 
 
 def mouth_window(size: int) -> tuple[slice, slice]:

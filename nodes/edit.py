@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..flashlips_core.image_edit import check_images, check_references, edit_ima
 from ..flashlips_core.image_latents import check_latents, edit_latents
 from ..flashlips_core.media import probe
 from ..flashlips_core.pipeline import DubSettings, Look
-from ..flashlips_core.steps import LIP_MOTION, SHARPEN
+from ..flashlips_core.steps import LIP_MOTION, SHARPEN, ClipSteps
 from ..flashlips_core.types import POSE_DIM, FaceTrack, FlashLipsError, LipPoses
 from . import bridge
 from . import bridge_models as models
@@ -28,6 +29,7 @@ from .edit_inputs import (
     crf_input,
     edit_inputs,
     sharpen_input,
+    start_input,
     tag_input,
 )
 from .sockets import DETECTOR_DOWNLOAD, EDITOR_TOOLTIP, Editor, LipEncoder, Poses, download_input
@@ -96,6 +98,7 @@ class LipSync(io.ComfyNode):
                     tooltip=EDITOR_TOOLTIP,
                 ),
                 sharpen_input(),
+                start_input(),
             ],
             outputs=[io.Video.Output(display_name="video")],
         )
@@ -119,13 +122,14 @@ class LipSync(io.ComfyNode):
         download: bool = False,
         editor: str = models.BUNDLED,
         sharpen: float = SHARPEN,
+        start: str = DubSettings.start,
     ) -> io.NodeOutput:
         voice, out = bridge.audio_of(audio), bridge.temp_path(".mp4")
         drawer = models.load_network("editor", editor)
         settings = DubSettings(
             face, length=length, gain=lip_motion, sampler=SamplerSettings(seed=seed), gate=close_in_silence,
             batch=models.batch_size(DubSettings.batch), crf=crf, is_tagged=tag, mode=_mode(drawer),
-            sharpen=sharpen,
+            sharpen=sharpen, start=start,
         )  # fmt: skip
         pose_model, lip_encoder = (models.load_network(role, models.BUNDLED) for role in ("pose-model", "lip-encoder"))
         vae, listener = models.load_vae(drawer.codec_source), models.load_audio_encoder(models.BUNDLED)
@@ -181,6 +185,7 @@ class LipSyncVideo(io.ComfyNode):
                 ),
                 tag_input(),
                 sharpen_input(),
+                start_input(),
             ],
             outputs=[io.Video.Output(display_name="video")],
         )
@@ -202,18 +207,19 @@ class LipSyncVideo(io.ComfyNode):
         preset: str = "veryfast",
         tag: bool = True,
         sharpen: float = SHARPEN,
+        start: str = DubSettings.start,
     ) -> io.NodeOutput:
         sound, out = None if audio is None else bridge.audio_of(audio), bridge.temp_path(".mp4")
         settings = DubSettings(
             length=length, batch=models.batch_size(batch), crf=crf, preset=preset, is_tagged=tag, mode=_mode(editor),
-            sharpen=sharpen,
+            sharpen=sharpen, start=start,
         )  # fmt: skip
         lip_encoder = lip_encoder or models.load_network("lip-encoder", models.BUNDLED)
         with bridge.running(len(track)) as run, bridge.video_source(video, run) as path:
             check_whole_track(track, probe(path))
             with models.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
                 sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
-                look = _given_look(references, sync.crop_px) or sync.look(path, track, settings.num_references, run.progress)
+                look = _look(sync, path, track, settings, references, run)
                 callbacks = {"progress": run.progress, "show": run.show}
                 sync.edit_video(path, track, poses, out, settings, audio=sound, references=look, **callbacks)
         return io.NodeOutput(bridge.output_video(out))
@@ -246,6 +252,7 @@ class LipSyncImages(io.ComfyNode):
                 ),
                 batch_input(),
                 sharpen_input(),
+                start_input(),
             ],
             outputs=[io.Image.Output(display_name="images")],
         )
@@ -262,6 +269,7 @@ class LipSyncImages(io.ComfyNode):
         lip_encoder: models.LoadedNetwork | None = None,
         batch: int = 8,
         sharpen: float = SHARPEN,
+        start: str = DubSettings.start,
     ) -> io.NodeOutput:
         pictures = bridge.pictures_of(images)
         check_images(pictures, track)
@@ -270,8 +278,8 @@ class LipSyncImages(io.ComfyNode):
         with bridge.running(len(images)) as run:
             with models.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
                 sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
-                callbacks = {"progress": run.progress, "show": run.show}
-                result = edit_images(sync, pictures, track, poses, crops, models.batch_size(batch), sharpen, **callbacks)
+                how = (models.batch_size(batch), sharpen, start, run.progress, run.show)
+                result = edit_images(sync, pictures, track, poses, crops, *how)
         return io.NodeOutput(bridge.images_of(result))
 
 
@@ -353,11 +361,15 @@ def _crops_of(images: torch.Tensor) -> torch.Tensor:
     return bridge.pictures_of(images).detach().float().cpu() * 2 - 1
 
 
-def _given_look(references: torch.Tensor | None, size: int) -> Look | None:
-    """Reference images as the pipeline takes them; they are no frames of the clip."""
-    if references is None:
-        return None
-    return Look(check_references(_crops_of(references), size), [], torch.zeros(0, POSE_DIM))
+def _look(
+    sync: ClipSteps, path: str, track: FaceTrack, settings: DubSettings, references: torch.Tensor | None, run: bridge.Run
+) -> Look:
+    """What the clip shows of the person, with reference images in place of its own, where there are any."""
+    given = None if references is None else check_references(_crops_of(references), sync.crop_px)
+    if given is not None and not settings.is_retrieved:
+        return Look(given, [], torch.zeros(0, POSE_DIM))  # nothing else of the clip is needed
+    look = sync.look(path, track, settings.num_references, run.progress)
+    return look if given is None else replace(look, references=given, frames=[])
 
 
 NODES = [LipSync, LipSyncVideo, LipSyncImages, EditLatents]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..flashlips_core.steps import SHARPEN
+from ..flashlips_core.steps import SHARPEN, STARTS, DubSettings
 from .sockets import Editor, Poses, Track
 
 LENGTHS = ["cut", "loop", "ping-pong", "hold", "silence"]
@@ -54,6 +54,18 @@ def sharpen_input() -> io.Float.Input:
         advanced=True,
         tooltip="How much of the fine detail that editing loses is put back, by sharpening the mouth. 1 = as sharp as the clip, "
         "up to a limit; 0 = as the editor drew it.",
+    )
+
+
+def start_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "start",
+        options=list(STARTS),
+        default=DubSettings.start,
+        optional=True,
+        advanced=True,
+        tooltip="What an edit starts from. retrieved = each frame starts from the clip's own mouth that is nearest to the wanted "
+        "one: sharper, the person's own teeth and lips; frame = the frame as it is, the paper's way.",
     )
 
 

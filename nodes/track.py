@@ -48,8 +48,9 @@ class TrackFace(io.ComfyNode):
             node_id="FlashLipsTrackFace",
             display_name="Track Face",
             category=CATEGORY,
-            description="Follows one face through a video or an image batch. The result is small and stays cached: changing "
-            "the voice or the seed does not track again. Frames without the face are left as they are by all later nodes.",
+            description="Follows one face through a video or an image batch, by 99 landmarks; its square turns with the head. The "
+            "result is small and stays cached: changing the voice or the seed does not track again. Frames without the face are "
+            "left as they are by all later nodes.",
             inputs=[
                 io.Video.Input("video", optional=True, tooltip="The clip, read frame by frame. Connect this or images."),
                 io.Image.Input("images", optional=True, tooltip="Its frames in order, instead of a video."),
@@ -103,7 +104,7 @@ class TrackFace(io.ComfyNode):
                     default="smooth",
                     optional=True,
                     advanced=True,
-                    tooltip="How the crop is kept from shaking, from the freest to the stillest: none (the detector's own), "
+                    tooltip="How the crop is kept from shaking, from the freest to the stillest: none (as the landmarks lie), "
                     "smooth (follows softly), fixed-size (follows, never scales), fixed (one square per scene); auto takes "
                     "the stillest that fits.",
                 ),
@@ -141,8 +142,8 @@ class PreviewTrack(io.ComfyNode):
             node_id="FlashLipsPreviewTrack",
             display_name="Preview Track",
             category=CATEGORY,
-            description="Shows frames spread over the clip with the square that will be edited and the five points it was made "
-            "of, and a strip of where the face is seen. Without a video or images the frames are empty.",
+            description="Shows frames spread over the clip with the turned square that will be edited, eyes, nose and mouth "
+            "corners, and a strip of where the face is seen. Without a video or images the frames are empty.",
             is_output_node=True,
             inputs=[
                 Track.Input("track", tooltip="From Track Face."),
@@ -182,8 +183,9 @@ class CropFaces(io.ComfyNode):
             node_id="FlashLipsCropFaces",
             display_name="Crop Faces",
             category=CATEGORY,
-            description="Cuts the tracked square out of each image, for nodes that work on faces. Paste Faces puts the crops "
-            "back. There is a crop for every frame; where the face is absent, the mask is black and nothing will be pasted.",
+            description="Cuts the tracked square out of each image, turned upright with the head, for nodes that work on faces. "
+            "Paste Faces puts the crops back. There is a crop for every frame; where the face is absent, the mask is black and "
+            "nothing will be pasted.",
             inputs=[
                 io.Image.Input("images", tooltip="The images that were tracked."),
                 Track.Input("track", tooltip="From Track Face, of these images or of the video they come from."),
@@ -221,8 +223,8 @@ class PasteFaces(io.ComfyNode):
             node_id="FlashLipsPasteFaces",
             display_name="Paste Faces",
             category=CATEGORY,
-            description="Blends crops of Crop Faces, edited by other nodes, back into their images. Pixels outside the mask and "
-            "frames without the face stay exactly as they are. Crops may come back in another size.",
+            description="Blends crops of Crop Faces, edited by other nodes, back into their images, turned as the head is. Pixels "
+            "outside the mask and frames without the face stay exactly as they are. Crops may come back in another size.",
             inputs=[
                 io.Image.Input("images", tooltip="The images that the crops were cut from."),
                 io.Image.Input("crops", tooltip="The edited crops, one for each image, of any size."),
