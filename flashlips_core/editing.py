@@ -319,7 +319,7 @@ class FrameEditor:
     Memory does not grow with the clip; results do not depend on the batch size.
     """
 
-    crop_editor: CropEditor
+    crop_editor: CropEditor | None  # None: no frame needs an edit beyond the mouth that is laid over it
     size: int  # F: of the crops that are cut, S or more
     batch: int = 8
     clock: StageClock = field(default_factory=StageClock)
@@ -372,6 +372,8 @@ class FrameEditor:
                 yield item
 
     def _edited(self, item: _Batch) -> tuple[Tensor, ...]:
+        if self.crop_editor is None:
+            return item.crops, _alpha_of(item.others["laid"])
         side = float((item.boxes[:, 2] - item.boxes[:, 0]).min())
 
         def edit(crops: Tensor, poses: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:

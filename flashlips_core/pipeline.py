@@ -86,7 +86,8 @@ class LipSync(ClipSteps):
             starts, needs = self.starts(look, wanted, track, plan.indices)
             rows = replace(rows, starts=starts, needs=needs)
         steps = _Steps(progress, show, clock, len(rows))
-        editor = self._frame_editor(look, track.usual_side, settings, clock, steps.again)
+        is_edited = rows.needs is None or bool(rows.needs[rows.present].any())
+        editor = self._frame_editor(look, track.usual_side, settings, clock, steps.again, is_edited)
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
         with closing(steps.reported(editor(frames, rows, steps.again))) as edited:
             tags = PROVENANCE if settings.is_tagged else None
@@ -146,11 +147,12 @@ class LipSync(ClipSteps):
             return self.look(source, track, settings.num_references, given=references)
 
     def _frame_editor(
-        self, look: Look, box_side: float, settings: DubSettings, clock: StageClock, waiting: Waiting
+        self, look: Look, box_side: float, settings: DubSettings, clock: StageClock, waiting: Waiting, is_edited: bool
     ) -> FrameEditor:
+        self.check_mode(settings.mode)
         mouths = look.mouths if settings.is_retrieved else None
         how = (settings.mode, clock, waiting, settings.sharpen, box_side, mouths is not None)
-        crop_editor = self.prepared(look.references, *how)
+        crop_editor = self.prepared(look.references, *how) if is_edited else None
         return FrameEditor(crop_editor, mouths.size if mouths else self.crop_px, settings.batch, clock, mouths=mouths)
 
 

@@ -256,15 +256,15 @@ class ClipSteps(Parts):
         size, rims = fine_size(self.crop_px, track.usual_side), np.zeros((len(track), RIM_PX * RIM_PX * 3), np.float32)
         view, wanted, windows, small, crops = mouth_window(size), set(kept.tolist()), [], [], []
         for frame, cutter in zip(shown.tolist(), cutters, strict=True):
-            rims[frame] = rim_of(cutter(RIM_PX))
             if frame not in wanted:
+                rims[frame] = rim_of(cutter(RIM_PX))
                 continue
-            fine = cutter(size)
-            windows.append(((fine[(..., *view)] + 1) * 127.5).round().byte())
-            crop = resized(fine[None], self.crop_px)
-            small.append(mouth_region(crop, self.lip_encoder.config.mouth_px))
+            fine = cutter(size)[None]
+            rims[frame] = rim_of(resized(fine, RIM_PX)[0])
+            windows.append(((fine[(0, ..., *view)] + 1) * 127.5).round().byte())
+            small.append(mouth_region(fine, self.lip_encoder.config.mouth_px))
             if frame in candidates:
-                crops.append(crop)
+                crops.append(resized(fine, self.crop_px))
         poses, crops = self._read_mouths(torch.cat(small)), torch.cat(crops)
         is_candidate = torch.tensor([frame in candidates for frame in kept.tolist()])
         chosen = list(range(len(crops)))
@@ -309,6 +309,15 @@ class ClipSteps(Parts):
         crops = self.look(video, track).references if references is None else self.crops(video, track, references)
         return self.prepared(crops, mode, clock, sharpen=sharpen, box_side=track.usual_side)
 
+    def check_mode(self, mode: str) -> None:
+        """Refuse a mode that does not suit the editor."""
+        if mode not in ("mask-free", "masked"):
+            raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
+        if self.is_stage_1 and mode == "mask-free":
+            raise FlashLipsError(
+                "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
+            )
+
     def prepared(
         self,
         references: Tensor,
@@ -321,12 +330,7 @@ class ClipSteps(Parts):
     ) -> CropEditor:
         """The editor prepared with reference crops (R, 3, S, S) in [-1, 1]; the rest as :class:`CropEditor` takes it."""
         check_share(sharpen)
-        if mode not in ("mask-free", "masked"):
-            raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
-        if self.is_stage_1 and mode == "mask-free":
-            raise FlashLipsError(
-                "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
-            )
+        self.check_mode(mode)
         poses = self.encode_lips(references, waiting)
         how = dict(is_masked=mode == "masked", clock=clock, waiting=waiting, sharpen=sharpen, box_side=box_side)
         return CropEditor(self.codec, self.editor, references, poses, **how, keeps_detail=keeps_detail)
