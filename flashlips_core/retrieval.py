@@ -127,33 +127,38 @@ def rim_of(crop: Tensor) -> np.ndarray:
 
     The mean square of the difference of two is that of the colours around the mouth, after a plane per channel has been fitted.
     """
-    weight, project = _rim_projection()
-    return (project @ (crop.flatten(1).T.numpy() * weight)).T.ravel().astype(np.float32)
+    weight, project, around = _rim_projection()
+    return (project @ (crop.flatten(1).T.numpy()[around] * weight)).T.ravel().astype(np.float32)
+
+
+def no_rims(count: int) -> np.ndarray:
+    """Room for the rims of a clip's frames: (count, K) of zeros."""
+    return np.zeros((count, 3 * len(_rim_projection()[0])), np.float32)
 
 
 @lru_cache(maxsize=1)
-def _rim_projection() -> tuple[np.ndarray, np.ndarray]:
-    """Weights (K, 1) of the pixels around the mouth, and the (K, K) matrix that takes weighted planes out."""
+def _rim_projection() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the n pixels around the mouth: weights (n, 1), the (n, n) matrix that takes weighted planes out, and which they are."""
     low, high = RIM_REACH
     radius = _radius(RIM_PX).numpy()
-    around = (radius > low) & (radius < high)
-    weight = np.sqrt(around / (3 * around.sum())).reshape(-1, 1)
+    around = np.flatnonzero((radius > low) & (radius < high))
+    weight = np.full((len(around), 1), np.sqrt(1 / (3 * len(around))))
     ticks = np.linspace(-1, 1, RIM_PX)
-    x, y = np.meshgrid(ticks, ticks)
-    basis, _ = np.linalg.qr(weight * np.stack([np.ones_like(x), x, y], -1).reshape(-1, 3))
-    return weight, np.eye(len(weight)) - basis @ basis.T
+    x, y = (part.ravel()[around] for part in np.meshgrid(ticks, ticks))
+    basis, _ = np.linalg.qr(weight * np.stack([np.ones_like(x), x, y], -1))
+    return weight, np.eye(len(weight)) - basis @ basis.T, around
 
 
 def _squared_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Between all rows of (T, D) and (N, D). -> (T, N)"""
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return ((a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T).clip(min=0)
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)  # T may be an hour of frames
+    return (np.einsum("td,td->t", a, a)[:, None] + np.einsum("nd,nd->n", b, b) - 2 * a @ b.T).clip(min=0)
 
 
 def _blur_cost(windows: Tensor) -> np.ndarray:
     """Of each window (N, 3, h, w) uint8, against the clip's usual one. -> (N,)"""
     sharp = np.array([float(laplacian(window.float().mean(0)[None]).abs().mean()) for window in windows])
-    return BLUR_COST * np.maximum(np.log2(np.median(sharp) / np.maximum(sharp, 1e-6)), 0)
+    return BLUR_COST * np.log2(np.maximum(np.median(sharp) / np.maximum(sharp, 1e-6), 1))
 
 
 def _viterbi(cost: np.ndarray, frames: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from .media import open_sound, probe, read_frames
 from .models.lip_encoder import mouth_region
 from .poses import fill_absent, fit_to_range, gain, silence_gate
 from .references import candidate_frames, choose_references, head_turns, mouth_frames
-from .retrieval import RIM_PX, Faces, Mouths, choose_path, fine_size, mouth_window, needs_of, rim_of
+from .retrieval import RIM_PX, Faces, Mouths, choose_path, fine_size, mouth_window, needs_of, no_rims, rim_of
 from .sharpen import check_share
 from .stream import awaited, batched, counted, prefetch
 from .turned import to_shares
@@ -252,8 +252,13 @@ class ClipSteps(Parts):
         """:meth:`look` at frames that come from anywhere: a cutter for each that shows the face, in order."""
         shown = np.flatnonzero(track.present)
         candidates = set(candidate_frames(track).tolist() if given is None else map(int, given))
+        if not candidates or not candidates <= set(shown.tolist()):
+            raise FlashLipsError(
+                f"Reference frames {sorted(candidates)} must be some of the track's {len(track)} frames, and show the face; "
+                "choose others."
+            )
         kept = np.union1d(sorted(candidates), mouth_frames(track)).astype(int)
-        size, rims = fine_size(self.crop_px, track.usual_side), np.zeros((len(track), RIM_PX * RIM_PX * 3), np.float32)
+        size, rims = fine_size(self.crop_px, track.usual_side), no_rims(len(track))
         view, wanted, windows, small, crops = mouth_window(size), set(kept.tolist()), [], [], []
         for frame, cutter in zip(shown.tolist(), cutters, strict=True):
             if frame not in wanted:

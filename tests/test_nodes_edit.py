@@ -15,7 +15,7 @@ import torch
 from test_nodes_track import DEMO, NUM_EMPTY, NUM_SEEN, SIDE, face_clip
 from test_pipeline import CROP_PX, lipsync, make_poses, make_track, model_folder  # noqa: F401
 
-from flashlips_core import checkpoint, editing, image_edit
+from flashlips_core import checkpoint, editing, image_edit, image_latents
 from flashlips_core.checks import check_whole_track
 from flashlips_core.codec import load_codec
 from flashlips_core.editing import CropEditor
@@ -116,7 +116,8 @@ def test_latents_and_poses_that_do_not_fit_are_refused(lipsync) -> None:  # noqa
 @pytest.mark.parametrize("limit", [4, 3])
 def test_images_and_latents_are_tried_once_more_at_half_the_batch(lipsync, monkeypatch, caplog, limit) -> None:  # noqa: F811
     images, track, poses, target = pictures(), make_track(10), make_poses(10), latents(10)
-    given = ((edit_images, (lipsync, images, track, poses)), (edit_latents, (lipsync.editor, target, latents(2, 1), poses)))
+    edit_frames = partial(edit_images, start="frame")  # where no mouth is laid, every crop needs an edit
+    given = ((edit_frames, (lipsync, images, track, poses)), (edit_latents, (lipsync.editor, target, latents(2, 1), poses)))
     wanted = [edit(*parts, batch=8) for edit, parts in given]
     edit_some = editing.edit_once
 
@@ -125,7 +126,8 @@ def test_images_and_latents_are_tried_once_more_at_half_the_batch(lipsync, monke
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return edit_some(editor, context, source, *rest)
 
-    monkeypatch.setattr(editing, "edit_once", full_memory)
+    for module in (editing, image_latents):
+        monkeypatch.setattr(module, "edit_once", full_memory)
     for (edit, parts), whole in zip(given, wanted, strict=True):
         if limit == 3:
             with pytest.raises(FlashLipsError, match="also with 4 frames at once"):
@@ -234,7 +236,8 @@ def test_the_front_door_takes_the_fine_tuned_codec_that_the_editor_learnt_throug
     with torch.no_grad():
         [part for part in codec.network.decoder.modules() if isinstance(part, torch.nn.Conv2d)][-1].bias += 0.5  # a lighter face
     prompt = {name: graph[name] for name in ("video", "voice")}
-    prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1], editor="person.safetensors")
+    choices = {"editor": "person.safetensors", "start": "frame"}  # a difference of two decodes would not be lighter
+    prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1], **choices)
     brightness = []
     for is_there in (True, False):
         file = folder / "person_codec.safetensors"
@@ -290,6 +293,29 @@ def test_the_whole_graph_changes_the_mouth_and_nothing_else(engine, graph) -> No
         assert changed.any() == (index < NUM_SEEN)
         assert not changed[: SIDE // 3].any()  # the upper face
     assert probe(made.source).audio_rate is None  # the clip had no sound, and no other was given
+
+
+@pytest.mark.comfy
+def test_the_start_is_the_users_choice_and_references_of_ones_own_leave_it(engine, graph) -> None:
+    graph |= {
+        "parts": node("GetVideoComponents", video=["video", 0]),
+        "crops": node("FlashLipsCropFaces", images=["parts", 0], track=["track", 0], size=CROP_PX),
+        "shown": node("ImageFromBatch", image=["crops", 0], batch_index=0, length=3),
+    }
+    made = {}
+    for start in ("retrieved", "frame"):
+        for kind, wires in (("own", {"references": ["shown", 0]}), ("chosen", {})):
+            run = engine.run(graph | {"edit": edit_node(crf=0, start=start, **wires)}, "edit")
+            assert run.is_success, run.errors
+            made[start, kind] = np.stack(planes(run.outputs["edit"][0].source)[:NUM_SEEN]).astype(int)
+        wires = {name: [name, 0] for name in ("track", "poses", "editor")} | {"images": ["parts", 0], "vae": ["codec", 0]}
+        images = node("FlashLipsLipSyncImages", **wires, lip_encoder=["reader", 0], start=start)
+        run = engine.run(graph | {"images": images}, "images")
+        assert run.is_success, run.errors
+        made[start, "images"] = run.outputs["images"][0].numpy()
+    for kind in ("own", "chosen", "images"):
+        assert not np.array_equal(made["retrieved", kind], made["frame", kind])
+    assert not np.array_equal(made["retrieved", "own"], made["retrieved", "chosen"])
 
 
 @pytest.mark.comfy
