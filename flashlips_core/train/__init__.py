@@ -23,6 +23,7 @@ STAGES = {
     "detail": "teach the codec's decoder, against a critic, to draw what edits leave soft",
     "portraits": "teach the codec's decoder sharp faces of many people, without a critic",
     "aligned": "cut the training clips through turned squares that follow the head",
+    "lip-faces": "teach the lip encoder faces that GRID lacks",
     "starts": "encode frames over which another mouth of their clip was laid",
     "retrieved": "teach the editor to start from such frames, and to change only what it must",
     "audio-encoder": "distil Whisper tiny's encoder",

@@ -9,7 +9,7 @@ N mouths, B batch, P = 12.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,15 +17,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..data import STORED_MARGIN, CropStore
 from ..expression import OUTER_LIP, mouth_opening
+from ..face import head_pose
+from ..face.head_pose import canonical_square
 from ..face.head_shape import IRISES, NOSE
 from ..face.readings import five_points
 from ..models.lip_encoder import LipEncoder
 from ..pixels import from_bytes
-from ..turned import Square, turned_cut
+from ..turned import Square, to_shares, turned_cut
 from .lip import STORED_MOUTH, STORED_PX, view_mouths
 from .loop import MakeBatch, TrainConfig, fit
 
+CUT_AT_ONCE = 64  # crops
+PICTURE_PX = 240  # side of the crop of a single picture
 OPENING_UNIT = 0.05  # of the eyes' distance: a step of the mouth that shows
 RIDGE = 3.0  # of the regression from outlines to poses, in squared shares of the outline's usual spread
 NOSE_FLOOR = NOSE.stop - 3  # the landmark below the nose: no beard grows above
@@ -100,6 +105,37 @@ def openings_of(landmarks: np.ndarray) -> np.ndarray:
     eyes = np.linalg.norm(landmarks[:, IRISES[0]] - landmarks[:, IRISES[1]], axis=-1)
     gap = mouth_opening(landmarks[:, : 2 * OUTER_LIP], five_points(landmarks))
     return (gap * np.maximum(eyes, 1e-6) / np.maximum(eyes, EYES_SHARE)).astype(np.float32)
+
+
+def joined(parts: Sequence[FaceMouths]) -> FaceMouths:
+    """Several sources as one, without what was read from them."""
+    return FaceMouths(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("images", "outlines", "openings")))
+
+
+def mouths_of_store(store: CropStore, every: int = 1, has_beards: bool = False) -> FaceMouths:
+    """Every n-th of a store's aligned crops."""
+    parts = []
+    for start in range(0, len(store), CUT_AT_ONCE * every):
+        rows = np.arange(start, min(start + CUT_AT_ONCE * every, len(store)), every)
+        crops, points = np.stack([store.images[i] for i in rows]), store.landmarks[rows]
+        crops = bearded(crops, points, STORED_MARGIN, start) if has_beards else crops
+        parts.append(cut_mouths(crops, points, STORED_MARGIN))
+    return joined(parts)
+
+
+def mouths_of_pictures(pictures: Iterable[tuple[np.ndarray, np.ndarray]], has_beards: bool = False) -> FaceMouths:
+    """Of single pictures (H, W, 3) uint8 and their 99 landmarks in pixels, each cut through the square of its own head pose."""
+    parts = []
+    for number, (picture, points) in enumerate(pictures):
+        square = canonical_square(head_pose.fit_poses(points[None]))[0]
+        half = STORED_MARGIN / 2 * (square[2] - square[0])
+        centre = (square[:2] + square[2:4]) / 2
+        wide = Square.of(np.concatenate([centre - half, centre + half, square[4:]]))
+        crop = turned_cut(picture, wide, PICTURE_PX).round().clip(0, 255).astype(np.uint8)[None]
+        shares = to_shares(points, square)[None]
+        crop = bearded(crop, shares, STORED_MARGIN, number) if has_beards else crop
+        parts.append(cut_mouths(crop, shares, STORED_MARGIN))
+    return joined(parts)
 
 
 @torch.inference_mode()

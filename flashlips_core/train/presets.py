@@ -51,6 +51,10 @@ MINI: dict[str, dict[str, Any]] = {
         "validate_every": 200,
     },
     "aligned": {},
+    "lip-faces": LOOP | {
+        "steps": 3900, "batch_size": 48, "lr": 1.2e-3, "ema": 0.995, "seed": 0, "start": None,
+        "weights": {"pose": 1.0, "opening": 0.3},
+    },
     "starts": {"codec": None, "lip_encoder": None, "crop_px": 384, "strength": 0.5, "rounds": 1},
     "retrieved": LOOP | {
         "steps": 1500, "batch_size": 8, "lr": 2e-4, "ema": 0.995, "seed": 4, "start": None, "codec": None, "lip_encoder": None,
@@ -101,6 +105,7 @@ WHY_NOT = {
     ("full", "portraits"): "the paper's SDXL VAE is used as it is",
     ("full", "aligned"): "its editor reads pictures",
     ("full", "starts"): "its editor reads pictures",
+    ("full", "lip-faces"): "its lip encoder learns from hours of many people in the first place",
     ("full", "retrieved"): "it learns from encoded starts, which preset mini makes",
     ("full", "distil"): "it learns from encoded looks, which preset mini makes",
     ("full", "looks"): "its editor reads pictures",

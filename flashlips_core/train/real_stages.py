@@ -6,19 +6,26 @@ The data folder has GRID's folders, and beside them, where they are there, ``por
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import numpy as np
 
 from ..codec import CELL_PX, Codec, load_codec
 from ..data import Clip, CropStore, has_store, load_clips
-from ..face_motion import LANDMARKER_FILE
+from ..face_motion import LANDMARKER_FILE, LANDMARKS
 from ..loading import load_network, load_part
 from ..losses import load_perceptual
 from ..types import FlashLipsError
 from . import labels
+from . import lip_faces as lips
 from .aligned import build_aligned
-from .portraits import crop_portrait, read_portraits
+from .landmark_data import FaceStore
+from .loop import TrainConfig
+from .portraits import crop_portrait, read_picture, read_portraits
 from .retrieved_pairs import encode_retrieved, load_retrieved
 from .retrieved_training import train_retrieved
 from .sharp_faces import build_tiles, decode_check, draw_crops, mouth_boxes, train_portraits
@@ -31,6 +38,7 @@ STORED_PX = {OPEN: 480, PEOPLE: 320, FIRST: 320}  # a quarter wider than the cro
 FIRST_CLIPS = 30  # of s1, who has more than all others together
 STARTS = {OPEN: (3, 14), PEOPLE: (1, 8), FIRST: (1, 8)}  # looks of each clip, frames of each look
 FOUND_SHARE = 0.75  # of an open clip's frames must show a face: one that comes and goes is cut or too fast to be aligned
+LIP_SHARES = {PEOPLE: 0.3, FIRST: 0.1, OPEN: 0.15, "portraits": 0.15, "heads": 0.16, "beards": 0.2}  # of a batch
 SHOWN = (16, 384)  # held-out portraits that are measured, and the side of their crops
 
 
@@ -87,6 +95,41 @@ def _check(held_out: list, codec: Codec):
     cut = [crop_portrait(portrait, SHOWN[1]) for portrait in sharpest]
     crops = [crop for crop, _ in cut]
     return decode_check(crops, mouth_boxes([points for _, points in cut], SHOWN[1]), codec) if crops else None
+
+
+def lip_faces(run: Run) -> Path:
+    """Go on training the lip encoder that ``start`` names, or the run's, on the aligned clips, portraits and rendered heads."""
+    options = dict(run.options)
+    start, batch_size = options.pop("start"), options.pop("batch_size")
+    encoder, stores = load_network("lip-encoder", start or run.folder), _stores(run)
+    kinds = {name: lips.mouths_of_store(store, 1 if name == OPEN else 2) for name, store in stores.items()}
+    for name in {PEOPLE, FIRST} & set(kinds):  # of whom the encoder's teacher knew the face at rest
+        kinds[name] = dataclasses.replace(kinds[name], poses=lips.read_mouths(encoder, kinds[name].images))
+    beards = [lips.mouths_of_store(store, 3 if name == OPEN else 6, has_beards=True) for name, store in stores.items()]
+    pictures = {name: list(make()) for name, make in _pictures(run).items()}
+    kinds |= {name: lips.mouths_of_pictures(shown) for name, shown in pictures.items() if shown}
+    beards += [lips.mouths_of_pictures(shown, has_beards=True) for shown in pictures.values() if shown]
+    kinds["beards"] = lips.joined(beards)
+    config = TrainConfig(str(run.folder / "run_lip_faces"), **options)
+    network = lips.train_faces(encoder, list(kinds.values()), [LIP_SHARES[name] for name in kinds], config, batch_size)
+    return run.save(network, "lip-encoder", "lip-encoder-faces")
+
+
+def _pictures(run: Run) -> dict[str, Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]]:
+    """Single pictures with their 99 landmarks in pixels: portraits, and the landmark stage's rendered heads."""
+
+    def portraits() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if (run.data / "portraits").is_dir():
+            for portrait in read_portraits(run.data / "portraits")[0]:
+                yield read_picture(portrait.path), portrait.landmarks[list(LANDMARKS)]
+
+    def heads() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for folder in sorted(run.folder.glob("landmarks/heads-[0-9]*")):
+            store = FaceStore(folder)
+            for row in range(0, len(store), 2):
+                yield store.pictures[row], store.points[row] * store.pictures.shape[1]
+
+    return {"portraits": portraits, "heads": heads}
 
 
 def starts(run: Run) -> Path:
