@@ -38,7 +38,7 @@ class LandmarkDetector(Detector):
 
     face_px = 100.0  # the network reads crops of 112 px
 
-    def __init__(self, landmarker: FaceLandmarker, threshold: float = 0.5) -> None:
+    def __init__(self, landmarker: FaceLandmarker, threshold: float = 0.6) -> None:
         self.landmarker, self.threshold = landmarker, threshold
         self.frontal, self.profile = (_cascade(name) for name in (FRONTAL, PROFILE))
 
