@@ -124,7 +124,7 @@ def _render(
     return renderer.draw(vertices, camera, square[:4]), to_square(points, square)
 
 
-HEAD_STORES = {"heads-1": (170, TRAIN, 1), "heads-2": (170, TRAIN, 2), "heads-3": (170, TRAIN, 3), "heads-test": (24, TEST, 7)}
+HEAD_STORES = {"heads-1": (170, TRAIN, 1), "heads-2": (170, TRAIN, 2), "heads-test": (24, TEST, 7)}
 
 
 def prepare_heads(data: Path, folder: Path, progress: Progress | None = None) -> list[Path]:
