@@ -24,6 +24,7 @@ LARGEST_PX = 768  # side at which crops are laid together; finer detail than tha
 WINDOW = (0.2, 0.4, 0.8, 1.0)  # what is kept of a mouth's crop: left, top, right, bottom
 CENTRE, RADII = (0.5, 0.69), (0.245, 0.235)  # the ellipse that is laid over, soft towards its rim: lips, chin, the skin between
 RIM = 0.3  # of the radius, over which it fades
+FACE_SHRINK = 8  # times smaller than crops are the masks of the faces' areas, which are soft
 GRID = 48  # side at which colours are compared
 RIM_REACH = (0.7, 1.2)  # of the ellipse's radius: skin, chin and jaw that should agree; lips and teeth are not asked
 RIM_PX = 24  # side of the small crops by which it is told whether a mouth fits in a frame
@@ -224,7 +225,7 @@ def _radius(size: int) -> Tensor:
 
 def _faces(own: np.ndarray, laid: np.ndarray, size: int, view: tuple[slice, slice]) -> Tensor:
     """What belongs to either face, (B, 1, h, w): no background comes along, and a longer chin does."""
-    small = size // 4
+    small = size // FACE_SHRINK
     both = torch.maximum(face_region(own, small), face_region(laid, small))
     return F.interpolate(both, size=(size, size), mode="bilinear", align_corners=False)[..., view[0], view[1]]
 

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from ..data import STORED_MARGIN, CropStore
 from ..expression import OUTER_LIP, mouth_opening
 from ..face import head_pose
-from ..face.head_pose import canonical_square
 from ..face.head_shape import IRISES, NOSE
 from ..face.readings import five_points
 from ..models.lip_encoder import LipEncoder
@@ -127,7 +126,7 @@ def mouths_of_pictures(pictures: Iterable[tuple[np.ndarray, np.ndarray]], has_be
     """Of single pictures (H, W, 3) uint8 and their 99 landmarks in pixels, each cut through the square of its own head pose."""
     parts = []
     for number, (picture, points) in enumerate(pictures):
-        square = canonical_square(head_pose.fit_poses(points[None]))[0]
+        square = head_pose.canonical_square(head_pose.fit_poses(points[None]))[0]
         half = STORED_MARGIN / 2 * (square[2] - square[0])
         centre = (square[:2] + square[2:4]) / 2
         wide = Square.of(np.concatenate([centre - half, centre + half, square[4:]]))
@@ -192,12 +191,11 @@ def face_batches(sources: Sequence[FaceMouths], shares: Sequence[float], encoder
         for source, count, (as_is, mirrored) in zip(sources, counts.tolist(), zip(plain, flipped, strict=True), strict=True):
             rows = torch.randint(len(source), (count,), generator=generator)
             is_flipped = torch.rand(count, generator=generator) < 0.5
-            mouths = view_mouths(
-                _softened(from_bytes(source.images[rows.numpy()]), generator), encoder.config.mouth_px, generator, 0.05, 1.0,
-                torch.where(is_flipped, -1.0, 1.0),
-            )  # fmt: skip
+            seen, is_narrow = _narrowed(_softened(from_bytes(source.images[rows.numpy()]), generator), generator)
+            flip = torch.where(is_flipped, -1.0, 1.0)
+            mouths = view_mouths(seen, encoder.config.mouth_px, generator, 0.05, 1.0, flip)
             poses = torch.where(is_flipped[:, None], mirrored[rows], as_is[rows])
-            trust = torch.full((count,), 1.0 if source.poses is not None else 0.25)
+            trust = torch.full((count,), 1.0 if source.poses is not None else 0.25) * ~is_narrow
             parts.append(FaceBatch(mouths, poses, trust, torch.from_numpy(source.openings)[rows]))
         return FaceBatch(*(torch.cat([getattr(p, name) for p in parts]) for name in ("mouths", "poses", "trust", "openings")))
 
@@ -232,12 +230,22 @@ def _mirrored(outlines: np.ndarray) -> np.ndarray:
     return points[:, MIRROR_LIPS[OUTER_LIP:] - OUTER_LIP].reshape(len(outlines), -1)
 
 
+def _narrowed(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A quarter of the pictures narrower, as turned heads show mouths, and which: their pose numbers would be others."""
+    is_narrow = torch.rand(len(images), generator=generator) < 0.25
+    width = torch.where(is_narrow, 0.55 + 0.4 * torch.rand(len(images), generator=generator), 1.0)
+    zero, one = torch.zeros_like(width), torch.ones_like(width)
+    geometry = torch.stack([torch.stack([1 / width, zero, zero], -1), torch.stack([zero, one, zero], -1)], 1)
+    grid = F.affine_grid(geometry, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False), is_narrow
+
+
 def _softened(images: Tensor, generator: torch.Generator) -> Tensor:
     """Half of the pictures less sharp, as small or compressed faces are. (B, 3, S, S)"""
     size = images.shape[-1]
     result = images.clone()
     for row in torch.nonzero(torch.rand(len(images), generator=generator) < 0.5)[:, 0].tolist():
-        small = int(size / (1 + 2 * float(torch.rand((), generator=generator))))
+        small = int(size / (1 + 3 * float(torch.rand((), generator=generator))))
         less = F.interpolate(images[row : row + 1], size=(small, small), mode="bilinear", antialias=True)
         result[row] = F.interpolate(less, size=(size, size), mode="bilinear")[0]
     return result
