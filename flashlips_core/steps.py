@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,25 @@ from .clock import StageClock
 from .compose import cut, cut_batch
 from .editing import CropEditor, resized
 from .face.head_shape import OVAL
+from .face.readings import lip_gap
 from .flow import SamplerSettings, sample_poses
 from .loading import Parts
 from .media import open_sound, probe, read_frames
 from .models.lip_encoder import mouth_region
 from .poses import fill_absent, fit_to_range, gain, silence_gate
 from .references import candidate_frames, choose_references, head_turns, mouth_frames
-from .retrieval import RIM_PX, Faces, Mouths, choose_path, fine_size, mouth_window, needs_of, no_rims, rim_of
+from .retrieval import (
+    RIM_PX,
+    Faces,
+    Mouths,
+    choose_path,
+    fine_size,
+    mouth_window,
+    needs_of,
+    no_rims,
+    rim_of,
+    steady_openings,
+)
 from .sharpen import check_share
 from .stream import awaited, batched, counted, prefetch
 from .turned import to_shares
@@ -270,13 +282,17 @@ class ClipSteps(Parts):
             small.append(mouth_region(fine, self.lip_encoder.config.mouth_px))
             if frame in candidates:
                 crops.append(resized(fine, self.crop_px))
-        poses, crops = self._read_mouths(torch.cat(small)), torch.cat(crops)
+        mouths, crops = torch.cat(small), torch.cat(crops)
+        poses, mirrored = self._read_mouths(mouths), self._read_mouths(mouths.flip(-1))
         is_candidate = torch.tensor([frame in candidates for frame in kept.tolist()])
         chosen = list(range(len(crops)))
         if given is None:
             chosen = choose_references(crops, poses[is_candidate], count or self.editor.num_references)
-        mouths = _mouths(torch.stack(windows), self._faces(track, poses, rims, kept), track, kept, size)
-        return Look(crops[chosen], kept[is_candidate.numpy()][chosen].tolist(), poses, mouths, rims)
+        gaps = None if track.landmarks is None else lip_gap(track.landmarks[kept])
+        openings = steady_openings(self.openings(poses), self.openings(mirrored), gaps, kept)
+        faces = replace(self._faces(track, poses, rims, kept), openings=openings)
+        references = kept[is_candidate.numpy()][chosen].tolist()
+        return Look(crops[chosen], references, poses, _mouths(torch.stack(windows), faces, track, kept, size), rims)
 
     def crops(self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None) -> Tensor:
         """Crops of some frames (sorted), in one pass. -> (K, 3, S, S) in [-1, 1]."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 # How many pixels for one of the result shrinking leaves to the warp: an average to the last pixel, then a cubic between pixels,
 # would blur twice what a mouth laid over a small face has of detail.
 LEFT = 2.0

@@ -35,6 +35,7 @@ from flashlips_core.retrieval import (
     needs_of,
     no_rims,
     rim_of,
+    steady_openings,
 )
 from flashlips_core.types import FlashLipsError
 
@@ -328,3 +329,14 @@ def test_images_and_a_video_of_them_get_the_same_mouths(lipsync, tmp_path, monke
     source, video = (torch.stack([whole_picture(f, 64) for f in read_frames(file)]) for file in files)
     edited = edit_images(lipsync, (source + 1) / 2, track, poses, start=start) * 2 - 1
     assert (edited - video).abs().mean() < 0.2 * (edited - source).abs().mean()
+
+
+def test_openings_are_told_by_all_that_tells_them() -> None:
+    rng = np.random.default_rng(0)
+    true = 0.1 + 0.1 * np.sin(np.arange(60) / 4)
+    read, mirrored, gaps = (true + rng.normal(0, 0.03, 60) for _ in range(3))
+    steady = steady_openings(read, mirrored, 3 * gaps + 1, np.arange(60))
+    assert np.abs(steady - true).mean() < 0.6 * np.abs(read - true).mean()
+    apart = steady_openings(read, mirrored, None, 10 * np.arange(60))
+    assert np.allclose(apart, (read + mirrored) / 2)  # frames far apart say nothing of each other
+    assert np.allclose(steady_openings(read[:1], read[:1], gaps[:1], np.array([7])), read[:1])
