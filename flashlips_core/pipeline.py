@@ -86,6 +86,7 @@ class LipSync(ClipSteps):
             starts, needs = self.starts(look, wanted, track, plan.indices)
             rows = replace(rows, starts=starts, needs=needs)
         steps = _Steps(progress, show, clock, len(rows))
+        steps.again()
         is_edited = rows.needs is None or bool(rows.needs[rows.present].any())
         editor = self._frame_editor(look, track.usual_side, settings, clock, steps.again, is_edited)
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)

@@ -200,7 +200,7 @@ def test_slow_networks_do_not_keep_a_user_from_stopping(lipsync, plain_clip, tmp
     monkeypatch.setattr(CropEditor, "__call__", slow)
     track, poses, out = make_track(4), make_poses(4), tmp_path / "out.mp4"
     lipsync.edit_video(
-        plain_clip, track, poses, out, references=[0, 1, 2], progress=lambda done, _: counts.append(done), batch=4, crf=30
+        plain_clip, track, poses, out, references=[0, 1, 2], progress=lambda done, _: counts.append(done), batch=4, crf=30, start="frame"
     )
     assert told[0] >= 4  # one for the lip encoder's only batch, three for the references
     assert counts.count(0) - told[0] >= 3 and counts[-1] == 4

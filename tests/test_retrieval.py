@@ -45,7 +45,8 @@ SIZE = 96
 def some_faces(count: int, scene: int | np.ndarray = 0, seed: int = 0, openings: np.ndarray | None = None) -> Faces:
     """Poses by chance, all else alike."""
     poses = torch.randn(count, 12, generator=torch.Generator().manual_seed(seed))
-    return Faces(poses, np.zeros((count, 2)), np.broadcast_to(scene, count), no_rims(count), openings)
+    gaps = np.zeros(count) if openings is None else openings
+    return Faces(poses, gaps, np.zeros((count, 2)), np.broadcast_to(scene, count), no_rims(count))
 
 
 def mouths_of(crops: torch.Tensor, faces: Faces | None = None, outlines: np.ndarray | None = None) -> Mouths:
@@ -122,13 +123,13 @@ def test_a_wanted_gap_outweighs_the_rest_of_the_pose() -> None:
     mouths = mouths_of(noise(1).repeat(2, 1, 1, 1), shown)
     wanted = replace(shown.rows(np.array([0])), openings=np.array([0.38]))
     assert choose_path(mouths, wanted).tolist() == [1]
-    assert choose_path(mouths, replace(wanted, openings=None)).tolist() == [0]
+    assert choose_path(mouths, replace(wanted, openings=np.array([0.02]))).tolist() == [0]
 
 
 def test_blurred_mouths_and_turned_heads_are_avoided() -> None:
     crops = noise(1).repeat(3, 1, 1, 1)
     crops[1] = crops[1].mean((1, 2), keepdim=True)  # nothing but its colour
-    alike = Faces(torch.zeros(3, 12), np.array([[0.5, 0.0], [0, 0], [0.1, 0]]), np.zeros(3, int), no_rims(3))
+    alike = Faces(torch.zeros(3, 12), np.zeros(3), np.array([[0.5, 0.0], [0, 0], [0.1, 0]]), np.zeros(3, int), no_rims(3))
     assert choose_path(mouths_of(crops, alike), replace(alike, heads=np.zeros((3, 2)))).tolist() == [2, 2, 2]
 
 
@@ -137,7 +138,7 @@ def test_a_hand_beside_the_mouth_is_seen_in_the_rim() -> None:
     behind = small.clone()
     behind[:, 14:22, 2:9] += 0.8
     rims = np.stack([rim_of(behind), rim_of(small)])
-    shown = Faces(torch.zeros(2, 12), np.zeros((2, 2)), np.zeros(2, int), rims)
+    shown = Faces(torch.zeros(2, 12), np.zeros(2), np.zeros((2, 2)), np.zeros(2, int), rims)
     assert choose_path(mouths_of(noise(1).repeat(2, 1, 1, 1), shown), shown).tolist() != [0, 0]
     assert choose_path(mouths_of(noise(1).repeat(2, 1, 1, 1), shown), shown.rows(np.array([1, 1]))).tolist() == [1, 1]
 
@@ -171,9 +172,9 @@ def test_a_frame_needs_nothing_where_the_lips_fit_and_everything_without_a_mouth
     shown = some_faces(3)
     mouths, path = mouths_of(noise(3), shown), np.array([0, 1, -1])
     assert needs_of(mouths, shown, path).tolist() == [0, 0, 1]
-    far = replace(shown, poses=shown.poses + 3)
+    far = replace(shown, openings=shown.openings + 0.3)
     assert needs_of(mouths, far, path).tolist() == [1, 1, 1]
-    between = needs_of(mouths, replace(shown, poses=shown.poses + 1.2), path)
+    between = needs_of(mouths, replace(shown, openings=shown.openings + 0.08), path)
     assert 0 < between[0] < 1
 
 
