@@ -1,8 +1,8 @@
 """Poses for speech that nobody was filmed speaking: a linear teacher fitted to real lips tells them from a speech network's rows.
 
 GRID has 51 words, and whatever is trained on its lips alone learns these words by heart. A linear map from a few leading
-components of Whisper's second layer cannot: fitted to GRID's lips it follows lips of open speech nearly as well as GRID's own
-(MODEL_CARD.md), so what it says of other voices and languages is worth learning from. Real lips count more.
+components of Whisper's second layer cannot: fitted to GRID's lips it follows lips of open speech at .65 (opening, 21 clips)
+where features of all its numbers reach .5; so what it says of other voices and languages is worth learning from. Real lips count more.
 
 N rows at 50 per second, T pose frames at 25, D numbers per row, C components, P pose numbers.
 """
