@@ -222,8 +222,9 @@ def save_whisper(folder: Path, layers: int = 2) -> Path:
 
     config = hf.WhisperConfig(
         d_model=16, encoder_layers=layers, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, max_source_positions=50, vocab_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=1,
+        encoder_ffn_dim=16, decoder_ffn_dim=16,
+        max_source_positions=50, vocab_size=16, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1,
     )  # fmt: skip
     hf.WhisperModel(config).save_pretrained(folder)
     hf.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)

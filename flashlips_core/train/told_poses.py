@@ -2,7 +2,8 @@
 
 GRID has 51 words, and whatever is trained on its lips alone learns these words by heart. A linear map from a few leading
 components of Whisper's second layer cannot: fitted to GRID's lips it follows lips of open speech at .65 (opening, 21 clips)
-where features of all its numbers reach .5; so what it says of other voices and languages is worth learning from. Real lips count more.
+where all its numbers reach .55. So what it says of other voices and languages is worth learning from; real lips count
+more.
 
 N rows at 50 per second, T pose frames at 25, D numbers per row, C components, P pose numbers.
 """
