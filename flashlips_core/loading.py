@@ -92,6 +92,13 @@ def load_part(
     return LoadedPart(load_network(role, path, device, dtype), info.role, path.stem, info.notes, path)
 
 
+def bundled_pose_model(kind: str) -> Path:
+    """The bundled pose model that listens to features of this kind; the default one where none does."""
+    files = sorted(checkpoint.BUNDLED_DIR.glob("pose-model*.safetensors"))
+    listening = (path for path in files if checkpoint.info(path).config["audio_kind"] == kind)
+    return next(listening, checkpoint.bundled("pose-model"))
+
+
 def load_tracker(weights: str | Path | None = None, device: str | torch.device | None = None, download: bool = False) -> Any:
     """A face detector, with the bundled landmark network to follow faces by.
 
@@ -284,7 +291,10 @@ class Parts:
 
     @functools.cached_property
     def pose_model(self) -> nn.Module:
-        """Audio features to lip poses."""
+        """Audio features to lip poses; "bundled" is the one that listens to the audio encoder."""
+        bundled = checkpoint.BUNDLED[0]
+        if self._given["pose-model"] == bundled and self._given["audio-encoder"] != bundled:
+            return load_network("pose-model", bundled_pose_model(self.audio_encoder.kind), self.device)
         return self._network("pose-model", torch.float32)
 
     @functools.cached_property

@@ -31,7 +31,15 @@ from ..flashlips_core.checkpoint import bundled_names, info
 from ..flashlips_core.codec import CELL_PX, SDXL_SCALE, Codec, UnscaledCodec, load_codec, wrap_vae
 from ..flashlips_core.downloads import CODECS, DETECTOR, DETECTOR_FILES, fetch
 from ..flashlips_core.face.detect import YUNET_FILES, found_weights
-from ..flashlips_core.loading import LoadedPart, fine_tuned_codec, folder_role, load_part, load_tracker, role_of
+from ..flashlips_core.loading import (
+    LoadedPart,
+    bundled_pose_model,
+    fine_tuned_codec,
+    folder_role,
+    load_part,
+    load_tracker,
+    role_of,
+)
 from ..flashlips_core.types import FlashLipsError, Progress, dtype_for
 from . import bridge
 
@@ -153,6 +161,14 @@ def load_network(role: str, name: str) -> LoadedNetwork:
     dtype = torch.float32 if role == "pose-model" else dtype_for(device())
     part = load_part(role, source, management.unet_offload_device(), dtype)
     return LoadedNetwork(part.network, part.role, name, part.notes, part.path, patcher_for(part.network))
+
+
+def listening(part: LoadedNetwork, kind: str) -> LoadedNetwork:
+    """A pose model for features of this kind: the bundled one is exchanged for the bundled one that listens to them."""
+    if part.name != BUNDLED or part.network.config.audio_kind == kind:
+        return part
+    other = load_part("pose-model", bundled_pose_model(kind), management.unet_offload_device(), torch.float32)
+    return LoadedNetwork(other.network, other.role, BUNDLED, other.notes, other.path, patcher_for(other.network))
 
 
 def patcher_for(network: torch.nn.Module, load_device: Any = None, offload_device: Any = None) -> Any:

@@ -72,7 +72,8 @@ class LoadPoseModel(NetworkLoader):
     NODE_ID, NAME, ROLE = "FlashLipsLoadPoseModel", "Load Pose Model", "pose-model"
     OUTPUT = PoseModel.Output(display_name="pose_model")
     DESCRIPTION_TEXT = (
-        "Loads a pose model: the network that turns a voice into lip poses. Each listens to one kind of audio encoder."
+        "Loads a pose model: the network that turns a voice into lip poses. Each listens to one kind of audio encoder; "
+        "bundled becomes the one made for Whisper tiny when that has listened."
     )
 
 
@@ -150,8 +151,9 @@ class LoadAudioEncoder(io.ComfyNode):
                     max=64,
                     optional=True,
                     advanced=True,
-                    tooltip="Hidden layer of such a network: 0 = before the first, higher = later, -1 = the last. "
-                    "The bundled encoder and log-mel have no layers to choose from.",
+                    tooltip="Hidden layer of such a network: 0 = before the first, higher = later, -1 = the last, of Whisper "
+                    "tiny the 2nd, which the bundled pose model for it listens to. The bundled encoder and log-mel have no "
+                    "layers to choose from.",
                 ),
                 download_input(DOWNLOAD),
             ],

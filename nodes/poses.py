@@ -174,6 +174,8 @@ class SamplePoses(io.ComfyNode):
         cls, pose_model: models.LoadedNetwork, features: dict, source_poses=None, seed=0, steps=4, solver="euler",
         guidance=1.0, temperature=0.3, fps=25.0, close_in_silence=True,
     ) -> io.NodeOutput:  # fmt: skip
+        ours = known_features(features)
+        pose_model = pose_model if ours is None else models.listening(pose_model, ours.kind)
         network = pose_model.network
         heard = features_for(features, network.config.audio_kind, network.config.audio_dim)
         emotion = emotion_for(features, network.config.emotion_dim)

@@ -217,13 +217,14 @@ def save_waveform_model(folder: Path, name: str, is_classifier: bool = False, **
     return folder
 
 
-def save_whisper(folder: Path) -> Path:
+def save_whisper(folder: Path, layers: int = 2) -> Path:
     import transformers as hf
 
     config = hf.WhisperConfig(
-        d_model=16, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=16,
-        decoder_ffn_dim=16, max_source_positions=50, vocab_size=16, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        decoder_start_token_id=1,
+        d_model=16, encoder_layers=layers, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=16, decoder_ffn_dim=16,
+        max_source_positions=50, vocab_size=16, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1,
     )  # fmt: skip
     hf.WhisperModel(config).save_pretrained(folder)
     hf.WhisperFeatureExtractor(chunk_length=1).save_pretrained(folder)
@@ -251,6 +252,12 @@ def test_the_chosen_layer_is_the_one_that_transformers_gives(tmp_path: Path) -> 
     normal = torch.nn.functional.pad((sound - sound.mean()) / (sound.var(unbiased=False) + 1e-7).sqrt(), (40, 40))
     expected = encoder.network(normal[None], output_hidden_states=True).hidden_states[1][0]
     assert torch.allclose(encoder.encode(sound).values, expected, atol=1e-5)
+
+
+def test_whisper_tiny_gives_the_layer_that_the_bundled_pose_model_listens_to(tmp_path: Path) -> None:
+    encoder = load_audio_encoder(save_whisper(tmp_path / "whisper-tiny", 3), device="cpu", windows=SHORT)
+    other = load_audio_encoder(save_whisper(tmp_path / "whisper-other", 3), device="cpu", windows=SHORT)
+    assert encoder.kind == "whisper-tiny:2" and other.kind == "whisper-other:3"
 
 
 def test_whisper_windows_longer_than_it_hears_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import flashlips_core
 from flashlips_core import checkpoint
 from flashlips_core.compose import cut_batch
 from flashlips_core.editing import CropEditor
-from flashlips_core.loading import ROLES
+from flashlips_core.flow import check_features, sample_poses
+from flashlips_core.loading import ROLES, Parts, bundled_pose_model, load_network
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import LipSync
-from flashlips_core.types import Audio, FlashLipsError
+from flashlips_core.types import Audio, AudioFeatures, FlashLipsError
 
 DEMO = Path(flashlips_core.__file__).parent / "demo"
 
@@ -124,3 +126,31 @@ def test_what_was_not_decoded_is_the_source(lipsync, crops):
     assert (alpha == 0).any()
     top = crops.shape[-2] // 4
     assert torch.equal(rgb[..., :top, :], crops[4:, :, :top])
+
+
+class Heard:
+    """An encoder whose features are of some kind."""
+
+    def __init__(self, kind: str):
+        self.kind = kind
+
+
+@pytest.mark.parametrize("kind", ["whisper-tiny:2", checkpoint.info(checkpoint.bundled("pose-model")).config["audio_kind"]])
+def test_the_bundled_pose_model_is_the_one_that_listens_to_the_encoder(kind):
+    assert Parts(audio_encoder=Heard(kind), device="cpu").pose_model.config.audio_kind == kind
+    assert checkpoint.info(bundled_pose_model(kind)).config["audio_kind"] == kind
+
+
+def test_an_encoder_that_no_bundled_pose_model_knows_gets_the_default_one_which_names_both():
+    network = Parts(audio_encoder=Heard("unknown:3"), device="cpu").pose_model
+    assert bundled_pose_model("unknown:3") == checkpoint.bundled("pose-model")
+    with pytest.raises(FlashLipsError, match="got 'unknown:3'"):
+        check_features(network, AudioFeatures(torch.zeros(4, 8), Fraction(50), "unknown:3", torch.zeros(4)))
+
+
+def test_the_pose_model_for_whisper_is_small_and_reads_its_rows():
+    path = bundled_pose_model("whisper-tiny:2")
+    network = load_network("pose-model", path)
+    rows = torch.randn(100, 384, generator=torch.Generator().manual_seed(0))
+    poses = sample_poses(network, AudioFeatures(rows, Fraction(50), "whisper-tiny:2", torch.zeros(100))).values
+    assert path.stat().st_size <= 5e6 and poses.shape == (50, 12) and poses.isfinite().all()

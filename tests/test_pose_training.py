@@ -13,7 +13,7 @@ import torch
 
 from flashlips_core.flow import flow_matching_loss
 from flashlips_core.loading import load_network
-from flashlips_core.train import pose_tracks
+from flashlips_core.train import pose_tracks, told_poses
 from flashlips_core.train.material import open_material
 from flashlips_core.train.pose_tracks import (
     FRAME_SAMPLES,
@@ -208,3 +208,67 @@ def test_training_goes_on_from_another_pose_model(toy, tmp_path):
 
     with pytest.raises(FlashLipsError, match="listens to 'loudness', the encoder is 'other'"):
         train(dataclasses.replace(still, run_dir=str(tmp_path / "third")), Other())
+
+
+# Told poses
+
+
+def mumbling(seed: int, frames: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in which two of 20 numbers open the mouth and the largest only say who speaks. -> (2 frames, 20), (frames, 12)"""
+    random = np.random.default_rng(seed)
+    opening = np.convolve(random.random(frames + 4), np.ones(5) / 5, "valid") - 0.5
+    rows = 0.05 * random.standard_normal((2 * frames, 20))
+    rows[:, :2] += 3 * np.repeat(opening, 2)[:, None]
+    rows[:, 2] += 5 * random.random()
+    return rows.astype(np.float32), (opening[:, None] * np.linspace(1, 2, 12) + random.random()).astype(np.float32)
+
+
+@pytest.fixture
+def few_components(monkeypatch):
+    monkeypatch.setattr(told_poses, "COMPONENTS", 4)
+
+
+def test_a_teacher_tells_how_lips_move_to_a_voice_that_it_never_heard(few_components):
+    clips = [mumbling(seed) for seed in range(8)]
+    rows, poses = zip(*clips[:7], strict=True)
+    teacher = told_poses.PoseTeacher.fit(np.concatenate(rows), rows, poses, [1.0] * 7)
+    heard, seen = clips[7]
+    told = teacher.tell(heard)
+    assert told.shape == seen.shape and np.corrcoef(told[:, 0], seen[:, 0])[0, 1] > 0.9
+    assert abs(told.mean()) < abs(seen.mean())  # about the speaker's mean, which is not told
+
+
+def test_told_tracks_are_people_of_their_own_and_a_third_of_the_crops(few_components):
+    real = PoseTracks(
+        np.array([0, 30, 60, 90]), np.zeros((90, 4), np.float16), np.zeros((90, 12), np.float32), np.ones(90, bool),
+        np.array([0, 1, -1]),
+    )  # fmt: skip
+    told = told_poses.told_tracks(
+        [np.ones((20, 12), np.float32), np.ones((25, 12), np.float32)], [np.ones((22, 4), np.float16)] * 2, np.full((1, 12), 2.0)
+    )
+    both = told_poses.joined(real, told)
+    assert both.starts.tolist() == [0, 30, 60, 90, 110, 132] and both.person.tolist() == [0, 1, -1, 2, 3]
+    assert [group.tolist() for group in both.groups] == [[0], [1], [2], [3, 4]]
+    assert np.isclose(both.shares[3], pose_tracks.TOLD_SHARE) and np.isclose(both.shares.sum(), 1)
+    batch = both.batch(64, 10, torch.Generator().manual_seed(0))
+    is_told = (batch.audio.mean((1, 2)) > 0.5).float()
+    assert 0.1 < is_told.mean() < 0.6 and (batch.poses[is_told > 0] == 3).all()
+
+
+def test_tracks_without_told_poses_are_drawn_as_before():
+    plain = PoseTracks(np.array([0, 30, 60]), np.zeros((60, 4)), np.zeros((60, 12)), np.ones(60, bool), np.array([0, 1]))
+    assert plain.shares[3] == 0 and np.isclose(plain.shares[:2].sum(), 1)
+
+
+def test_a_model_of_few_components_does_not_hear_the_rest(toy):
+    labels, encoder = PoseLabels.load(toy.labels), Loudness()
+    material = open_material(toy.data, Path(toy.labels).parent)
+    sounds = PoseSounds.build(labels, material.sound, encoder, Path(toy.run_dir) / "s.npz", 1)
+    tracks = PoseTracks.build(labels, sounds)
+    network = build_network(dataclasses.replace(toy, components=1), labels, tracks, encoder).eval()
+    assert network.config.listened_dim == 2 and network.forecast_audio.shape[1] == 2
+    audio = torch.from_numpy(tracks.audio[:20]).float()[None]
+    across = torch.linalg.svd(network.row_basis.T)[2][-1]  # a direction that the component leaves out
+    unheard = audio + 5 * across.repeat(2)
+    assert torch.allclose(network.listened(audio), network.listened(unheard), atol=1e-3)
+    assert not torch.allclose(network.listened(audio), network.listened(audio + network.row_basis[:, 0].repeat(2)), atol=1e-3)

@@ -194,7 +194,8 @@ def load_audio_encoder(
     Args:
         source: "bundled", "log-mel", a ``.safetensors`` file of this software, or wav2vec 2.0, HuBERT, WavLM or Whisper as a
             folder in Hugging Face's format or a hub id such as "facebook/wav2vec2-base-960h".
-        layer: Which hidden layer of such a network to give, 0 (before the first) up to its number of layers (the default).
+        layer: Which hidden layer of such a network to give, 0 (before the first) up to its number of layers. None: the last, or
+            of Whisper tiny the second, which the bundled pose model for it listens to.
         windows: Its window; training and inference must use the same.
     """
     device = device_of(device)

@@ -19,6 +19,7 @@ from .encoders import AudioEncoder, WindowedEncoder, WindowPlan
 
 WAVEFORM_MODELS = ("wav2vec2", "hubert", "wavlm")
 SECONDS_4 = WindowPlan(hop=200, before=50, after=50, is_fixed=True)  # 4 s from 6 s
+DEFAULT_LAYERS = {"whisper-tiny": 2}  # by the network's name: what a bundled pose model listens to; of others the last
 SECONDS_10 = WindowPlan(hop=500, before=100, after=50, is_fixed=True)  # Whisper computes 30 s however little it is given
 
 
@@ -74,7 +75,7 @@ def load_weights(factory: Any, source: str) -> Any:
 def _checked_layer(source: str, config: Any, layer: int | None) -> int:
     layers = config.encoder_layers if config.model_type == "whisper" else config.num_hidden_layers
     if layer is None:
-        return layers
+        return min(DEFAULT_LAYERS.get(name_of(source), layers), layers)
     if not 0 <= layer <= layers:
         raise FlashLipsError(f"{source} has {layers} layers, so layer {layer} does not exist; choose 0 to {layers}.")
     return layer

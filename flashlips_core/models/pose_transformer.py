@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..types import POSE_DIM
 from .layers import RecomputedBlock
 
+ROWS_PER_FRAME = 2  # encoder rows side by side in a pose frame: 50 Hz into 25
 TIME_FEATURES = 128  # sinusoids of the flow time, fed to a small MLP
 
 
@@ -34,6 +35,12 @@ class PoseTransformerConfig:
     mlp_ratio: int = 4
     kernel: int = 5  # pose frames that the input convolutions see at once
     forecast_kernel: int = 9  # pose frames of the linear forecast
+    row_components: int = 0  # of each encoder row, that are listened to (see :meth:`PoseTransformer.listened`); 0: all numbers
+
+    @property
+    def listened_dim(self) -> int:
+        """Numbers per pose frame after the reduction."""
+        return ROWS_PER_FRAME * self.row_components if self.row_components else self.audio_dim
 
 
 POSE_150M = PoseTransformerConfig()
@@ -52,17 +59,20 @@ class PoseTransformer(nn.Module):
     def __init__(self, config: PoseTransformerConfig):
         super().__init__()
         self.config = config
-        width = config.width
+        width, heard = config.width, config.listened_dim
+        if config.row_components:
+            self.register_buffer("row_mean", torch.zeros(config.audio_dim // ROWS_PER_FRAME))
+            self.register_buffer("row_basis", torch.zeros(config.audio_dim // ROWS_PER_FRAME, config.row_components))
         self.register_buffer("rest_pose", torch.zeros(config.pose_dim))  # closed, relaxed lips, standardised
-        self.register_buffer("audio_mean", torch.zeros(config.audio_dim))  # of the training features
-        self.register_buffer("audio_std", torch.ones(config.audio_dim))
-        self.register_buffer("forecast_audio", torch.zeros(config.pose_dim, config.audio_dim, config.forecast_kernel))
+        self.register_buffer("audio_mean", torch.zeros(heard))  # of the training features
+        self.register_buffer("audio_std", torch.ones(heard))
+        self.register_buffer("forecast_audio", torch.zeros(config.pose_dim, heard, config.forecast_kernel))
         self.register_buffer("forecast_source", torch.zeros(config.pose_dim, config.pose_dim))
         self.register_buffer("forecast_bias", torch.zeros(config.pose_dim))
         self.register_buffer("forecast_spread", torch.ones(config.pose_dim))  # deviation of the poses around the forecast
         self.pose_in = nn.Conv1d(2 * config.pose_dim, width, config.kernel, padding=config.kernel // 2)
         self.is_known = nn.Parameter(torch.zeros(width))  # marks frames whose pose is finished, not noisy
-        self.audio_in = nn.Conv1d(config.audio_dim, width, config.kernel, padding=config.kernel // 2)
+        self.audio_in = nn.Conv1d(heard, width, config.kernel, padding=config.kernel // 2)
         self.no_audio = nn.Parameter(torch.zeros(width))
         self.emotion_in = nn.Linear(config.emotion_dim, width) if config.emotion_dim else None
         self.source_in = nn.Sequential(nn.Linear(config.pose_dim, width), nn.SiLU(), nn.Linear(width, width))
@@ -97,7 +107,7 @@ class PoseTransformer(nn.Module):
             known: (B, T) bool, the committed frames.
             drop_audio: (B,) bool, items that must do without their audio.
         """
-        audio = (audio - self.audio_mean) / self.audio_std
+        audio = self.listened(audio)
         mean, spread = self.forecast(audio, sources, drop_audio)
         x = self.pose_in(torch.cat([z_t, mean], dim=2).transpose(1, 2)).transpose(1, 2)  # B T D
         x = x + self.condition(audio, sources, emotion, drop_audio)
@@ -114,6 +124,17 @@ class PoseTransformer(nn.Module):
         variance = (1 - t) ** 2 + (t * spread) ** 2  # of z_t, were poses normal around the forecast
         gaussian = mean + (t * spread**2 - (1 - t)) / variance * (z_t - t * mean)  # E[z - eps | z_t] for such poses
         return gaussian + spread * variance.rsqrt() * residual
+
+    def listened(self, audio: Tensor) -> Tensor:
+        """Features standardised, after the reduction of each row to its leading components, if there is one.
+
+        What a speech network says beyond them is mostly who speaks and which words GRID has: a few GRID speakers cannot teach
+        a network to leave it aside, speech of many people can. (B, T, A) -> (B, T, ``config.listened_dim``)
+        """
+        if self.config.row_components:
+            rows = audio.unflatten(2, (ROWS_PER_FRAME, -1))  # B T 2 D
+            audio = ((rows - self.row_mean) @ self.row_basis).flatten(2)
+        return (audio - self.audio_mean) / self.audio_std
 
     def forecast(self, audio: Tensor, sources: Tensor, drop_audio: Tensor | None) -> tuple[Tensor, Tensor]:
         """Linear guess of the poses from a few frames of audio and the mean source: (B, T, P) and its spread (B, 1, P).

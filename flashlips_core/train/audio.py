@@ -74,6 +74,7 @@ class AudioTrainConfig:
     shares: dict[str, float] = field(default_factory=dict)
     components: int = 128
     motion_weight: float = 0.5
+    others: float = 0.0  # share of the crops behind which somebody else of the batch speaks; above 0 it needs torchaudio
 
 
 # -- corpus ------------------------------------------------------------------------------------------------------------
@@ -218,6 +219,8 @@ class Batches:
         groups = torch.multinomial(self.shares, self.config.batch, replacement=True, generator=generator).tolist()
         crops = [self._crop(self.members[group], generator) for group in groups]
         samples, targets, motion = (torch.stack(part) for part in zip(*crops, strict=True))
+        if self.config.others:
+            samples = with_others(samples, self.config.others, generator)
         return AudioBatch(degrade(samples, generator), targets, motion)
 
     def _crop(self, members: np.ndarray, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -236,6 +239,16 @@ class Batches:
             rows_in = source[start + first : start + min(first + length, rows)].astype(np.float32)
             outputs.append(torch.from_numpy(np.pad(rows_in, ((0, length - len(rows_in)), (0, 0)), constant_values=np.nan)))
         return torch.from_numpy(sound.reshape(-1)), outputs[0], outputs[1]
+
+
+def with_others(samples: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Some crops with the next one's voice 5 to 25 dB below their own, (B, S)."""
+    from .rooms import in_noise
+
+    is_mixed = torch.rand(len(samples), generator=generator) < share
+    below_db = (5 + 20 * torch.rand(len(samples), generator=generator)).tolist()
+    mixed = [in_noise(own, other, db) for own, other, db in zip(samples, samples.roll(1, 0), below_db, strict=True)]
+    return torch.where(is_mixed[:, None], torch.stack(mixed), samples)
 
 
 def half_whitening(targets: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
@@ -313,12 +326,18 @@ def train_audio_encoder(
     audio: AudioTrainConfig | None = None,
     network: MelConvConfig | None = None,
     progress: Progress | None = None,
+    start: MelConvEncoder | None = None,
 ) -> MelConvEncoder:
-    """Train on a corpus; resumes from ``config.run_dir``. The returned encoder's features are standardised on the corpus."""
+    """Train on a corpus; resumes from ``config.run_dir``. The returned encoder's features are standardised on the corpus.
+
+    Args:
+        start: An encoder to go on from, which sets the network's size.
+    """
     audio, network = audio or AudioTrainConfig(), network or MelConvConfig()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        distillation = Distillation(MelConvEncoder(network), audio.components)
+        encoder = MelConvEncoder(network) if start is None else start.requires_grad_(True)
+        distillation = Distillation(encoder, audio.components)
     batches = Batches(corpus, audio, distillation.encoder.context)
     weights = {"teacher": 1.0, "motion": audio.motion_weight, **config.weights}
     best = fit(distillation, batches, distillation_step, replace(config, weights=weights), progress=progress)

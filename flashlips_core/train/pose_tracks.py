@@ -34,6 +34,8 @@ SILENT_FRAMES = 125
 MAX_SOURCES = 8  # source poses of a batch: none for a tenth of the batches, else 1 to this many
 AUDIO_NOISE, AUDIO_LOST = 0.15, 0.05  # in deviations of each number; share of an item's numbers replaced by their mean
 SILENT_SHARE, OTHERS_SHARE = 0.12, 0.35  # of the crops: silent tracks; at least, people other than the one with most clips
+TOLD_SHARE = 0.35  # of the crops, where there are tracks whose poses were told, not seen
+SILENT_GROUP = 2  # of PoseTracks.groups
 
 
 @dataclass(frozen=True)
@@ -161,14 +163,16 @@ class PoseTracks:
     poses: np.ndarray  # (F, P) float32
     found: np.ndarray  # (F,) bool
     person: np.ndarray  # (tracks,) index into the people, -1: silent
+    is_told: np.ndarray | None = None  # (tracks,) bool: the poses were told from the sound; None: all were seen
 
     @functools.cached_property
     def groups(self) -> list[np.ndarray]:
-        """Track indices of the person with most clips, of the others, of silence."""
-        speaking = self.person[self.person >= 0]
-        most = np.bincount(speaking).argmax() if len(speaking) else 0
-        is_other = (self.person >= 0) & (self.person != most)
-        return [np.flatnonzero(which) for which in (self.person == most, is_other, self.person < 0)]
+        """Track indices of the person with most clips, of the others, of silence, of told poses."""
+        is_told = np.zeros(len(self.person), bool) if self.is_told is None else self.is_told
+        is_seen = (self.person >= 0) & ~is_told
+        most = np.bincount(self.person[is_seen]).argmax() if is_seen.any() else 0
+        is_most = is_seen & (self.person == most)
+        return [np.flatnonzero(which) for which in (is_most, is_seen & ~is_most, self.person < 0, is_told)]
 
     @functools.cached_property
     def frames_of(self) -> list[np.ndarray]:
@@ -177,10 +181,12 @@ class PoseTracks:
 
     @functools.cached_property
     def shares(self) -> np.ndarray:
-        """Of each group in the crops. Where others have most of the clips, nobody needs to be held back for them. -> (3,)."""
-        most, others, _ = (len(group) for group in self.groups)
+        """Of each group in the crops. Where others have most of the clips, nobody needs to be held back for them. -> (4,)."""
+        most, others, _, told = (len(group) for group in self.groups)
         others_share = max(OTHERS_SHARE, (1 - SILENT_SHARE) * others / max(most + others, 1))
-        shares = np.array([1 - SILENT_SHARE - others_share, others_share, SILENT_SHARE]) * [len(g) > 0 for g in self.groups]
+        told_share = TOLD_SHARE if told else 0.0
+        seen = np.array([1 - SILENT_SHARE - others_share, others_share]) * (1 - SILENT_SHARE - told_share) / (1 - SILENT_SHARE)
+        shares = np.array([*seen, SILENT_SHARE, told_share]) * [len(g) > 0 for g in self.groups]
         return shares / shares.sum()
 
     def batch(self, size: int, num_frames: int, generator: torch.Generator) -> FlowBatch:
@@ -188,11 +194,11 @@ class PoseTracks:
         random = np.random.default_rng(torch.randint(2**62, (1,), generator=generator).item())
         num_sources = 0 if random.random() < 0.1 else random.integers(1, MAX_SOURCES + 1)
         rows, sources = [], []
-        for group in random.choice(3, size, p=self.shares):
+        for group in random.choice(4, size, p=self.shares):
             track = random.choice(self.groups[group])
             start = random.integers(self.starts[track], max(self.starts[track] + 1, self.starts[track + 1] - num_frames + 1))
             rows.append(np.minimum(np.arange(start, start + num_frames), self.starts[track + 1] - 1))
-            owner = track if group < 2 else random.choice(np.concatenate(self.groups[:2]))  # silence may be anybody's
+            owner = random.choice(np.concatenate(self.groups[:2])) if group == SILENT_GROUP else track  # silence may be anybody's
             sources.append(random.choice(self.frames_of[owner], num_sources))
         rows = np.stack(rows)
         audio = self.audio[rows].astype(np.float32)

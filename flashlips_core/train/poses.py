@@ -24,6 +24,7 @@ from ..flow import FlowBatch, SamplerSettings, flow_matching_loss, sample_poses
 from ..loading import load_network
 from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
 from ..types import SAMPLE_RATE, AudioFeatures, FlashLipsError, Progress
+from .audio import half_whitening
 from .loop import TrainConfig, fit
 from .material import Material, open_material
 from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, pose_correlation, quiet_tone
@@ -55,6 +56,7 @@ class PoseTraining:
     validate_every: int = 1000
     threads: int = 1
     seed: int = 0
+    components: int = 0  # of each row, that are listened to; 0: all. For large speech networks, see models/pose_transformer.py
     start: str | None = None  # a pose model to go on from, instead of random weights
 
 
@@ -115,17 +117,29 @@ def started_network(config: PoseTraining, encoder: AudioEncoder) -> PoseTransfor
 def build_network(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder) -> PoseTransformer:
     """The preset, fitted to the encoder's features and the labels' rest pose; the same weights for the same seed."""
     preset: PoseTransformerConfig = dataclasses.replace(
-        PRESETS[config.preset], audio_kind=encoder.kind, audio_dim=tracks.audio.shape[1], pose_dim=labels.poses.shape[1]
-    )
+        PRESETS[config.preset], audio_kind=encoder.kind, audio_dim=tracks.audio.shape[1], pose_dim=labels.poses.shape[1],
+        row_components=config.components,
+    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = PoseTransformer(preset)
-    mean, std = tracks.audio_stats
     network.rest_pose.copy_(torch.from_numpy(labels.rest))
-    network.audio_mean.copy_(torch.from_numpy(mean))
-    network.audio_std.copy_(torch.from_numpy(std))
+    if config.components:
+        set_components(network, tracks.audio)
+    else:
+        mean, std = tracks.audio_stats
+        network.audio_mean.copy_(torch.from_numpy(mean))
+        network.audio_std.copy_(torch.from_numpy(std))
     fit_forecast(network, tracks, config)
     return network
+
+
+def set_components(network: PoseTransformer, audio: np.ndarray) -> None:
+    """Let the network listen to the leading components of these features' rows, (F, A): the more of speech, the better."""
+    some = audio[:: max(1, len(audio) // 50_000)].reshape(-1, len(network.row_mean))
+    mean, basis = half_whitening(some, network.config.row_components)
+    network.row_mean.copy_(torch.from_numpy(mean))
+    network.row_basis.copy_(torch.from_numpy(basis))
 
 
 @torch.inference_mode()
@@ -137,7 +151,7 @@ def fit_forecast(
     moments, count = 0.0, 0
     while count < num_frames:
         batch = tracks.batch(32, config.num_frames, generator)
-        audio = F.pad((batch.audio - network.audio_mean) / network.audio_std, (0, 0, kernel // 2, kernel // 2))
+        audio = F.pad(network.listened(batch.audio), (0, 0, kernel // 2, kernel // 2))
         heard = audio.unfold(1, kernel, 1).flatten(2)  # B T A * kernel
         person = source_mean(batch.sources)[:, None].expand(-1, heard.shape[1], -1)
         row = torch.cat([heard, person, torch.ones_like(heard[..., :1]), batch.poses], dim=2)[batch.weight > 0]

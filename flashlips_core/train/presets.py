@@ -60,13 +60,14 @@ MINI: dict[str, dict[str, Any]] = {
         "steps": 1500, "batch_size": 8, "lr": 2e-4, "ema": 0.995, "seed": 4, "start": None, "codec": None, "lip_encoder": None,
         "vgg_stages": 0, "readback": 0.3, "texture": 150.0, "references": 8, "alike": 0.2, "share": 0.6,
     },
-    "audio-encoder": LOOP | {"steps": 800, "lr": 2.5e-3, "ema": 0.99, "seed": 0, "log_every": 25},
+    "audio-encoder": LOOP | {"steps": 800, "lr": 2.5e-3, "ema": 0.99, "seed": 0, "log_every": 25, "start": None},
     "landmarks": LOOP | {
         "steps": 8000, "batch_size": 48, "lr": 3e-3, "ema": 0.995, "seed": 0, "start": None, "save_every_s": 60.0,
     },
     "poses": LOOP | {
         "network": "mini", "steps": 1500, "batch": 10, "num_frames": 64, "lr": 1e-3, "ema": 0.995, "seed": 0,
         "audio_dropout": 0.1, "variants": 3, "voice_shift": 6.0, "log_every": 100, "threads": 1, "start": None,
+        "components": 0,
     },
 }  # fmt: skip
 

@@ -296,17 +296,22 @@ def build_teacher(config: dict[str, Any]) -> LipTeacher:
 
 
 def audio_encoder(run: Run) -> Path:
-    """Distil Whisper tiny's encoder on the corpus that ``train.audio.build_corpus`` saved."""
+    """Distil Whisper tiny's encoder on the corpus that ``train.audio.build_corpus`` saved; ``start``: one to go on from."""
+    from ..audio import load_audio_encoder
     from .audio import AudioTrainConfig, Corpus, train_audio_encoder
     from .loop import TrainConfig
 
     corpus = run.folder / "audio" / "corpus.npz"
     if not corpus.is_file():
         raise FlashLipsError(f"No corpus at {corpus}; build one with flashlips_core.train.audio.build_corpus.")
-    config = TrainConfig(str(run.folder / "run_audio"), **run.options)
+    options = dict(run.options)
+    start = options.pop("start")
+    start = load_audio_encoder(start).network if start else None
+    config = TrainConfig(str(run.folder / "run_audio"), **options)
     shares = {"s1": 0.30, "people": 0.22, "espeak": 0.32, "joe": 0.16}
     batches = AudioTrainConfig(batch=12, crop_rows=140, shares=shares)
-    return run.save(train_audio_encoder(Corpus.load(corpus), config, batches, progress=run.progress), "audio-encoder")
+    network = train_audio_encoder(Corpus.load(corpus), config, batches, progress=run.progress, start=start)
+    return run.save(network, "audio-encoder")
 
 
 def landmarks(run: Run) -> Path:
