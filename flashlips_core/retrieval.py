@@ -128,9 +128,7 @@ def needs_of(mouths: Mouths, wanted: Faces, path: np.ndarray) -> np.ndarray:
     return ramp * ramp * (3 - 2 * ramp)
 
 
-def steady_openings(
-    read: np.ndarray, mirrored: np.ndarray, gaps: np.ndarray | None, frames: np.ndarray
-) -> np.ndarray:
+def steady_openings(read: np.ndarray, mirrored: np.ndarray, gaps: np.ndarray | None, frames: np.ndarray) -> np.ndarray:
     """What a clip's mouths open, from all that tells it: a mouth that is misread would be chosen again and again. (N,)
 
     Args:

@@ -368,8 +368,6 @@ class ClipSteps(Parts):
         return path, needs_of(look.mouths, wanted, path)
 
 
-
-
 def _mouths(windows: Tensor, faces: Faces, track: FaceTrack, frames: np.ndarray, size: int) -> Mouths:
     outlines = None if track.landmarks is None else to_shares(track.landmarks[frames][:, OVAL], track.squares[frames])
     return Mouths(windows, faces, frames, outlines, size)

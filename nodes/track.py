@@ -48,9 +48,9 @@ class TrackFace(io.ComfyNode):
             node_id="FlashLipsTrackFace",
             display_name="Track Face",
             category=CATEGORY,
-            description="Follows one face through a video or an image batch, by 99 landmarks; its square turns with the head. The "
-            "result is small and stays cached: changing the voice or the seed does not track again. Frames without the face are "
-            "left as they are by all later nodes.",
+            description="Follows one face through a video or an image batch, by 99 landmarks; its square turns with the head. "
+            "The result is small and stays cached: changing the voice or the seed does not track again. Frames without the face "
+            "are left as they are by all later nodes.",
             inputs=[
                 io.Video.Input("video", optional=True, tooltip="The clip, read frame by frame. Connect this or images."),
                 io.Image.Input("images", optional=True, tooltip="Its frames in order, instead of a video."),
@@ -223,8 +223,8 @@ class PasteFaces(io.ComfyNode):
             node_id="FlashLipsPasteFaces",
             display_name="Paste Faces",
             category=CATEGORY,
-            description="Blends crops of Crop Faces, edited by other nodes, back into their images, turned as the head is. Pixels "
-            "outside the mask and frames without the face stay exactly as they are. Crops may come back in another size.",
+            description="Blends crops of Crop Faces, edited by other nodes, back into their images, turned as the head is. "
+            "Pixels outside the mask and frames without the face stay exactly as they are. Crops may come back in another size.",
             inputs=[
                 io.Image.Input("images", tooltip="The images that the crops were cut from."),
                 io.Image.Input("crops", tooltip="The edited crops, one for each image, of any size."),

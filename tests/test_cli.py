@@ -121,6 +121,7 @@ BAD_INPUTS = {
     "no device": "cannot be used",
     "no face picture": "nor a picture",
     "mode": "invalid choice",
+    "start": "invalid choice",
 }
 
 
@@ -201,6 +202,8 @@ def bad_input(talking_clip, audio_only, tmp_path, model_folder, clip, monkeypatc
             return good, voice, ["--face", "middle"], out
         case "mode":
             return good, voice, ["--length", "stretch"], out
+        case "start":
+            return good, voice, ["--start", "middle"], out
     return good, voice, [], out
 
 
@@ -316,3 +319,14 @@ def test_the_module_runs_as_a_program():
         [sys.executable, "-m", "flashlips_core", "--help"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and all(name in done.stdout for name in COMMANDS)
+
+
+def test_the_start_is_an_option_and_retrieved_unasked(sync, talking_clip, tmp_path):
+    save_poses(make_poses(), tmp_path / "poses.safetensors")
+    made = {}
+    for options in ((), ("--start", "retrieved"), ("--start", "frame")):
+        out = tmp_path / "out" / f"{len(made)}.mkv"
+        assert sync(talking_clip, None, "--poses", tmp_path / "poses.safetensors", "--crf", 0, *options, out=out) == 0
+        made[options] = np.stack([planes[0] for planes in planes_of(out)])
+    unasked, retrieved, frame = made.values()
+    assert np.array_equal(unasked, retrieved) and not np.array_equal(retrieved, frame)

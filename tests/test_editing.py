@@ -13,6 +13,7 @@ from flashlips_core.editing import CropEditor, FrameEditor, FrameRows, changed_r
 from flashlips_core.media import read_frames
 from flashlips_core.models.masks import mouth_mask
 from flashlips_core.models.window import WHOLE_CROP, WindowedEditor
+from flashlips_core.retrieval import fine_size
 from flashlips_core.sharpen import UnsharpMask
 from flashlips_core.types import FlashLipsError
 
@@ -163,3 +164,86 @@ def test_a_half_precision_error_is_not_mistaken_for_full_memory(lipsync, loaded)
     rows = FrameRows(make_track().boxes, make_track().present, make_poses())
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         list(FrameEditor(Broken(None, 0), CROP_PX, 8)(iter(loaded[1]), rows))
+
+
+class OneMouthCell(OneCellEditor):
+    """Changes the cell at 11/16 down and half-way across, inside the mouth's ellipse, by ``change``."""
+
+    change = 1.0
+
+    def forward(self, z, context, poses):
+        changed = z.clone()
+        changed[..., 11 * z.shape[-2] // 16, z.shape[-1] // 2] += self.change
+        return changed
+
+
+def keeping(lipsync, size=128, change=1.0):  # noqa: F811
+    """A crop editor that keeps detail, with references of ``size`` pixels."""
+    editor = OneMouthCell()
+    editor.change = change
+    return CropEditor(lipsync.codec, editor, noise_crops(1, size, seed=9), keeps_detail=True)
+
+
+def noise_crops(count, size, seed=0):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed)) - 0.5
+
+
+def test_crops_that_need_no_edit_come_back_untouched(lipsync):  # noqa: F811
+    crops, poses = noise_crops(4, 128), torch.zeros(4, 12)
+    laid = torch.zeros(4, 1, 128, 128)
+    laid[:, :, 70:100, 40:90] = 0.5
+    need = torch.tensor([0.0, 1.0, 0.0, 0.5])
+    editor = keeping(lipsync)
+    rgb, alpha = editor(crops, poses, laid=laid, need=need)
+    for row in (0, 2):
+        assert torch.equal(rgb[row], crops[row]) and torch.equal(alpha[row], (8 * laid[row]).clamp(max=1))
+    for row in (1, 3):
+        alone = editor(crops[row : row + 1], poses[:1], laid=laid[:1], need=need[row : row + 1])
+        assert torch.allclose(rgb[row], alone[0][0], atol=1e-5) and torch.allclose(alpha[row], alone[1][0], atol=1e-5)
+        assert not torch.equal(rgb[row], crops[row])
+    assert torch.equal(editor(crops, poses, need=torch.zeros(4))[0], crops)
+    whole, all_of_it = editor(crops, poses), editor(crops, poses, need=torch.ones(4))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(whole, all_of_it, strict=True))
+
+
+def test_half_a_need_is_half_the_change(lipsync):  # noqa: F811
+    crops, poses, changes = noise_crops(1, 128), torch.zeros(1, 12), []
+    for share in (0.5, 1.0):
+        rgb, _ = keeping(lipsync)(crops, poses, need=torch.tensor([share]))
+        changes.append((rgb - crops).abs().sum())
+    assert 0.3 * changes[1] < changes[0] < 0.7 * changes[1]
+
+
+@pytest.mark.parametrize("side", [128, 150, 176, 384])
+def test_larger_crops_than_the_references_change_where_the_latents_did(lipsync, side):  # noqa: F811
+    """The edit is made at the references' size and drawn at the crop's: its place must not move."""
+    size = fine_size(128, side)
+    crops = noise_crops(2, size)
+    rgb, alpha = keeping(lipsync)(crops, torch.zeros(2, 12))
+    assert rgb.shape == crops.shape and alpha.shape == (2, 1, size, size)
+    change, ticks = (rgb - crops).abs().sum(1)[0], (torch.arange(size) + 0.5) / size
+    down, across = float((change.sum(1) * ticks).sum() / change.sum()), float((change.sum(0) * ticks).sum() / change.sum())
+    assert down == pytest.approx(11.5 / 16, abs=0.02) and across == pytest.approx(8.5 / 16, abs=0.02)
+    quiet = (rgb == crops).all(1)
+    assert quiet[:, : round(0.3 * size)].all()  # bit by bit
+
+
+def test_what_the_codec_cannot_draw_stays_where_an_edit_changes_little(lipsync):  # noqa: F811
+    """A small edit adds the difference of two decodes to the crop; a large one replaces it."""
+    crops, poses = noise_crops(1, 256), torch.zeros(1, 12)
+    place = (0, slice(None), slice(170, 192), slice(126, 148))
+
+    def kept_detail(change):
+        rgb, _ = keeping(lipsync, change=change)(crops, poses)
+        pair = torch.stack([x[place].flatten() for x in (rgb, crops)])
+        return float(torch.corrcoef(pair)[0, 1])
+
+    assert kept_detail(0.3) > 0.9 > kept_detail(40.0)
+
+
+def test_an_edit_stays_in_its_area(lipsync):  # noqa: F811
+    area = torch.zeros(2, 1, 32, 32)
+    area[1] = 1
+    crops = noise_crops(2, 128)
+    rgb, alpha = keeping(lipsync)(crops, torch.zeros(2, 12), area=area)
+    assert torch.allclose(rgb[0], crops[0], atol=1e-6) and not alpha[0].any() and alpha[1].any()

@@ -171,8 +171,8 @@ def test_crops_go_back_where_they_came_from_and_nothing_else_changes(engine, gra
     assert crops.shape == (NUM_SEEN + NUM_EMPTY, 256, 256, 3) and mask.shape == crops.shape[:3]
     assert mask.amin((1, 2)).tolist() == mask.amax((1, 2)).tolist() == [1] * NUM_SEEN + [0] * NUM_EMPTY
     inside = torch.zeros(images.shape[:3], dtype=torch.bool)
-    for frame, square in zip(inside[:NUM_SEEN], track.squares, strict=False):
-        x0, y0, x1, y1 = Square.of(square).bounds()  # of the turned one
+    for frame, box, roll in zip(inside[:NUM_SEEN], track.boxes, track.roll, strict=False):
+        x0, y0, x1, y1 = Square.of((*box, roll)).bounds()  # of the turned one
         frame[max(int(y0), 0) : int(y1) + 1, max(int(x0), 0) : int(x1) + 1] = True
     for result in (pasted, edited):
         assert result.shape == images.shape and torch.equal(result[~inside], images[~inside])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -200,7 +201,15 @@ def test_slow_networks_do_not_keep_a_user_from_stopping(lipsync, plain_clip, tmp
     monkeypatch.setattr(CropEditor, "__call__", slow)
     track, poses, out = make_track(4), make_poses(4), tmp_path / "out.mp4"
     lipsync.edit_video(
-        plain_clip, track, poses, out, references=[0, 1, 2], progress=lambda done, _: counts.append(done), batch=4, crf=30, start="frame"
+        plain_clip,
+        track,
+        poses,
+        out,
+        references=[0, 1, 2],
+        progress=lambda done, _: counts.append(done),
+        batch=4,
+        crf=30,
+        start="frame",
     )
     assert told[0] >= 4  # one for the lip encoder's only batch, three for the references
     assert counts.count(0) - told[0] >= 3 and counts[-1] == 4
@@ -282,5 +291,19 @@ def test_tracks_and_poses_survive_a_round_trip_through_files(tmp_path):
         np.array_equal(getattr(again, n), getattr(track, n)) for n in ("boxes", "points", "present")
     )
     assert torch.equal(load_poses(tmp_path / "poses.safetensors").values, poses.values)
+    assert again.roll is again.landmarks is again.scene is None and not again.squares[:, 4].any()  # as old files have it
     with pytest.raises(FlashLipsError, match="holds 'poses', but 'track'"):
         load_track(tmp_path / "poses.safetensors")
+
+
+def test_a_turned_track_keeps_roll_landmarks_and_scenes_in_its_file(tmp_path):
+    rng, track = np.random.default_rng(0), make_track(7, absent=(2,))
+    more = {"roll": rng.normal(size=7), "landmarks": rng.normal(size=(7, 99, 2)), "scene": np.arange(7) // 4}
+    kinds = {"roll": np.float32, "landmarks": np.float32, "scene": np.int32}
+    track = replace(track, **{name: values.astype(kinds[name]) for name, values in more.items()})
+    save_track(track, tmp_path / "track.safetensors")
+    again = load_track(tmp_path / "track.safetensors")
+    assert again.arrays().keys() == track.arrays().keys() == {"boxes", "points", "present", "roll", "landmarks", "scene"}
+    for name, values in track.arrays().items():
+        assert np.array_equal(getattr(again, name), values) and getattr(again, name).dtype == values.dtype
+    assert np.array_equal(again.squares, track.squares) and np.array_equal(again.squares[:, 4], track.roll)

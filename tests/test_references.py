@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from test_pipeline import CROP_PX, lipsync, make_track, model_folder  # noqa: F401
 
-from flashlips_core.references import candidate_frames, choose_references, head_pose
+from flashlips_core.face.head_pose import rotations
+from flashlips_core.face.head_shape import mean_shape
+from flashlips_core.references import candidate_frames, choose_references, head_pose, head_turns, mouth_frames
 
 
 def test_references_are_spread_from_closed_to_open_mouths():
@@ -47,3 +49,20 @@ def test_as_many_references_are_chosen_as_suit_the_editor(lipsync, plain_clip, m
     monkeypatch.setattr(lipsync.editor, "num_references", 5)
     assert len(lipsync.look(plain_clip, make_track()).frames) == 5
     assert len(lipsync.look(plain_clip, make_track(), 3).frames) == 3
+
+
+def test_head_turns_are_read_off_landmarks_and_guessed_without():
+    angles = np.stack([np.linspace(-0.6, 0.6, 9), np.linspace(0.2, -0.3, 9), np.linspace(-0.2, 0.5, 9)], 1)  # yaw, pitch, roll
+    seen = (mean_shape() @ rotations(angles).swapaxes(1, 2))[..., :2] * (1, -1) * 9 + (200, 150)
+    track = make_track(9)
+    assert np.allclose(head_turns(replace(track, landmarks=seen.astype(np.float32))), angles[:, :2], atol=0.01)
+    assert np.array_equal(head_turns(track), head_pose(track.points)[:, :2])
+
+
+def test_mouths_are_kept_of_frames_spread_over_all_that_show_the_face():
+    absent = tuple(range(50, 150))
+    frames = mouth_frames(make_track(1000, absent=absent), 96)
+    assert len(frames) == 96 and (np.diff(frames) > 0).all() and not set(absent) & set(frames.tolist())
+    assert frames[0] == 0 and frames[-1] == 999 and np.diff(frames).max() < 100 + 2 * 10
+    assert mouth_frames(make_track(20, absent=(3,)), 96).tolist() == [i for i in range(20) if i != 3]
+    assert mouth_frames(make_track(1)).tolist() == [0]
