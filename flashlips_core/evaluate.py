@@ -218,7 +218,7 @@ def _as_dicts(columns: eval_editors.Columns) -> dict[str, list[dict]]:
 
 
 VIDEO_OPTIONS = ("videos", "voice", "in_turn", "frames", "only", "own_voice", "own_lips", "dubs", "against")
-DUB_OPTIONS = {"references": "num_references", "sharpen": "sharpen", "gain": "gain"}
+DUB_OPTIONS = {"references": "num_references", "sharpen": "sharpen", "gain": "gain", "start": "start"}
 
 
 def command_of(args: argparse.Namespace) -> str:
@@ -227,7 +227,7 @@ def command_of(args: argparse.Namespace) -> str:
     models = ("models", "codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "device", "crop_px")
     given = {name: getattr(args, name, None) for name in (*own, *models)}
     given |= {option: getattr(args, name, None) for option, name in DUB_OPTIONS.items()}
-    defaults = {"parts": list(PARTS), "targets": "basic", "sharpen": SHARPEN, "skip": 0}
+    defaults = {"parts": list(PARTS), "targets": "basic", "sharpen": SHARPEN, "skip": 0, "start": DubSettings.start}
     given |= {name: None for name, value in defaults.items() if given[name] == value}
     given |= {"suite": None} if given["videos"] is not None else {}
     words = ["python -m flashlips_core eval"]

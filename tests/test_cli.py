@@ -65,7 +65,7 @@ def test_sync_writes_the_dubbed_clip_and_reports_it_as_json(sync, talking_clip, 
     assert sync(talking_clip, audio_only, "--json") == 0
     captured = capsys.readouterr()
     report = json.loads(captured.out)
-    assert (report["frames"], report["edited"], report["without_face"]) == (25, 25, 0) and report["seconds"]["edit"] > 0
+    assert (report["frames"], report["edited"], report["without_face"]) == (25, 25, 0) and report["seconds"]["cut"] > 0
     assert captured.err == ""
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["dubbed.mp4"]
     assert len(planes_of(tmp_path / "out" / "dubbed.mp4")) == 25
@@ -190,7 +190,7 @@ def bad_input(talking_clip, audio_only, tmp_path, model_folder, clip, monkeypatc
         case "same file":
             return good, voice, [], good
         case "out of memory":
-            monkeypatch.setattr(LipSync, "encode_lips", full_memory)
+            monkeypatch.setattr(LipSync, "_read_mouths", full_memory)
         case "other pose model":
             return good, voice, ["--audio-encoder", "log-mel"], out
         case "track of another clip":

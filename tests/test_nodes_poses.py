@@ -245,7 +245,7 @@ def test_the_nodes_give_the_poses_of_the_core(engine, graph) -> None:
     samples = to_mono_16k(load_audio(engine.base / "input" / "voice.wav"))
     features, model = load_audio_encoder("bundled", device="cpu").encode(samples), load_network("pose-model")
     assert torch.allclose(encoded["flashlips"].values, features.values, atol=1e-4)
-    assert encoded["audio_samples"] == len(samples) and encoded["encoded_audio"].shape == (1, 50, 128)
+    assert encoded["audio_samples"] == len(samples) and encoded["encoded_audio"].shape == (1, 50, 48)
     calm = tracks.silence_gate(sample_poses(model, features), features, model.rest_pose)
     assert made.fps == 25 and torch.allclose(made.values, calm.values, atol=1e-3)
     settings = SamplerSettings(2, "heun", 1.5, 0.5, 5)
@@ -279,14 +279,14 @@ def test_an_encoder_of_comfyui_feeds_the_pose_model_that_listens_to_its_layer(en
     assert "say how loud" in engine.log.read_text(errors="replace")
     graph["model"]["inputs"]["name"] = "bundled"
     refusal = engine.run(graph, "poses").errors["poses"]
-    assert "listens to 'flashlips-mel-conv' (128 numbers a row)" in refusal and "states 0 to 2 of 48 numbers" in refusal
+    assert "listens to 'flashlips-mel-conv-2' (48 numbers a row)" in refusal and "states 0 to 2 of 48 numbers" in refusal
 
 
 @pytest.mark.comfy
 def test_features_of_another_encoder_are_refused_with_both_names(engine, graph) -> None:
     graph["encoder"]["inputs"]["name"] = "log-mel"
     refusal = engine.run(graph, "poses").errors["poses"]
-    assert "listens to 'flashlips-mel-conv', got 'log-mel'" in refusal
+    assert "listens to 'flashlips-mel-conv-2', got 'log-mel'" in refusal
 
 
 @pytest.mark.comfy

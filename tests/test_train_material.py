@@ -345,8 +345,8 @@ def test_where_many_people_speak_none_is_drawn_more_than_their_clips_are():
         starts = np.arange(len(person) + 1)
         return PoseTracks(starts, starts[1:, None], starts[1:, None], starts[1:] > 0, person).shares
 
-    assert shares([70, 20, 10]) == pytest.approx([1 - SILENT_SHARE - OTHERS_SHARE, OTHERS_SHARE, SILENT_SHARE])
-    assert shares([12, 10, 10, 8]) == pytest.approx([0.88 * 0.3, 0.88 * 0.7, 0.12])
+    assert shares([70, 20, 10]) == pytest.approx([1 - SILENT_SHARE - OTHERS_SHARE, OTHERS_SHARE, SILENT_SHARE, 0])
+    assert shares([12, 10, 10, 8]) == pytest.approx([0.88 * 0.3, 0.88 * 0.7, 0.12, 0])
     assert shares([5])[1] == 0
 
 

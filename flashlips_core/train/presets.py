@@ -52,8 +52,7 @@ MINI: dict[str, dict[str, Any]] = {
     },
     "aligned": {},
     "lip-faces": LOOP | {
-        "steps": 3900, "batch_size": 48, "lr": 1.2e-3, "ema": 0.995, "seed": 0, "start": None,
-        "weights": {"pose": 1.0, "opening": 0.3},
+        "steps": 3900, "batch_size": 48, "lr": 1.2e-3, "ema": 0.995, "seed": 0, "start": None, "opening": 0.3,
     },
     "starts": {"codec": None, "lip_encoder": None, "crop_px": 384, "strength": 0.5, "rounds": 1},
     "retrieved": LOOP | {

@@ -100,7 +100,7 @@ def _check(held_out: list, codec: Codec):
 def lip_faces(run: Run) -> Path:
     """Go on training the lip encoder that ``start`` names, or the run's, on the aligned clips, portraits and rendered heads."""
     options = dict(run.options)
-    start, batch_size = options.pop("start"), options.pop("batch_size")
+    start, batch_size, weights = options.pop("start"), options.pop("batch_size"), {"pose": 1.0, "opening": options.pop("opening")}
     encoder, stores = load_network("lip-encoder", start or run.folder), _stores(run)
     kinds = {name: lips.mouths_of_store(store, 1 if name == OPEN else 2) for name, store in stores.items()}
     for name in {PEOPLE, FIRST} & set(kinds):  # of whom the encoder's teacher knew the face at rest
@@ -110,7 +110,7 @@ def lip_faces(run: Run) -> Path:
     kinds |= {name: lips.mouths_of_pictures(shown) for name, shown in pictures.items() if shown}
     beards += [lips.mouths_of_pictures(shown, has_beards=True) for shown in pictures.values() if shown]
     kinds["beards"] = lips.joined(beards)
-    config = TrainConfig(str(run.folder / "run_lip_faces"), **options)
+    config = TrainConfig(str(run.folder / "run_lip_faces"), weights=weights, **options)
     network = lips.train_faces(encoder, list(kinds.values()), [LIP_SHARES[name] for name in kinds], config, batch_size)
     return run.save(network, "lip-encoder", "lip-encoder-faces")
 
