@@ -315,7 +315,7 @@ def test_the_start_is_the_users_choice_and_references_of_ones_own_leave_it(engin
         made[start, "images"] = run.outputs["images"][0].numpy()
     for kind in ("own", "chosen", "images"):
         assert not np.array_equal(made["retrieved", kind], made["frame", kind])
-    assert not np.array_equal(made["retrieved", "own"], made["retrieved", "chosen"])
+    assert not np.array_equal(made["frame", "own"], made["frame", "chosen"])  # retrieved mouths may need no reference
 
 
 @pytest.mark.comfy
