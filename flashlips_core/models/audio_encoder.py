@@ -38,6 +38,7 @@ class MelConvConfig:
 
 
 MEL_CONV_MINI = MelConvConfig()
+MEL_CONV_LARGE = MelConvConfig(width=256, blocks=10, kernel=7, dim=48)  # the bundled one
 
 
 @cache

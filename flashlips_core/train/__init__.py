@@ -26,6 +26,7 @@ STAGES = {
     "lip-faces": "teach the lip encoder faces that GRID lacks",
     "starts": "encode frames over which another mouth of their clip was laid",
     "retrieved": "teach the editor to start from such frames, and to change only what it must",
+    "audio-corpus": "let Whisper tiny hear the clips, and recordings in the data's folder 'speech'",
     "audio-encoder": "distil Whisper tiny's encoder",
     "landmarks": "a network that finds 99 landmarks in any rough box; needs portraits, people_open and synthetic beside GRID",
     "poses": "stage 2: audio to lip poses by flow matching",
@@ -53,10 +54,10 @@ def run_stage(
     if name not in STAGES:
         raise FlashLipsError(f"Unknown stage '{name}'; choose one of {', '.join(STAGES)}.")
     settings = settings_of(name, preset, options)
-    from . import paper_stages, real_stages, stages
+    from . import paper_stages, real_stages, speech_stages, stages
 
     run = stages.Run(Path(data), Path(weights), Path(folder), settings, progress, preset)
     function = name.replace("-", "_")
-    modules = [paper_stages, stages, real_stages] if preset == "full" else [stages, real_stages]
+    modules = [*([paper_stages] if preset == "full" else []), stages, real_stages, speech_stages]
     module = next(module for module in modules if function in vars(module) and callable(vars(module)[function]))
     return getattr(module, function)(run)

@@ -43,6 +43,7 @@ class Clip:
     samples: np.ndarray  # (S,) float32, 16 kHz
     group: str  # clips are drawn group by group, so that one speaker does not fill the batches
     motion: np.ndarray | None = None  # (T, NUM_MOTIONS) at 25 Hz, standardised per speaker
+    id: str = ""  # by which labels know it
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Corpus:
     groups: np.ndarray  # (K,) names
     targets: np.ndarray  # (R, D) float16: the teacher's features
     motion: np.ndarray  # (R, NUM_MOTIONS) float16, NaN where there is no video
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, "U1"))  # (K,) names by which labels know the clips; or none
 
     def save(self, path: str | Path) -> None:
         np.savez(path, **self.__dict__)
@@ -63,6 +65,13 @@ class Corpus:
     def load(cls, path: str | Path) -> Corpus:
         with np.load(path, allow_pickle=False) as arrays:
             return cls(**{name: arrays[name] for name in arrays})
+
+
+def read_corpus(path: str | Path) -> Corpus:
+    """The corpus that the stage "audio-corpus" made."""
+    if not Path(path).is_file():
+        raise FlashLipsError(f"No corpus at {path}; run the stage 'audio-corpus' first.")
+    return Corpus.load(path)
 
 
 @dataclass(frozen=True)
@@ -134,7 +143,8 @@ def build_corpus(
             progress(done, len(clips))
     motion = np.concatenate([_motion_rows(c.motion, n) for c, n in zip(clips, rows, strict=True)])
     pcm = (samples.clip(-1, 1) * 32767).astype(np.int16)
-    return Corpus(pcm, starts, rows, np.array([c.group for c in clips]), targets, motion.astype(np.float16))
+    groups, ids = (np.array([getattr(c, name) for c in clips]) for name in ("group", "id"))
+    return Corpus(pcm, starts, rows, groups, targets, motion.astype(np.float16), ids)
 
 
 def _motion_rows(motion: np.ndarray | None, rows: int) -> np.ndarray:
@@ -204,12 +214,15 @@ class AudioBatch:
 class Batches:
     """Draws crops from a corpus; the draw is a function of the generator alone."""
 
-    def __init__(self, corpus: Corpus, config: AudioTrainConfig, context: int):
+    def __init__(
+        self, corpus: Corpus, config: AudioTrainConfig, context: int, onto: tuple[np.ndarray, np.ndarray] | None = None
+    ):
+        """``onto``: mean and basis of the components, by default the corpus's own."""
         self.corpus, self.config, self.context = corpus, config, context
         names = sorted(set(corpus.groups.tolist()))
         self.members = [np.flatnonzero(corpus.groups == name) for name in names]
         self.shares = torch.tensor([config.shares.get(name, 1.0) for name in names])
-        mean, basis = half_whitening(corpus.targets, config.components)
+        mean, basis = onto or half_whitening(corpus.targets, config.components)
         targets = (corpus.targets.astype(np.float32) - mean) @ basis
         limit = 4 * targets.std(axis=0)  # the teacher marks a few rows, such as the first of a silence, with huge values
         self.targets = targets.clip(-limit, limit).astype(np.float16)
@@ -312,10 +325,11 @@ def distillation_step(network: Distillation, batch: AudioBatch, generator: torch
     """Squared errors over the rows that have a target."""
     features = network.encoder(batch.samples)  # B N D
     motion = network.to_motion(features.transpose(1, 2)).transpose(1, 2)
-    return {"teacher": _known_mse(network.to_teacher(features), batch.targets), "motion": _known_mse(motion, batch.motion)}
+    return {"teacher": known_mse(network.to_teacher(features), batch.targets), "motion": known_mse(motion, batch.motion)}
 
 
-def _known_mse(predicted: Tensor, target: Tensor) -> Tensor:
+def known_mse(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error where the target is not NaN."""
     known = target.isfinite()
     return F.mse_loss(torch.where(known, predicted, 0), torch.where(known, target, 0), reduction="sum") / known.sum().clamp_min(1)
 

@@ -24,11 +24,12 @@ from ..flow import FlowBatch, SamplerSettings, flow_matching_loss, sample_poses
 from ..loading import load_network
 from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
 from ..types import SAMPLE_RATE, AudioFeatures, FlashLipsError, Progress
-from .audio import half_whitening
+from .audio import half_whitening, read_corpus
 from .loop import TrainConfig, fit
 from .material import Material, open_material
 from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, pose_correlation, quiet_tone
 from .processes import is_first_process
+from .speech import fit_pose_teacher, with_told
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class PoseTraining:
     seed: int = 0
     components: int = 0  # of each row, that are listened to; 0: all. For large speech networks, see models/pose_transformer.py
     start: str | None = None  # a pose model to go on from, instead of random weights
+    corpus: str = ""  # .npz of the stage "audio-corpus", whose recordings are learnt with told poses; empty: lips alone
 
 
 def train(
@@ -75,6 +77,9 @@ def train(
     cache = Path(config.run_dir) / "sounds.npz"
     sounds = PoseSounds.build(labels, material.sound, encoder, cache, config.variants, config.seed, progress, config.voice_shift)
     tracks = PoseTracks.build(labels, sounds)
+    if config.corpus:
+        corpus = read_corpus(config.corpus)
+        tracks = with_told(tracks, corpus, fit_pose_teacher(corpus, labels), encoder, config.seed)
     held_out = held_out_clips(labels, "val", material.sound, encoder, limit=8)
     jaw = JawReadout.fit(labels, material.jaw)
 

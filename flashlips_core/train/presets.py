@@ -59,14 +59,17 @@ MINI: dict[str, dict[str, Any]] = {
         "steps": 1500, "batch_size": 8, "lr": 2e-4, "ema": 0.995, "seed": 4, "start": None, "codec": None, "lip_encoder": None,
         "vgg_stages": 0, "readback": 0.3, "texture": 150.0, "references": 8, "alike": 0.2, "share": 0.6,
     },
-    "audio-encoder": LOOP | {"steps": 800, "lr": 2.5e-3, "ema": 0.99, "seed": 0, "log_every": 25, "start": None},
+    "audio-corpus": {"voices": True},
+    "audio-encoder": LOOP | {
+        "network": "large", "steps": 4000, "batch": 6, "lr": 2e-3, "ema": 0.995, "seed": 0, "told": 0.5, "start": None,
+    },
     "landmarks": LOOP | {
         "steps": 8000, "batch_size": 48, "lr": 3e-3, "ema": 0.995, "seed": 0, "start": None, "save_every_s": 60.0,
     },
     "poses": LOOP | {
         "network": "mini", "steps": 1500, "batch": 10, "num_frames": 64, "lr": 1e-3, "ema": 0.995, "seed": 0,
         "audio_dropout": 0.1, "variants": 3, "voice_shift": 6.0, "log_every": 100, "threads": 1, "start": None,
-        "components": 0,
+        "components": 0, "told": False,
     },
 }  # fmt: skip
 
@@ -101,6 +104,7 @@ WHY_NOT = {
     ("full", "landmarks"): "the paper crops by a detector of its own; ours is small enough for preset mini",
     ("full", "codec"): "the paper's SDXL VAE is used as it is",
     ("full", "audio-encoder"): "wav2vec 2.0 is used as it is",
+    ("full", "audio-corpus"): "wav2vec 2.0 is used as it is",
     ("full", "detail"): "the paper's SDXL VAE is used as it is",
     ("full", "portraits"): "the paper's SDXL VAE is used as it is",
     ("full", "aligned"): "its editor reads pictures",

@@ -295,25 +295,6 @@ def build_teacher(config: dict[str, Any]) -> LipTeacher:
     return LipTeacher(checkpoint.config_from_dict(LipTeacherConfig, config))
 
 
-def audio_encoder(run: Run) -> Path:
-    """Distil Whisper tiny's encoder on the corpus that ``train.audio.build_corpus`` saved; ``start``: one to go on from."""
-    from ..audio import load_audio_encoder
-    from .audio import AudioTrainConfig, Corpus, train_audio_encoder
-    from .loop import TrainConfig
-
-    corpus = run.folder / "audio" / "corpus.npz"
-    if not corpus.is_file():
-        raise FlashLipsError(f"No corpus at {corpus}; build one with flashlips_core.train.audio.build_corpus.")
-    options = dict(run.options)
-    start = options.pop("start")
-    start = load_audio_encoder(start).network if start else None
-    config = TrainConfig(str(run.folder / "run_audio"), **options)
-    shares = {"s1": 0.30, "people": 0.22, "espeak": 0.32, "joe": 0.16}
-    batches = AudioTrainConfig(batch=12, crop_rows=140, shares=shares)
-    network = train_audio_encoder(Corpus.load(corpus), config, batches, progress=run.progress, start=start)
-    return run.save(network, "audio-encoder")
-
-
 def landmarks(run: Run) -> Path:
     """Make the stores of labelled faces and rendered heads that are missing, and train the landmark network on them."""
     from .landmark_data import FaceStore, prepare_faces
@@ -349,5 +330,7 @@ def poses(run: Run) -> Path:
     options = dict(run.options)
     _named("pose model", PRESETS, options["network"])
     options["preset"] = options.pop("network")
+    if options.pop("told"):
+        options["corpus"] = str(run.folder / "audio" / "corpus.npz")
     own = {key: options.pop(key) for key in list(options) if key in PoseTraining.__dataclass_fields__}
     return train(PoseTraining(data=str(run.data), **paths, **own), progress=run.progress, **options)
