@@ -182,9 +182,7 @@ def reached_pixels(alpha: Tensor, box: np.ndarray, height: int, width: int) -> n
 @torch.inference_mode()
 def codec_comparison(ours: Codec, theirs: Codec, clips: Sequence[FaceFrames]) -> dict[str, float]:
     """Mean PSNR in dB inside the face for each pairing of encoder and decoder."""
-    pairs = {
-        f"{a.name} > {b.name}": (a, b) for a, b in ((ours, ours), (theirs, theirs), (ours, theirs), (theirs, ours))
-    }
+    pairs = {f"{a.name} > {b.name}": (a, b) for a, b in ((ours, ours), (theirs, theirs), (ours, theirs), (theirs, ours))}
     scores: dict[str, list[float]] = {name: [] for name in pairs}
     for clip in clips:
         for name, (encoder, decoder) in pairs.items():

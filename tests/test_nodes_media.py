@@ -377,7 +377,7 @@ def test_videos_in_memory_are_saved_as_files_are(engine, talking_clip, tmp_path)
 @pytest.mark.comfy
 def test_a_trimmed_file_that_is_gone_is_one_sentence(engine, talking_clip, tmp_path) -> None:
     gone = tmp_path / "gone.mp4"
-    (tmp_path / "code.py").write_text(UPLOADED.replace("io.BytesIO(open({path!r}, \"rb\").read())", repr(str(gone))))
+    (tmp_path / "code.py").write_text(UPLOADED.replace('io.BytesIO(open({path!r}, "rb").read())', repr(str(gone))))
     prompt = {
         "video": node("TestMake", code=f"{tmp_path / 'code.py'}:trimmed"),
         "save": node("FlashLipsSaveVideo", video=["video", 0]),

@@ -41,9 +41,7 @@ UNET_MINI = EditorUNetConfig(
 )  # fmt: skip
 # For 384 px crops: the same mouth on half as many cells again each way. 28x28 of 48x48 cells hold all that an edit may change.
 # Three levels have a block more, which joined the trained ones as the identity (``start_from``).
-UNET_MINI_384 = replace(
-    UNET_MINI, encoder_blocks=(2, 2, 2), decoder_blocks=(3, 3, 2), window=(10 / 48, 20 / 48, 38 / 48, 1.0)
-)
+UNET_MINI_384 = replace(UNET_MINI, encoder_blocks=(2, 2, 2), decoder_blocks=(3, 3, 2), window=(10 / 48, 20 / 48, 38 / 48, 1.0))
 
 
 @dataclass(frozen=True)

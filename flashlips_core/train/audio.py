@@ -214,9 +214,7 @@ class AudioBatch:
 class Batches:
     """Draws crops from a corpus; the draw is a function of the generator alone."""
 
-    def __init__(
-        self, corpus: Corpus, config: AudioTrainConfig, context: int, onto: tuple[np.ndarray, np.ndarray] | None = None
-    ):
+    def __init__(self, corpus: Corpus, config: AudioTrainConfig, context: int, onto: tuple[np.ndarray, np.ndarray] | None = None):
         """``onto``: mean and basis of the components, by default the corpus's own."""
         self.corpus, self.config, self.context = corpus, config, context
         names = sorted(set(corpus.groups.tolist()))

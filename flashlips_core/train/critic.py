@@ -30,7 +30,7 @@ class Critic(nn.Module):
             return self.layers(images.float())
 
     def losses(self, decoded: Tensor, real: Tensor) -> dict[str, Tensor]:
-        """"critic", whose gradient reaches only the critic, and "realism", whose gradient reaches only what was decoded."""
+        """ "critic", whose gradient reaches only the critic, and "realism", whose gradient reaches only what was decoded."""
         truth, frozen = self(real), {name: value.detach() for name, value in self.named_parameters()}
         told_apart = truth - self(decoded.detach())
         ahead = functional_call(self, frozen, (decoded,)) - truth.detach()

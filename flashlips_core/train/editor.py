@@ -60,9 +60,7 @@ class EditorBatch:
     other_pose: Tensor  # (B, 12) borrowed across identities
 
 
-def editor_batches(
-    frames: EditorFrames, batch_size: int, num_references: int = NUM_REFERENCES, alike: float = 0.0
-) -> MakeBatch:
+def editor_batches(frames: EditorFrames, batch_size: int, num_references: int = NUM_REFERENCES, alike: float = 0.0) -> MakeBatch:
     """Frames with a neighbour, references of their own clip, and a pose borrowed from anybody's."""
 
     def make(generator: torch.Generator) -> EditorBatch:

@@ -247,9 +247,7 @@ def load_frames(folders: list[str | Path]) -> EditorFrames:
     )  # fmt: skip
 
 
-def draw_rows(
-    frames: EditorFrames, count: int, generator: torch.Generator, alike: float = 0.0
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_rows(frames: EditorFrames, count: int, generator: torch.Generator, alike: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     """Rows of targets (count,), by speaker first, and for each a neighbour (count,) with another mouth.
 
     Args:
@@ -258,9 +256,7 @@ def draw_rows(
     chances = torch.rand(6, count, generator=generator, dtype=torch.float64).numpy()
     people, heads = frames.speakers
     targets = frames.rows.pick(frames.groups.pick(_speakers(people, heads, chances[:2]), chances[2]), chances[3])
-    near = np.where(
-        chances[4] < alike, _like_mouths(frames, targets, chances[5]), _other_mouths(frames, targets, chances[5])
-    )
+    near = np.where(chances[4] < alike, _like_mouths(frames, targets, chances[5]), _other_mouths(frames, targets, chances[5]))
     return targets, near
 
 

@@ -124,5 +124,3 @@ def _numbers(job: Job, device: torch.device) -> dict[str, float | None]:
         "tflop_per_sample": meter.flops / meter.samples / 1e12,
         "mfu": meter.flops / median / peak_flops(device, is_bf16=meter.is_bf16)[0],
     }
-
-

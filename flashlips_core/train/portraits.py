@@ -101,9 +101,7 @@ def read_portraits(folder: str | Path, held_out: int = HELD_OUT) -> tuple[list[P
         raise FlashLipsError(f"No mediapipe.npz in {folder}; name a folder of labelled portraits.")
     labels = np.load(folder / "mediapipe.npz")
     rows = [i for i, name in enumerate(labels["files"]) if (folder / str(name)).is_file()]
-    portraits = [
-        Portrait(folder / str(labels["files"][i]), str(labels["people"][i]), labels["landmarks_px"][i]) for i in rows
-    ]
+    portraits = [Portrait(folder / str(labels["files"][i]), str(labels["people"][i]), labels["landmarks_px"][i]) for i in rows]
     if not portraits:
         raise FlashLipsError(f"{folder} has labels but none of their pictures; copy the pictures beside them.")
     kept = _kept_back(portraits, held_out)

@@ -81,7 +81,7 @@ def _about_clips(file: Mapping[str, np.ndarray]) -> tuple[list[str], list[str], 
 
 
 def speaker_of(clip_id: str) -> str:
-    """"s1/train/bbaf2n" -> "s1", "grid_people/train/s2/bbae9n" -> "s2"."""
+    """ "s1/train/bbaf2n" -> "s1", "grid_people/train/s2/bbae9n" -> "s2"."""
     parts = clip_id.split("/")
     return parts[2] if parts[0] == "grid_people" else parts[0]
 

@@ -62,9 +62,7 @@ class PoseTraining:
     corpus: str = ""  # .npz of the stage "audio-corpus", whose recordings are learnt with told poses; empty: lips alone
 
 
-def train(
-    config: PoseTraining, encoder: AudioEncoder | None = None, progress: Progress | None = None, **loop: object
-) -> Path:
+def train(config: PoseTraining, encoder: AudioEncoder | None = None, progress: Progress | None = None, **loop: object) -> Path:
     """Train and save a pose model; returns the checkpoint's path. Resumes from ``run_dir``.
 
     Args:

@@ -108,9 +108,7 @@ def split_speech(
         person=np.zeros(1, int),
     )  # fmt: skip
     ends = [round(n * features.rate_hz / POSE_RATE) for n in (first, count)]
-    rest = dataclasses.replace(
-        features, values=features.values[ends[0] : ends[1]], level_db=features.level_db[ends[0] : ends[1]]
-    )
+    rest = dataclasses.replace(features, values=features.values[ends[0] : ends[1]], level_db=features.level_db[ends[0] : ends[1]])
     sources = values[np.linspace(0, stop - 1, NUM_SOURCES).round().astype(int)]
     return Speech(learnt, audio[first:count], values[first:count], rest, sources, emotion)
 

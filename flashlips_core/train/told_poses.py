@@ -34,9 +34,7 @@ class PoseTeacher:
     offset: np.ndarray  # (P,)
 
     @staticmethod
-    def fit(
-        speech: np.ndarray, rows: Sequence[np.ndarray], poses: Sequence[np.ndarray], weights: Sequence[float]
-    ) -> PoseTeacher:
+    def fit(speech: np.ndarray, rows: Sequence[np.ndarray], poses: Sequence[np.ndarray], weights: Sequence[float]) -> PoseTeacher:
         """Fit to clips of real lips.
 
         Args:

@@ -156,7 +156,12 @@ def swap_backbones(g: Sketch) -> None:
         g.column()
         edited = [
             g.node(
-                "FlashLipsLipSyncImages", f"Lip-Sync Images {name}", images=frames, track=track, poses=poses, editor=editor,
+                "FlashLipsLipSyncImages",
+                f"Lip-Sync Images {name}",
+                images=frames,
+                track=track,
+                poses=poses,
+                editor=editor,
                 vae=codec,
             )  # fmt: skip
             for name, editor in zip(names, editors, strict=True)

@@ -131,8 +131,14 @@ class Sketch:
             "nodes": entries,
             "links": [[number, source.id, slot, target.id, index, kind] for number, source, slot, target, index, kind in links],
             "groups": [
-                {"id": index + 1, "title": group.title, "color": group.colour, "font_size": 24, "flags": {},
-                 "bounding": [left, top, group.width + 2 * MARGIN, group.height]}
+                {
+                    "id": index + 1,
+                    "title": group.title,
+                    "color": group.colour,
+                    "font_size": 24,
+                    "flags": {},
+                    "bounding": [left, top, group.width + 2 * MARGIN, group.height],
+                }
                 for index, (group, left, top) in enumerate(boxes)
             ],  # fmt: skip
             "config": {},
