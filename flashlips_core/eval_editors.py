@@ -22,7 +22,7 @@ from .eval_session import Session, clips_under, drivers_for, sheets, write_silen
 from .loading import LoadedPart, load_part
 from .measures import UNBOUNDED, Measure
 from .media import load_audio, probe, read_frames, write_video
-from .media_cut import CRF, PRESET
+from .media.part import CRF, PRESET
 from .pipeline import LipSync
 from .train.best_so_far import UNENDING, Tuned, best_of
 from .train.finetune import FineTuning, fine_tune

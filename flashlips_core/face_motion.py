@@ -20,43 +20,9 @@ INNER_PAIRS = ((82, 87), (13, 14), (312, 317))
 MOUTH_CORNERS = (61, 291)
 EYE_CORNERS = (33, 263)
 FACE_OVAL = (
-    10,
-    338,
-    297,
-    332,
-    284,
-    251,
-    389,
-    356,
-    454,
-    323,
-    361,
-    288,
-    397,
-    365,
-    379,
-    378,
-    400,
-    377,
-    152,
-    148,
-    176,
-    149,
-    150,
-    136,
-    172,
-    58,
-    132,
-    93,
-    234,
-    127,
-    162,
-    21,
-    54,
-    103,
-    67,
-    109,
-)  # fmt: skip; in order around the outline
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+)  # fmt: skip
 
 # Outer lips, inner lips, face oval, eyes, irises, nose, brows: MediaPipe's indices, in the order that data and expression use.
 LANDMARKS = (

@@ -10,7 +10,7 @@ import av
 import numpy as np
 
 from .media import load_audio
-from .media_av import fraction
+from .media.pyav import fraction
 
 WIDTH, HEIGHT = 1920, 1080
 

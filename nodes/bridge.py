@@ -29,8 +29,8 @@ from torch import Tensor
 
 from ..flashlips_core.compose import whole_picture
 from ..flashlips_core.media import load_audio, open_sound, sound_rate
-from ..flashlips_core.media_cut import write_images, write_part
-from ..flashlips_core.media_read import open_media
+from ..flashlips_core.media.part import write_images, write_part
+from ..flashlips_core.media.read import open_media
 from ..flashlips_core.pixels import to_bytes
 from ..flashlips_core.types import Audio, FlashLipsError, Frame, Recording
 

@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..flashlips_core.media import has_picture, probe
-from ..flashlips_core.media_save import ENCODERS, save_clip, suffix_like
+from ..flashlips_core.media.save import ENCODERS, save_clip, suffix_like
 from ..flashlips_core.types import Audio, FlashLipsError
 from . import bridge
 

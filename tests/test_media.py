@@ -12,9 +12,9 @@ import torch
 from conftest import NUM_FRAMES, picture_planes, same_frames, tone
 
 from flashlips_core.media import load_audio, probe, read_frames, write_video
-from flashlips_core.media_av import fraction
-from flashlips_core.media_planes import Orientation, planar
-from flashlips_core.media_read import read_from
+from flashlips_core.media.planes import Orientation, planar
+from flashlips_core.media.pyav import fraction
+from flashlips_core.media.read import read_from
 from flashlips_core.types import Audio, FlashLipsError
 
 

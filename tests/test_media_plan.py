@@ -10,8 +10,7 @@ import pytest
 import torch
 from conftest import NUM_FRAMES, same_frames, tone
 
-from flashlips_core import media_plan
-from flashlips_core.media import load_audio, plan_frames, probe, read_frames, read_planned, write_video
+from flashlips_core.media import fit, load_audio, plan_frames, probe, read_frames, read_planned, write_video
 from flashlips_core.types import Audio, FlashLipsError
 
 
@@ -48,7 +47,7 @@ def test_impossible_plans_are_refused():
 @pytest.mark.parametrize("mode", ["cut", "loop", "ping-pong", "hold", "silence"])
 @pytest.mark.parametrize("piece_frames", [4, 250])
 def test_a_planned_stream_shows_what_the_plan_says(plain_clip, monkeypatch, mode, piece_frames):
-    monkeypatch.setattr(media_plan, "PIECE_FRAMES", piece_frames)
+    monkeypatch.setattr(fit, "PIECE_FRAMES", piece_frames)
     source = list(read_frames(plain_clip))
     plan = plan_frames(len(source), Fraction(25), Fraction(3), mode)
     shown = list(read_planned(plain_clip, plan))
@@ -58,7 +57,7 @@ def test_a_planned_stream_shows_what_the_plan_says(plain_clip, monkeypatch, mode
 
 @pytest.mark.parametrize("mode", ["loop", "ping-pong", "hold"])
 def test_a_planned_stream_holds_only_a_few_frames(clip, monkeypatch, mode):
-    monkeypatch.setattr(media_plan, "PIECE_FRAMES", 4)
+    monkeypatch.setattr(fit, "PIECE_FRAMES", 4)
     path = clip(pts=tuple(range(0, 100 * 3600, 3600)))
     alive: dict[int, weakref.ref] = {}
     most = 0

@@ -13,8 +13,8 @@ import torch
 from conftest import same_frames, tone
 
 from flashlips_core.media import load_audio, probe, read_frames
-from flashlips_core.media_cut import write_images, write_part
-from flashlips_core.media_save import save_clip, suffix_like
+from flashlips_core.media.part import write_images, write_part
+from flashlips_core.media.save import save_clip, suffix_like
 from flashlips_core.types import Audio, FlashLipsError
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import av
 import numpy as np
 
-from .types import FlashLipsError, Frame
+from ..types import FlashLipsError, Frame
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
 

@@ -17,8 +17,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .media_read import probe, read_from
-from .types import FlashLipsError, Frame
+from ..types import FlashLipsError, Frame
+from .read import probe, read_from
 
 logger = logging.getLogger(__name__)
 

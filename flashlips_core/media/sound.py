@@ -10,8 +10,8 @@ from typing import Protocol
 import av
 import numpy as np
 
-from .media_av import fraction
-from .types import FlashLipsError, Recording
+from ..types import FlashLipsError, Recording
+from .pyav import fraction
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,11 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .media_av import READING, fraction
-from .media_planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
-from .media_sound import sound_streams
-from .media_whole import breaks_off, check_whole
-from .types import ClipInfo, FlashLipsError, Frame
+from ..types import ClipInfo, FlashLipsError, Frame
+from .planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
+from .pyav import READING, fraction
+from .sound import sound_streams
+from .whole import breaks_off, check_whole
 
 logger = logging.getLogger(__name__)
 

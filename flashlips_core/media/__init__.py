@@ -6,10 +6,10 @@
 
 from __future__ import annotations
 
-from .media_listen import SoundFile, check_audio, load_audio, open_sound, sound_rate
-from .media_plan import FramePlan, LengthMode, plan_frames, read_planned
-from .media_read import has_picture, probe, read_frames
-from .media_write import CONTAINERS, write_video
+from .fit import FramePlan, LengthMode, plan_frames, read_planned
+from .listen import SoundFile, check_audio, load_audio, open_sound, sound_rate
+from .read import has_picture, probe, read_frames
+from .write import CONTAINERS, write_video
 
 __all__ = [
     "CONTAINERS",

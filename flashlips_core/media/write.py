@@ -12,12 +12,12 @@ from pathlib import Path
 
 import av
 
-from .media_av import fraction
-from .media_listen import check_audio, open_sound
-from .media_planes import Layout, encodable_layout, parse_layout, to_picture
-from .media_read import open_media, video_stream
-from .media_sound import CopiedSound, EncodedSound, Sound, can_copy, sound_streams
-from .types import Audio, ClipInfo, FlashLipsError, Frame, Recording
+from ..types import Audio, ClipInfo, FlashLipsError, Frame, Recording
+from .listen import check_audio, open_sound
+from .planes import Layout, encodable_layout, parse_layout, to_picture
+from .pyav import fraction
+from .read import open_media, video_stream
+from .sound import CopiedSound, EncodedSound, Sound, can_copy, sound_streams
 
 logger = logging.getLogger(__name__)
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .media_av import fraction
-from .media_read import decode, open_media, picture_start
-from .media_sound import sound_streams
-from .types import Audio, FlashLipsError
+from ..types import Audio, FlashLipsError
+from .pyav import fraction
+from .read import decode, open_media, picture_start
+from .sound import sound_streams
 
 GAP_S = Fraction(1, 10)  # a hole in the sound longer than this becomes silence, a shorter one is clock jitter
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .media_listen import open_sound
-from .media_planes import COLORSPACE_BT709, RANGE_LIMITED, Orientation, planar
-from .media_read import probe, read_from
-from .media_write import clock_start, write_video
-from .stream import counted, prefetch
-from .types import Audio, ClipInfo, FlashLipsError, Frame, Progress, Recording
+from ..stream import counted, prefetch
+from ..types import Audio, ClipInfo, FlashLipsError, Frame, Progress, Recording
+from .listen import open_sound
+from .planes import COLORSPACE_BT709, RANGE_LIMITED, Orientation, planar
+from .read import probe, read_from
+from .write import clock_start, write_video
 
 CRF = 6  # x264: no loss that could be seen, at a few times the size of CRF 16
 PRESET = "ultrafast"

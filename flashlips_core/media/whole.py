@@ -9,9 +9,9 @@ from pathlib import Path
 
 import av
 
-from .media_av import fraction
-from .media_sound import sound_streams
-from .types import FlashLipsError
+from ..types import FlashLipsError
+from .pyav import fraction
+from .sound import sound_streams
 
 HEAD_BYTES = 4096  # enough for Matroska's first header
 SIZE_UNKNOWN = 0x7FFF0000  # RIFF sizes from here on are what recorders write that could not go back and fill them in

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import av
 
-from .media_av import fraction
-from .media_listen import open_sound
-from .media_read import open_media, probe, read_frames, video_stream
-from .media_sound import CopiedSound, EncodedSound, can_copy, sound_streams
-from .media_write import CONTAINERS, appearing, check_target, clock_start, container_for, open_output, write_video, writing
-from .stream import counted, prefetch
-from .types import ClipInfo, FlashLipsError, Frame, Progress, Recording
+from ..stream import counted, prefetch
+from ..types import ClipInfo, FlashLipsError, Frame, Progress, Recording
+from .listen import open_sound
+from .pyav import fraction
+from .read import open_media, probe, read_frames, video_stream
+from .sound import CopiedSound, EncodedSound, can_copy, sound_streams
+from .write import CONTAINERS, appearing, check_target, clock_start, container_for, open_output, write_video, writing
 
 logger = logging.getLogger(__name__)
 
