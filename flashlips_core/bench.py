@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from .children import end_with_parent
 from .long_clip import write_long_clip, write_long_voice
 from .measures import flops_of, peak_resident_bytes, resident_bytes
 from .media import probe
 from .pipeline import LipSync
+from .system.children import end_with_parent
 from .types import POSE_DIM, FlashLipsError, Progress
 
 DEMO = Path(__file__).parent / "demo"

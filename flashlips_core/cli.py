@@ -331,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nStopped; no half-written file is left.\n")
         return STOPPED
     except (RuntimeError, MemoryError) as error:
-        from .within_memory import is_out_of_memory
+        from .system.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

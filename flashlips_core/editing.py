@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .clock import StageClock
 from .codec import CELL_PX, Codec, crop_decode, encode_part
 from .compose import alpha_from_latents, cut_batch, paste
 from .face.region import face_region
@@ -25,9 +24,10 @@ from .poses import at_times
 from .retrieval import Mouths, lay
 from .sharpen import UnsharpMask, matching_mask
 from .stream import awaited, batched, prefetch
+from .system.clock import StageClock
+from .system.memory import WithinMemory
 from .turned import to_shares
 from .types import ClipInfo, Frame, LipPoses, Waiting
-from .within_memory import WithinMemory
 
 NUM_MEASURED = 4  # references whose edits show how soft this editor draws this mouth
 REDRAWN = (0.25, 0.8)  # mean |change| of a latent from which an edit begins to replace what the frame shows, and does so fully

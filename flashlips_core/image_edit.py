@@ -21,8 +21,8 @@ from .pipeline import LipSync
 from .poses import resample
 from .steps import SHARPEN, Cutter, DubSettings
 from .stream import batched
+from .system.memory import WithinMemory
 from .types import FaceTrack, FlashLipsError, LipPoses, Progress, Waiting
-from .within_memory import WithinMemory
 
 LARGEST_BATCH_BYTES = 4 * 2**30  # of float32 images; 172 pictures of 1080p. The result is as large again
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from .editing import edit_once
 from .models.masks import lower_face_mask
+from .system.memory import WithinMemory
 from .types import FlashLipsError, LipPoses, Progress
-from .within_memory import WithinMemory
 
 
 @torch.inference_mode()

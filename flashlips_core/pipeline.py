@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from .checks import check_output, check_track
-from .clock import StageClock
 from .editing import FrameEditor, FrameRows
 from .face.head_shape import OVAL
 from .media import CONTAINERS, FramePlan, plan_frames, probe, read_planned, write_video
 from .poses import resample
 from .steps import DECODED_AHEAD, ClipSteps, DubSettings, Look, Show, Source, opened
 from .stream import prefetch
+from .system.clock import StageClock
 from .types import ClipInfo, FaceTrack, Frame, LipPoses, Progress, Recording, Waiting
 
 PROVENANCE = {"comment": "Edited with FlashLips: the lip motion is synthetic."}

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from .checks import check_track, no_face_in
-from .clock import StageClock
 from .compose import cut, cut_batch
 from .editing import CropEditor, resized
 from .face.head_shape import OVAL
@@ -42,6 +41,7 @@ from .retrieval import (
 )
 from .sharpen import check_share
 from .stream import awaited, batched, counted, prefetch
+from .system.clock import StageClock
 from .turned import to_shares
 from .types import POSE_DIM, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording, Waiting
 

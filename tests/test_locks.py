@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flashlips_core.locks import alone_with
+from flashlips_core.system.locks import alone_with
 from flashlips_core.types import FlashLipsError
 
 ROOT = Path(__file__).parents[1]

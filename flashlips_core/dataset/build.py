@@ -24,8 +24,8 @@ from typing import Any
 
 from torch import nn
 
-from ..locks import alone_with
 from ..pipeline import LipSync
+from ..system.locks import alone_with
 from ..types import FlashLipsError, Progress
 from .report import write_report
 from .shards import ShardPlan, pack, plan_shards, write_json, write_whole

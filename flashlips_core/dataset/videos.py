@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from ..audio import to_mono_16k
-from ..children import end_with_parent
 from ..face import NoFaceError
 from ..face_motion import open_landmarker
 from ..media import open_sound, probe
 from ..pipeline import LipSync
+from ..system.children import end_with_parent
 from ..types import FlashLipsError, Progress
 from .filters import Limits
 from .samples import Labellers, Made, SampleMaker

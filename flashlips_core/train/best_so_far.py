@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from .. import checkpoint
-from ..locks import alone_with
+from ..system.locks import alone_with
 from ..types import FlashLipsError, Progress
 from .attentive import attentive
 from .loop import MakeBatch, Step, TrainConfig, fit

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, replace
 import torch
 
 from ..bench_full import TOO_LATE, end_of, forget_peak, now, peak_gb
+from ..system.memory import is_out_of_memory
 from ..types import FlashLipsError, device_of
-from ..within_memory import is_out_of_memory
 from .loop import Trainer
 from .plan_jobs import Job, all_jobs
 from .speed import peak_flops

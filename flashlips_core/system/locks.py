@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .types import FlashLipsError
+from ..types import FlashLipsError
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .types import FlashLipsError
+from ..types import FlashLipsError
 
 log = logging.getLogger(__name__)
 
