@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .emotion import EmotionEncoder, is_classifier, load_emotion_encoder
 from .encoders import AudioEncoder, AudioStream, LogMelEncoder, MelConvAudioEncoder, WindowPlan, load_audio_encoder
-from .layers import emotion_for, encoded_audio, features_for, known_features, with_emotion
+from .exchange import emotion_for, encoded_audio, features_for, known_features, with_emotion
 from .samples import level_db, to_mono_16k
 
 __all__ = [
