@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .editing import CropEditor
-from .face_motion import FaceMotion, measure_video
+from .face.motion import FaceMotion, measure_video
 from .fidelity import FaceFrames, face_frames
 from .pictures import spread, write_mouth_sheet
 from .pipeline import DubSettings, LipSync

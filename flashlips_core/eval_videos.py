@@ -25,7 +25,7 @@ from .audio import to_mono_16k
 from .eval_session import Session
 from .eval_videos_page import write_page
 from .eval_videos_rows import Numbers, rows_of
-from .face_motion import FaceMotion, measure_frames, motion_from_faces
+from .face.motion import FaceMotion, measure_frames, motion_from_faces
 from .media import CONTAINERS, open_sound, probe
 from .pictures import contact_sheet
 from .pipeline import LipSync

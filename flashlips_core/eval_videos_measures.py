@@ -16,8 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from . import measures as m
-from .expression import mouth_opening
-from .face_motion import EYE_CORNERS, LANDMARKS, MOUTH_CORNERS, FaceMotion, padded_box, rgb_frames
+from .face.expression import mouth_opening
+from .face.motion import EYE_CORNERS, LANDMARKS, MOUTH_CORNERS, FaceMotion, padded_box, rgb_frames
 from .media import probe
 from .pictures import cut_pixels, spread
 from .pixels import laplacian

@@ -18,7 +18,7 @@ from . import eval_editors, eval_rows, eval_speech, eval_videos
 from . import measures as m
 from .eval_material import SUITES, TARGETS, Material, gather
 from .eval_session import SEED, Dub, Session, drivers_for, sheets, write_silence
-from .face_motion import LANDMARKER_FILE
+from .face.motion import LANDMARKER_FILE
 from .measures import UNBOUNDED, Measure
 from .pipeline import DubSettings, LipSync
 from .steps import SHARPEN

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from .codec import Codec
 from .compose import cut, paste
 from .editing import CropEditor
-from .face_motion import FACE_OVAL, OUTER_LIPS, FaceMotion, padded_box
+from .face.motion import FACE_OVAL, OUTER_LIPS, FaceMotion, padded_box
 from .measures import box_slices, flops_of, outside_is_identical, psnr, psnr_from_error
 from .media import read_frames
 from .turned import to_shares

@@ -27,7 +27,7 @@ from flashlips_core.dataset.build import BuildSettings, build
 from flashlips_core.dataset.filters import Limits
 from flashlips_core.dataset.read import ShardCrops, ShardReader, read_index
 from flashlips_core.face import Detection, Detector, detect
-from flashlips_core.face_motion import LANDMARKER_FILE
+from flashlips_core.face.motion import LANDMARKER_FILE
 from flashlips_core.media import load_audio, probe, read_frames, write_video
 from flashlips_core.pipeline import LipSync
 from flashlips_core.types import Audio, FlashLipsError, Frame

@@ -20,11 +20,12 @@ import torch
 from test_pipeline import CROP_PX, SteadyFace, make_track, toy_networks
 from torch import nn
 
-from flashlips_core import bench, checkpoint, eval_session, face_motion, fidelity, long_clip, pictures
+from flashlips_core import bench, checkpoint, eval_session, fidelity, long_clip, pictures
 from flashlips_core import measures as m
 from flashlips_core.codec import Codec
 from flashlips_core.compose import paste
 from flashlips_core.editing import CropEditor
+from flashlips_core.face import motion as face_motion
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import LipSync
 from flashlips_core.types import FlashLipsError

@@ -22,7 +22,7 @@ from flashlips_core import measures as m
 from flashlips_core.cli import COMMANDS, main
 from flashlips_core.eval_material import SUITES, TARGETS, Suite, gather
 from flashlips_core.eval_session import Session
-from flashlips_core.face_motion import FaceMotion
+from flashlips_core.face.motion import FaceMotion
 from flashlips_core.loading import STAGE_1, load_part
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import DubSettings, LipSync

@@ -15,7 +15,7 @@ from flashlips_core import eval_material, eval_speech, phonemes
 from flashlips_core import measures as m
 from flashlips_core.audio import to_mono_16k
 from flashlips_core.eval_session import Dub
-from flashlips_core.face_motion import motion_from_faces
+from flashlips_core.face.motion import motion_from_faces
 from flashlips_core.media import open_sound
 from flashlips_core.phonemes import Phone
 from flashlips_core.types import FlashLipsError

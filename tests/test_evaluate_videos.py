@@ -18,7 +18,7 @@ from flashlips_core import eval_videos, eval_videos_page, eval_videos_rows
 from flashlips_core import eval_videos_measures as vm
 from flashlips_core.cli import main
 from flashlips_core.eval_session import Session
-from flashlips_core.face_motion import EYE_CORNERS, INNER_PAIRS, MOUTH_CORNERS, OUTER_LIPS, FaceMotion, motion_from_faces
+from flashlips_core.face.motion import EYE_CORNERS, INNER_PAIRS, MOUTH_CORNERS, OUTER_LIPS, FaceMotion, motion_from_faces
 from flashlips_core.pipeline import DubSettings, LipSync
 from flashlips_core.types import FlashLipsError
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from flashlips_core import expression
+from flashlips_core.face import expression
 
 
 def face(turn=0.0, scale=1.0, shift=(0.0, 0.0)):

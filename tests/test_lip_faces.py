@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from flashlips_core.expression import MIRROR_LIPS, OUTER_LIP
+from flashlips_core.face.expression import MIRROR_LIPS, OUTER_LIP
 from flashlips_core.face.head_shape import IRISES, mean_shape
 from flashlips_core.face.readings import lip_gap
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig

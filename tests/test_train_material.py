@@ -22,8 +22,8 @@ from flashlips_core.dataset import videos as measuring
 from flashlips_core.dataset.build import build
 from flashlips_core.dataset.filters import Limits
 from flashlips_core.dataset.read import ShardCrops, ShardReader
-from flashlips_core.expression import MEDIAPIPE_BLENDSHAPES
-from flashlips_core.face_motion import INNER_PAIRS, LANDMARKS, OUTER_LIPS, FaceMotion
+from flashlips_core.face.expression import MEDIAPIPE_BLENDSHAPES
+from flashlips_core.face.motion import INNER_PAIRS, LANDMARKS, OUTER_LIPS, FaceMotion
 from flashlips_core.loading import STAGE_1, load_network
 from flashlips_core.media import load_audio, read_frames
 from flashlips_core.models.codec_mini import MiniCodec

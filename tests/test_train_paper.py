@@ -11,7 +11,7 @@ import torch
 from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
 
-from flashlips_core.expression import NUM_FEATURES
+from flashlips_core.face.expression import NUM_FEATURES
 from flashlips_core.losses import VGG19_CONVS, IdentityLoss, PerceptualLoss, VGGFeatures
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..compose import cut, cut_batch
 from ..data import CROP_PX, FACE_REGION, IRISES, MOUTH_CORNERS, NOSE_TIP, STORED_MARGIN
-from ..expression import mouth_opening
-from ..face_motion import LANDMARKS, Face
+from ..face.expression import mouth_opening
+from ..face.motion import LANDMARKS, Face
 from ..measures import detail
 from ..pipeline import LipSync
 from ..pixels import from_bytes, to_bytes

@@ -24,7 +24,7 @@ import torch
 
 from ..audio import to_mono_16k
 from ..face import NoFaceError
-from ..face_motion import open_landmarker
+from ..face.motion import open_landmarker
 from ..media import open_sound, probe
 from ..pipeline import LipSync
 from ..system.children import end_with_parent

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data import IRISES, MOUTH_CORNERS, STORED_MARGIN, Clip, CropStore
 from ..face.crop import CENTRE_SIGMA_S, SIDE_SIGMA_S, local_linear
-from ..face_motion import LANDMARKS
+from ..face.motion import LANDMARKS
 from ..types import Progress
 from .portraits import Square, cut_square, upright_square
 

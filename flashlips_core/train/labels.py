@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from ..data import HEAD, STORED_MARGIN, Clip, CropStore
-from ..expression import MEDIAPIPE_BLENDSHAPES
-from ..face_motion import LANDMARKS, FaceMotion, measure_frames, measure_video
+from ..face.expression import MEDIAPIPE_BLENDSHAPES
+from ..face.motion import LANDMARKS, FaceMotion, measure_frames, measure_video
 from ..types import Progress
 
 FIVE = (468, 473, 4, 61, 291)

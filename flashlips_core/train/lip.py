@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import Clip, CropStore
-from ..expression import mirrored, mouth_opening, neutral_features, raw_features
+from ..face.expression import mirrored, mouth_opening, neutral_features, raw_features
 from ..models.layers import ModulatedBlock
 from ..models.lip_encoder import LIP_ENCODER_MINI, MOUTH_REGION, LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
 from ..types import Progress

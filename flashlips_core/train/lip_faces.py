@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data import STORED_MARGIN, CropStore
-from ..expression import OUTER_LIP, mouth_opening
 from ..face import head_pose
+from ..face.expression import OUTER_LIP, mouth_opening
 from ..face.head_shape import IRISES, NOSE
 from ..face.readings import five_points
 from ..models.lip_encoder import LipEncoder
@@ -224,7 +224,7 @@ def train_faces(
 
 
 def _mirrored(outlines: np.ndarray) -> np.ndarray:
-    from ..expression import MIRROR_LIPS
+    from ..face.expression import MIRROR_LIPS
 
     points = outlines.reshape(len(outlines), OUTER_LIP, 2) * np.array([-1, 1])
     return points[:, MIRROR_LIPS[OUTER_LIP:] - OUTER_LIP].reshape(len(outlines), -1)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import CropStore
-from ..expression import OUTER_LIP, mirrored
+from ..face.expression import OUTER_LIP, mirrored
 from ..types import FlashLipsError
 from . import augment
 from .loop import MakeBatch

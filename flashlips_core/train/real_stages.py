@@ -16,7 +16,7 @@ import numpy as np
 
 from ..codec import CELL_PX, Codec, load_codec
 from ..data import Clip, CropStore, has_store, load_clips
-from ..face_motion import LANDMARKER_FILE, LANDMARKS
+from ..face.motion import LANDMARKER_FILE, LANDMARKS
 from ..loading import load_network, load_part
 from ..losses import load_perceptual
 from ..types import FlashLipsError

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from ..codec import CELL_PX, Codec
 from ..data import NUM_LIP_POINTS, STORED_MARGIN, CropStore
-from ..face_motion import LANDMARKS, padded_box
+from ..face.motion import LANDMARKS, padded_box
 from ..losses import PerceptualLoss, sharpness_loss
 from ..measures import box_slices, detail, psnr, true_detail
 from ..models.codec_mini import MiniCodec

@@ -19,7 +19,7 @@ from torch import Tensor
 from .. import checkpoint
 from ..codec import CELL_PX, load_codec
 from ..data import Clip, CropStore, has_store
-from ..face_motion import LANDMARKER_FILE
+from ..face.motion import LANDMARKER_FILE
 from ..loading import STAGE_1, load_network, load_part
 from ..losses import load_perceptual
 from ..models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipTeacher, LipTeacherConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .types import FlashLipsError, Progress
+from ..types import FlashLipsError, Progress
 
 LANDMARKER_FILE = "face_landmarker_v2_with_blendshapes.task"
 # MediaPipe's face mesh: outer lips, then three facing pairs of inner lip points, mouth corners, outer eye corners
