@@ -11,8 +11,8 @@ from torch import nn
 from flashlips_core import editing
 from flashlips_core.editing import CropEditor, FrameEditor, FrameRows, changed_region
 from flashlips_core.media import read_frames
+from flashlips_core.models.editor import WHOLE_CROP, WindowedEditor
 from flashlips_core.models.masks import mouth_mask
-from flashlips_core.models.window import WHOLE_CROP, WindowedEditor
 from flashlips_core.retrieval import fine_size
 from flashlips_core.sharpen import UnsharpMask
 from flashlips_core.types import FlashLipsError

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from ..types import FlashLipsError
 from .copying import blend, compare_poses
+from .editor import WHOLE_CROP, Window, WindowedEditor
 from .editor_unet import UNET_MINI
 from .layers import RecomputedBlock
-from .window import WHOLE_CROP, Window, WindowedEditor
 
 COPIED_FROM = 8  # references, where there is a copying path; frames attend to all of them, and more distract the bundled network
 ROPE_THETA = 100.0  # vision transformers with axial RoPE use 100: positions run to tens, not thousands

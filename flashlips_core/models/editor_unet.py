@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from ..types import POSE_DIM, FlashLipsError
 from .copying import blend, compare_poses
+from .editor import WHOLE_CROP, Window, WindowedEditor
 from .layers import ModulatedBlock
-from .window import WHOLE_CROP, Window, WindowedEditor
 
 
 @dataclass(frozen=True)
