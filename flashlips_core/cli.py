@@ -164,7 +164,7 @@ def add_poses(parser: argparse.ArgumentParser) -> None:
 
 def run_poses(args: argparse.Namespace) -> dict[str, Any]:
     """Make lip poses from sound or from a face; write them."""
-    from .poses import resample
+    from .poses.motion import resample
     from .sidecar import save_poses
 
     check_outputs(args, [args.input])

@@ -20,7 +20,7 @@ from .codec import CELL_PX, Codec, crop_decode, encode_part
 from .compose import alpha_from_latents, cut_batch, paste
 from .face.region import face_region
 from .models.masks import lips_region, lower_face_mask, mouth_mask
-from .poses import at_times
+from .poses.motion import at_times
 from .retrieval import Mouths, lay
 from .sharpen import UnsharpMask, matching_mask
 from .stream import awaited, batched, prefetch

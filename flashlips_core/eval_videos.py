@@ -29,7 +29,7 @@ from .face.motion import FaceMotion, measure_frames, motion_from_faces
 from .media import CONTAINERS, open_sound, probe
 from .pictures import contact_sheet
 from .pipeline import LipSync
-from .poses import resample
+from .poses.motion import resample
 from .types import SAMPLE_RATE, FaceTrack, FlashLipsError, LipPoses
 
 MAX_LAG = 4  # frames either way, for a voice's own lips

@@ -18,7 +18,7 @@ from .editing import CropEditor, started
 from .face.head_shape import OVAL
 from .image_frames import check_track_of_images, cut_images, paste_images
 from .pipeline import LipSync
-from .poses import resample
+from .poses.motion import resample
 from .steps import SHARPEN, Cutter, DubSettings
 from .stream import batched
 from .system.memory import WithinMemory

@@ -15,7 +15,7 @@ from .checks import check_output, check_track
 from .editing import FrameEditor, FrameRows
 from .face.head_shape import OVAL
 from .media import CONTAINERS, FramePlan, plan_frames, probe, read_planned, write_video
-from .poses import resample
+from .poses.motion import resample
 from .steps import DECODED_AHEAD, ClipSteps, DubSettings, Look, Show, Source, opened
 from .stream import prefetch
 from .system.clock import StageClock

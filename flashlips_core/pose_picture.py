@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from .models.audio_encoder import ROW_HZ
-from .poses import EXPRESSION, MOUTH, resample
+from .poses.motion import EXPRESSION, MOUTH, resample
 from .types import POSE_DIM, FlashLipsError, LipPoses
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from .flow import SamplerSettings, sample_poses
 from .loading import Parts
 from .media import open_sound, probe, read_frames
 from .models.lip_encoder import mouth_region
-from .poses import fill_absent, fit_to_range, gain, silence_gate
+from .poses.motion import fill_absent, fit_to_range, gain, silence_gate
 from .references import candidate_frames, choose_references, head_turns, mouth_frames
 from .retrieval import (
     RIM_PX,

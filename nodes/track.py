@@ -25,7 +25,7 @@ from ..flashlips_core.image_frames import (
 )
 from ..flashlips_core.media import probe, read_frames
 from ..flashlips_core.pictures import spread
-from ..flashlips_core.poses import frame_rate
+from ..flashlips_core.poses.motion import frame_rate
 from ..flashlips_core.stream import counted, prefetch
 from ..flashlips_core.track_pictures import pick_pictures, track_sheet
 from ..flashlips_core.types import ClipInfo, FaceTrack, FlashLipsError, Frame

@@ -14,7 +14,6 @@ import pytest
 import torch
 
 from flashlips_core import checkpoint
-from flashlips_core import poses as tracks
 from flashlips_core.audio import (
     LogMelEncoder,
     emotion_for,
@@ -32,7 +31,8 @@ from flashlips_core.loading import load_network
 from flashlips_core.media import load_audio
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
 from flashlips_core.pipeline import LipSync
-from flashlips_core.pose_edits import Gain, Hold, Mix, Shift, Smooth, Surroundings, apply_operations
+from flashlips_core.poses import motion as tracks
+from flashlips_core.poses.operations import Gain, Hold, Mix, Shift, Smooth, Surroundings, apply_operations
 from flashlips_core.types import FaceTrack, FlashLipsError, LipPoses
 
 DEMO = Path(__file__).resolve().parents[1] / "flashlips_core" / "demo"

@@ -222,7 +222,7 @@ def test_uneven_frames_get_the_pose_of_their_own_time(lipsync, variable_rate_cli
     track = make_track(len(frames), fps=clip.fps)
     poses = make_poses(30)
     from flashlips_core.editing import _poses_of
-    from flashlips_core.poses import at_times
+    from flashlips_core.poses.motion import at_times
 
     rows = FrameRows(track.boxes, track.present, poses, clip)
     given = _poses_of(frames, np.arange(len(frames)), rows, frames[0].pts)

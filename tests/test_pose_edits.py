@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from flashlips_core import poses as tracks
-from flashlips_core.pose_edits import (
+from flashlips_core.pose_picture import SIZE, draw_poses
+from flashlips_core.poses import motion as tracks
+from flashlips_core.poses.operations import (
     OPERATIONS,
     Gain,
     Gate,
@@ -27,7 +28,6 @@ from flashlips_core.pose_edits import (
     simple_operations,
     to_json,
 )
-from flashlips_core.pose_picture import SIZE, draw_poses
 from flashlips_core.types import AudioFeatures, FlashLipsError, LipPoses
 
 REST = torch.linspace(-1, 1, 12)

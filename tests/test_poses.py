@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from flashlips_core import poses as p
+from flashlips_core.poses import motion as p
 from flashlips_core.types import AudioFeatures, FlashLipsError, LipPoses
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..checks import check_output
 from ..flow import POSE_RATE, FlowBatch, SamplerSettings, check_features, features_at_pose_rate, flow_matching_loss, sample_poses
 from ..loading import LoadedPart
-from ..poses import resample
+from ..poses.motion import resample
 from ..types import AudioFeatures, FlashLipsError, LipPoses, Progress
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .finetune_data import FEWEST_FRAMES, GAP_S, HELD_OUT_SHARE

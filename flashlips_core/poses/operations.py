@@ -45,8 +45,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import poses as tracks
-from .types import POSE_DIM, AudioFeatures, FlashLipsError, LipPoses
+from ..types import POSE_DIM, AudioFeatures, FlashLipsError, LipPoses
+from . import motion as tracks
 
 Check = Callable[[Any], str]  # a field's value -> what is allowed, or "" where the value is
 MOST_FRAMES = 10_000_000  # 4 days at 25 frames per second

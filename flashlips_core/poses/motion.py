@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .types import POSE_DIM, AudioFeatures, FlashLipsError, LipPoses
+from ..types import POSE_DIM, AudioFeatures, FlashLipsError, LipPoses
 
 EXPRESSION = slice(0, 8)  # the lip encoder's main vector
 MOUTH = slice(8, POSE_DIM)  # its residual from the mouth crop
