@@ -22,7 +22,7 @@ from ..flashlips_core.audio import (
 )
 from ..flashlips_core.checks import check_whole_track
 from ..flashlips_core.flow import SOLVERS, SamplerSettings, sample_poses
-from ..flashlips_core.image_poses import poses_from_images
+from ..flashlips_core.images.poses import poses_from_images
 from ..flashlips_core.media import probe
 from ..flashlips_core.pose_picture import draw_poses
 from ..flashlips_core.poses.motion import frame_rate, resample, silence_gate, spread

@@ -15,14 +15,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..flashlips_core.face import Which, reference_face, track_faces
-from ..flashlips_core.image_frames import (
-    as_frames,
-    check_track_of_images,
-    cut_images,
-    images_info,
-    paste_alpha,
-    paste_images,
-)
+from ..flashlips_core.images.frames import as_frames, check_track_of_images, cut_images, images_info, paste_alpha, paste_images
 from ..flashlips_core.media import probe, read_frames
 from ..flashlips_core.pictures import spread
 from ..flashlips_core.poses.motion import frame_rate

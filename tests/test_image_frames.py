@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flashlips_core.compose import cut, whole_picture
-from flashlips_core.image_frames import (
+from flashlips_core.images.frames import (
     as_frames,
     check_track_of_images,
     cut_images,

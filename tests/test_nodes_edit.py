@@ -15,13 +15,15 @@ import torch
 from test_nodes_track import DEMO, NUM_EMPTY, NUM_SEEN, SIDE, face_clip
 from test_pipeline import CROP_PX, lipsync, make_poses, make_track, model_folder  # noqa: F401
 
-from flashlips_core import checkpoint, editing, image_edit, image_latents
+from flashlips_core import checkpoint, editing
 from flashlips_core.checks import check_whole_track
 from flashlips_core.codec import load_codec
 from flashlips_core.editing import CropEditor
-from flashlips_core.image_edit import edit_images
-from flashlips_core.image_frames import cut_images
-from flashlips_core.image_latents import edit_latents
+from flashlips_core.images import edit as image_edit
+from flashlips_core.images import latents as image_latents
+from flashlips_core.images.edit import edit_images
+from flashlips_core.images.frames import cut_images
+from flashlips_core.images.latents import edit_latents
 from flashlips_core.loading import CODEC_FILE, load_part
 from flashlips_core.media import load_audio, probe, read_frames
 from flashlips_core.pipeline import PROVENANCE

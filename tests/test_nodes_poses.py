@@ -26,7 +26,7 @@ from flashlips_core.audio import (
     with_emotion,
 )
 from flashlips_core.flow import SamplerSettings, sample_poses
-from flashlips_core.image_poses import poses_from_images
+from flashlips_core.images.poses import poses_from_images
 from flashlips_core.loading import load_network
 from flashlips_core.media import load_audio
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from flashlips_core import steps
 from flashlips_core.codec import CELL_PX
 from flashlips_core.compose import whole_picture
-from flashlips_core.image_edit import edit_images
+from flashlips_core.images.edit import edit_images
 from flashlips_core.media import read_frames
 from flashlips_core.media.part import write_images
 from flashlips_core.pipeline import DubSettings

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flashlips_core.compose import cut, paste, pixel_window
-from flashlips_core.image_frames import cut_images, paste_images
+from flashlips_core.images.frames import cut_images, paste_images
 from flashlips_core.turned import Square, turned_back, turned_cut
 from flashlips_core.types import FlashLipsError, Frame
 

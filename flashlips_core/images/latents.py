@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .editing import edit_once
-from .models.masks import lower_face_mask
-from .system.memory import WithinMemory
-from .types import FlashLipsError, LipPoses, Progress
+from ..editing import edit_once
+from ..models.masks import lower_face_mask
+from ..system.memory import WithinMemory
+from ..types import FlashLipsError, LipPoses, Progress
 
 
 @torch.inference_mode()

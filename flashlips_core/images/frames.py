@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .compose import is_turned, pixel_alpha, pixel_window, restoring, sampling
-from .turned import Square, turned_back, turned_cut
-from .types import ClipInfo, FaceTrack, FlashLipsError, Frame, Progress
+from ..compose import is_turned, pixel_alpha, pixel_window, restoring, sampling
+from ..turned import Square, turned_back, turned_cut
+from ..types import ClipInfo, FaceTrack, FlashLipsError, Frame, Progress
 
 # BT.601, limited range, which is what the detector assumes: rows Y, U, V from R, G, B in [0, 1] (ITU-R BT.601, 8 bit).
 RGB_TO_YUV = torch.tensor([[65.481, 128.553, 24.966], [-37.797, -74.203, 112.0], [112.0, -93.786, -18.214]])

@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checks import no_face_in
-from .editing import CropEditor, started
-from .face.head_shape import OVAL
-from .image_frames import check_track_of_images, cut_images, paste_images
-from .pipeline import LipSync
-from .poses.motion import resample
-from .steps import SHARPEN, Cutter, DubSettings
-from .stream import batched
-from .system.memory import WithinMemory
-from .types import FaceTrack, FlashLipsError, LipPoses, Progress, Waiting
+from ..checks import no_face_in
+from ..editing import CropEditor, started
+from ..face.head_shape import OVAL
+from ..pipeline import LipSync
+from ..poses.motion import resample
+from ..steps import SHARPEN, Cutter, DubSettings
+from ..stream import batched
+from ..system.memory import WithinMemory
+from ..types import FaceTrack, FlashLipsError, LipPoses, Progress, Waiting
+from .frames import check_track_of_images, cut_images, paste_images
 
 LARGEST_BATCH_BYTES = 4 * 2**30  # of float32 images; 172 pictures of 1080p. The result is as large again
 

@@ -8,12 +8,12 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from .checks import no_face_in
-from .face import track_faces
-from .image_frames import as_frames, check_rate, check_track_of_images, cut_images, images_info
-from .pipeline import LipSync
-from .poses.motion import fill_absent
-from .types import POSE_DIM, FaceTrack, LipPoses, Progress
+from ..checks import no_face_in
+from ..face import track_faces
+from ..pipeline import LipSync
+from ..poses.motion import fill_absent
+from ..types import POSE_DIM, FaceTrack, LipPoses, Progress
+from .frames import as_frames, check_rate, check_track_of_images, cut_images, images_info
 
 
 @torch.inference_mode()
