@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .drawings.sheets import spread, write_mouth_sheet
 from .editing import CropEditor
 from .face.motion import FaceMotion, measure_video
 from .fidelity import FaceFrames, face_frames
-from .pictures import spread, write_mouth_sheet
 from .pipeline import DubSettings, LipSync
 from .types import FaceTrack, FlashLipsError, LipPoses, Progress
 

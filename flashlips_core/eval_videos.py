@@ -22,12 +22,12 @@ import torch
 from . import eval_videos_measures as vm
 from . import measures as m
 from .audio import to_mono_16k
+from .drawings.sheets import contact_sheet
 from .eval_session import Session
 from .eval_videos_page import write_page
 from .eval_videos_rows import Numbers, rows_of
 from .face.motion import FaceMotion, measure_frames, motion_from_faces
 from .media import CONTAINERS, open_sound, probe
-from .pictures import contact_sheet
 from .pipeline import LipSync
 from .poses.motion import resample
 from .types import SAMPLE_RATE, FaceTrack, FlashLipsError, LipPoses

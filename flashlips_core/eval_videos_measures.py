@@ -16,10 +16,10 @@ import torch
 from torch.nn import functional as F
 
 from . import measures as m
+from .drawings.sheets import cut_pixels, spread
 from .face.expression import mouth_opening
 from .face.motion import EYE_CORNERS, LANDMARKS, MOUTH_CORNERS, FaceMotion, padded_box, rgb_frames
 from .media import probe
-from .pictures import cut_pixels, spread
 from .pixels import laplacian
 from .references import head_pose
 

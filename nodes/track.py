@@ -14,13 +14,13 @@ import torch
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..flashlips_core.drawings.sheets import spread
+from ..flashlips_core.drawings.track import pick_pictures, track_sheet
 from ..flashlips_core.face import Which, reference_face, track_faces
 from ..flashlips_core.images.frames import as_frames, check_track_of_images, cut_images, images_info, paste_alpha, paste_images
 from ..flashlips_core.media import probe, read_frames
-from ..flashlips_core.pictures import spread
 from ..flashlips_core.poses.motion import frame_rate
 from ..flashlips_core.stream import counted, prefetch
-from ..flashlips_core.track_pictures import pick_pictures, track_sheet
 from ..flashlips_core.types import ClipInfo, FaceTrack, FlashLipsError, Frame
 from . import bridge
 from . import bridge_models as models

@@ -20,10 +20,11 @@ import torch
 from test_pipeline import CROP_PX, SteadyFace, make_track, toy_networks
 from torch import nn
 
-from flashlips_core import bench, checkpoint, eval_session, fidelity, long_clip, pictures
+from flashlips_core import bench, checkpoint, eval_session, fidelity, long_clip
 from flashlips_core import measures as m
 from flashlips_core.codec import Codec
 from flashlips_core.compose import paste
+from flashlips_core.drawings import sheets
 from flashlips_core.editing import CropEditor
 from flashlips_core.face import motion as face_motion
 from flashlips_core.media import probe, read_frames
@@ -155,7 +156,7 @@ def toy_motion(count: int = 25) -> face_motion.FaceMotion:
 
 
 def toy_face_frames(path: Path, count: int = 4) -> fidelity.FaceFrames:
-    return fidelity.face_frames(path, make_track(), toy_motion(), pictures.spread(25, count), CROP_PX)
+    return fidelity.face_frames(path, make_track(), toy_motion(), sheets.spread(25, count), CROP_PX)
 
 
 def test_an_editor_that_changes_nothing_reconstructs_as_well_as_the_codec(plain_clip):
@@ -216,20 +217,20 @@ def test_a_contact_sheet_keeps_every_pixel(tmp_path):
     from PIL import Image
 
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
-    sheet = np.array(Image.open(pictures.contact_sheet({"row": [image, image]}, tmp_path / "s.png", scale=2)))
-    top, left = pictures.GAP_PX + pictures.LABEL_PX, pictures.GAP_PX
+    sheet = np.array(Image.open(sheets.contact_sheet({"row": [image, image]}, tmp_path / "s.png", scale=2)))
+    top, left = sheets.GAP_PX + sheets.LABEL_PX, sheets.GAP_PX
     assert np.array_equal(sheet[top : top + 40 : 2, left : left + 60 : 2], image)
 
 
 def test_a_cut_that_leaves_the_picture_is_black_there_and_keeps_its_size():
-    cut = pictures.cut_pixels(np.full((10, 10, 3), 7, np.uint8), (-4.2, 6.0, 6.8, 15.0))
+    cut = sheets.cut_pixels(np.full((10, 10, 3), 7, np.uint8), (-4.2, 6.0, 6.8, 15.0))
     assert cut.shape == (9, 11, 3) and (cut[:4, 4:] == 7).all() and not cut[:, :4].any() and not cut[4:].any()
 
 
 def test_side_by_side_holds_both_clips_samples(odd_clip):
     frames = list(read_frames(odd_clip, stop=2))
-    both = next(pictures.side_by_side([frames[0]], [frames[1]]))
-    assert both.width == pictures.side_by_side_info(probe(odd_clip)).width == 124
+    both = next(sheets.side_by_side([frames[0]], [frames[1]]))
+    assert both.width == sheets.side_by_side_info(probe(odd_clip)).width == 124
     assert np.array_equal(both.planes[0][:, :62], frames[0].planes[0][:, :62])
     assert np.array_equal(both.planes[0][:, 62:], frames[1].planes[0][:, :62])
 

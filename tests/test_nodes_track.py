@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from flashlips_core.drawings.sheets import spread
+from flashlips_core.drawings.track import GROUND, LOST, PANEL, SEEN, SQUARE, pick_pictures, presence, track_sheet
 from flashlips_core.media import read_frames
-from flashlips_core.pictures import spread
-from flashlips_core.track_pictures import GROUND, LOST, PANEL, SEEN, SQUARE, pick_pictures, presence, track_sheet
 from flashlips_core.turned import Square
 from flashlips_core.types import FaceTrack, FlashLipsError
 

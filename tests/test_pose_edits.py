@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from flashlips_core.pose_picture import SIZE, draw_poses
+from flashlips_core.drawings.poses import SIZE, draw_poses
 from flashlips_core.poses import motion as tracks
 from flashlips_core.poses.operations import (
     OPERATIONS,

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from ..checks import check_output
 from ..codec import Codec
+from ..drawings.sheets import spread
 from ..losses import sharpness_loss, texture_loss
 from ..models.codec_mini import MiniCodec
-from ..pictures import spread
 from ..types import FlashLipsError, Progress
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .editor import without_edge

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import CELL_PX, Codec
+from ..drawings.sheets import contact_sheet, spread
 from ..editing import edit_once
 from ..measures import detail, psnr_from_error, squared_error
-from ..pictures import contact_sheet, spread
 from ..pixels import from_bytes, to_bytes
 from .best_so_far import best_of
 from .editor_data import draw_rows, window_cells, window_of, window_pixels

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .compose import whole_picture
-from .pixels import to_bytes
-from .turned import to_pixels
-from .types import FaceTrack, FlashLipsError, Frame, Progress
+from ..compose import whole_picture
+from ..pixels import to_bytes
+from ..turned import to_pixels
+from ..types import FaceTrack, FlashLipsError, Frame, Progress
 
 TILE_PX = 320  # longest side of one picture
 MARGIN_PX, GAP_PX = 16, 8

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from .models.audio_encoder import ROW_HZ
-from .poses.motion import EXPRESSION, MOUTH, resample
-from .types import POSE_DIM, FlashLipsError, LipPoses
+from ..models.audio_encoder import ROW_HZ
+from ..poses.motion import EXPRESSION, MOUTH, resample
+from ..types import POSE_DIM, FlashLipsError, LipPoses
 
 if TYPE_CHECKING:
     from PIL import ImageDraw, ImageFont

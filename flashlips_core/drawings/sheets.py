@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .types import ClipInfo, Frame, LipPoses
+from ..types import ClipInfo, Frame, LipPoses
 
 GAP_PX = 4
 LABEL_PX = 14
