@@ -8,7 +8,7 @@ import torch
 
 from flashlips_core import checkpoint
 from flashlips_core.codec import Codec, load_codec
-from flashlips_core.data import CropStore
+from flashlips_core.dataset.store import CropStore
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.train import codec as stage
 from flashlips_core.types import FlashLipsError

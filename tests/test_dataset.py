@@ -20,12 +20,12 @@ from test_cli import write_wave
 from flashlips_core.audio import to_mono_16k
 from flashlips_core.cli import main
 from flashlips_core.compose import cut
-from flashlips_core.data import STORED_MARGIN
 from flashlips_core.dataset import build as building
 from flashlips_core.dataset import videos as measuring
 from flashlips_core.dataset.build import BuildSettings, build
 from flashlips_core.dataset.filters import Limits
 from flashlips_core.dataset.read import ShardCrops, ShardReader, read_index
+from flashlips_core.dataset.store import STORED_MARGIN
 from flashlips_core.face import Detection, Detector, detect
 from flashlips_core.face.motion import LANDMARKER_FILE
 from flashlips_core.media import load_audio, probe, read_frames, write_video

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from tiny import stored_crops, tiny_codec
 
-from flashlips_core.data import IRISES, MOUTH_CORNERS
+from flashlips_core.dataset.store import IRISES, MOUTH_CORNERS
 from flashlips_core.face.crop import crop_box
 from flashlips_core.train import portraits, sharp_faces
 from flashlips_core.train.portraits import MOUTH_PLACE, Square, cut_square, read_portraits, upright_square

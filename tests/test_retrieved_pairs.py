@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import TINY_EDITOR, tiny_codec
 
-from flashlips_core.data import CropStore
+from flashlips_core.dataset.store import CropStore
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.train import retrieved_pairs as pairs

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from flashlips_core.data import Clip
+from flashlips_core.dataset.store import Clip
 from flashlips_core.train.head_mesh import Camera, HeadMesh, arkit_weights, from_arrays, load_head, rotation
 from flashlips_core.train.head_render import HeadRenderer, Look
 from flashlips_core.train.head_skin import fit_photo, texture_map

@@ -17,11 +17,11 @@ from tiny import TINY_CODEC, put_tiny_judges_in
 from flashlips_core import checkpoint
 from flashlips_core.cli import main
 from flashlips_core.codec import load_codec
-from flashlips_core.data import STORED_MARGIN, CropStore
 from flashlips_core.dataset import videos as measuring
 from flashlips_core.dataset.build import build
 from flashlips_core.dataset.filters import Limits
 from flashlips_core.dataset.read import ShardCrops, ShardReader
+from flashlips_core.dataset.store import STORED_MARGIN, CropStore
 from flashlips_core.face.expression import MEDIAPIPE_BLENDSHAPES
 from flashlips_core.face.motion import INNER_PAIRS, LANDMARKS, OUTER_LIPS, FaceMotion
 from flashlips_core.loading import STAGE_1, load_network

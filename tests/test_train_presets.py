@@ -11,7 +11,7 @@ import torch
 from tiny import TINY_CODEC, TINY_EDITOR, put_tiny_judges_in
 
 from flashlips_core import checkpoint
-from flashlips_core.data import CropStore
+from flashlips_core.dataset.store import CropStore
 from flashlips_core.loading import STAGE_1, load_network
 from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_unet import EditorUNet

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flashlips_core.codec import Codec
-from flashlips_core.data import CropStore
+from flashlips_core.dataset.store import CropStore
 from flashlips_core.losses import VGG19_CONVS, PerceptualLoss, VGGFeatures
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig

@@ -20,7 +20,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..compose import cut, cut_batch
-from ..data import CROP_PX, FACE_REGION, IRISES, MOUTH_CORNERS, NOSE_TIP, STORED_MARGIN
 from ..face.expression import mouth_opening
 from ..face.motion import LANDMARKS, Face
 from ..measures import detail
@@ -32,6 +31,7 @@ from ..types import SAMPLE_RATE, Frame
 from .filters import FRAME_SAMPLES, Limits, Measures, first_measures, missed, sync_of
 from .scenes import RATE, Candidate
 from .sources import Source
+from .store import CROP_PX, FACE_REGION, IRISES, MOUTH_CORNERS, NOSE_TIP, STORED_MARGIN
 
 BATCH = 16  # crops that wait for the networks: all the pixels that a candidate holds
 JPEG_QUALITY = 95  # no chroma subsampling: lips and gums differ from skin in colour

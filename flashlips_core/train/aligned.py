@@ -13,7 +13,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ..data import IRISES, MOUTH_CORNERS, STORED_MARGIN, Clip, CropStore
+from ..dataset.store import IRISES, MOUTH_CORNERS, STORED_MARGIN, Clip, CropStore
 from ..face.crop import CENTRE_SIGMA_S, SIDE_SIGMA_S, local_linear
 from ..face.motion import LANDMARKS
 from ..types import Progress

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..codec import Codec, load_codec
-from ..data import STORED_MARGIN, CropStore, is_head
+from ..dataset.store import STORED_MARGIN, CropStore, is_head
 from ..losses import sharpness_loss
 from ..models.codec_mini import MiniCodec, MiniCodecConfig
 from ..models.layers import ConvBlock

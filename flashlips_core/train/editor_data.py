@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..codec import CELL_PX, Codec
-from ..data import CROP_PX, STORED_MARGIN, CropStore, is_head
+from ..dataset.store import CROP_PX, STORED_MARGIN, CropStore, is_head
 from ..models.lip_encoder import LipEncoder
 from ..pixels import from_bytes, to_bytes
 from ..types import FlashLipsError, Progress

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import HEAD, STORED_MARGIN, Clip, CropStore
+from ..dataset.store import HEAD, STORED_MARGIN, Clip, CropStore
 from ..face.expression import MEDIAPIPE_BLENDSHAPES
 from ..face.motion import LANDMARKS, FaceMotion, measure_frames, measure_video
 from ..types import Progress

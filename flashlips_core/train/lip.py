@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..data import Clip, CropStore
+from ..dataset.store import Clip, CropStore
 from ..face.expression import mirrored, mouth_opening, neutral_features, raw_features
 from ..models.layers import ModulatedBlock
 from ..models.lip_encoder import LIP_ENCODER_MINI, MOUTH_REGION, LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data import STORED_MARGIN, CropStore
+from ..dataset.store import STORED_MARGIN, CropStore
 from ..face import head_pose
 from ..face.expression import OUTER_LIP, mouth_opening
 from ..face.head_shape import IRISES, NOSE

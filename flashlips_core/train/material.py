@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..audio import to_mono_16k
-from ..data import STORED_MARGIN, Clip, CropStore, has_store, load_clips
 from ..dataset.read import FEWEST_FACES, SampleTable, ShardCrops, read_tables, to_crops
+from ..dataset.store import STORED_MARGIN, Clip, CropStore, has_store, load_clips
 from ..face.expression import MEDIAPIPE_BLENDSHAPES
 from ..face.motion import LANDMARKER_FILE, LANDMARKS
 from ..media import load_audio

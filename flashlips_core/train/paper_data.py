@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import CropStore
+from ..dataset.store import CropStore
 from ..face.expression import OUTER_LIP, mirrored
 from ..types import FlashLipsError
 from . import augment

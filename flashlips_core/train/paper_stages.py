@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import checkpoint
 from ..codec import load_codec
-from ..data import CropStore
+from ..dataset.store import CropStore
 from ..loading import STAGE_1, load_network
 from ..models.lip_encoder import LipTeacher
 from . import lip, paper, stages

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data import IRISES, MOUTH_CORNERS
+from ..dataset.store import IRISES, MOUTH_CORNERS
 from ..face.crop import EYE_DISTANCE_WEIGHT, SIDE_PER_UNIT
 from ..pixels import from_bytes
 from ..types import FlashLipsError

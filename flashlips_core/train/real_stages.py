@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..codec import CELL_PX, Codec, load_codec
-from ..data import Clip, CropStore, has_store, load_clips
+from ..dataset.store import Clip, CropStore, has_store, load_clips
 from ..face.motion import LANDMARKER_FILE, LANDMARKS
 from ..loading import load_network, load_part
 from ..losses import load_perceptual

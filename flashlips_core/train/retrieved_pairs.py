@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..codec import CELL_PX, Codec, encode_part
-from ..data import STORED_MARGIN, CropStore
+from ..dataset.store import STORED_MARGIN, CropStore
 from ..models.lip_encoder import LipEncoder
 from ..pixels import to_bytes
 from ..types import FlashLipsError, Progress

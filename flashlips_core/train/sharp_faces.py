@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..codec import CELL_PX, Codec
-from ..data import NUM_LIP_POINTS, STORED_MARGIN, CropStore
+from ..dataset.store import NUM_LIP_POINTS, STORED_MARGIN, CropStore
 from ..face.motion import LANDMARKS, padded_box
 from ..losses import PerceptualLoss, sharpness_loss
 from ..measures import box_slices, detail, psnr, true_detail

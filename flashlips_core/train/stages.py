@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .. import checkpoint
 from ..codec import CELL_PX, load_codec
-from ..data import Clip, CropStore, has_store
+from ..dataset.store import Clip, CropStore, has_store
 from ..face.motion import LANDMARKER_FILE
 from ..loading import STAGE_1, load_network, load_part
 from ..losses import load_perceptual

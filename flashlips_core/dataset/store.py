@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .face.crop import crop_box, smooth_boxes
-from .pixels import from_bytes
-from .turned import to_shares
-from .types import FlashLipsError, Progress
+from ..face.crop import crop_box, smooth_boxes
+from ..pixels import from_bytes
+from ..turned import to_shares
+from ..types import FlashLipsError, Progress
 
 log = logging.getLogger(__name__)
 
