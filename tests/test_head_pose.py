@@ -20,7 +20,7 @@ from flashlips_core.face.head_pose import (
 from flashlips_core.face.head_shape import ICT_MOUTH, IRISES, MOUTH_CORNERS, NOSE_TIP, mean_shape, mirror_order
 from flashlips_core.face.landmarks import to_square
 from flashlips_core.face.motion import LANDMARKS
-from flashlips_core.train.head_mesh import MEDIAPIPE_POINTS, Camera, load_head, rotation
+from flashlips_core.heads.mesh import MEDIAPIPE_POINTS, Camera, load_head, rotation
 from flashlips_core.types import FlashLipsError
 
 MESH = Path(__file__).resolve().parents[2] / "shared" / "data" / "synthetic" / "ict_facekit_f16.npz"

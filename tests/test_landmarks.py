@@ -12,17 +12,17 @@ from flashlips_core import checkpoint
 from flashlips_core.face.cascades import LandmarkDetector
 from flashlips_core.face.head_shape import EYES, IRISES, MOUTH_CORNERS, NOSE_TIP, NUM_POINTS, mean_shape
 from flashlips_core.face.landmarks import FaceLandmarker, cut_from, cut_square, rough_square, square_around, to_frame, to_square
+from flashlips_core.heads.mesh import Camera, load_head, rotation
+from flashlips_core.heads.render import HeadRenderer
+from flashlips_core.heads.set import random_look
+from flashlips_core.heads.skin import SKIN_TONES, SkinPainter
 from flashlips_core.loading import load_network
 from flashlips_core.models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
-from flashlips_core.train.head_mesh import Camera, load_head, rotation
-from flashlips_core.train.head_render import HeadRenderer
-from flashlips_core.train.head_skin import SKIN_TONES, SkinPainter
 from flashlips_core.train.landmark_data import FaceStore, mirror, write_store
 from flashlips_core.train.landmark_heads import vertex_offsets
 from flashlips_core.train.landmark_measure import jitter, measure
 from flashlips_core.train.landmark_views import background_view, face_view, wrong_view
 from flashlips_core.train.landmarks import LandmarkStores, landmark_batches, landmark_step, train_landmarks
-from flashlips_core.train.synthetic import random_look
 from flashlips_core.types import FlashLipsError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

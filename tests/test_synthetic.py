@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from flashlips_core.dataset.store import Clip
-from flashlips_core.train.head_mesh import Camera, HeadMesh, arkit_weights, from_arrays, load_head, rotation
-from flashlips_core.train.head_render import HeadRenderer, Look
-from flashlips_core.train.head_skin import fit_photo, texture_map
-from flashlips_core.train.head_speech import PHONES, VISEMES, random_expression, speech_curves
+from flashlips_core.heads.mesh import Camera, HeadMesh, arkit_weights, from_arrays, load_head, rotation
+from flashlips_core.heads.render import HeadRenderer, Look
+from flashlips_core.heads.set import SetConfig, load_set, main, make_set
+from flashlips_core.heads.skin import fit_photo, texture_map
+from flashlips_core.heads.speech import PHONES, VISEMES, random_expression, speech_curves
 from flashlips_core.train.labels import build_head_store
-from flashlips_core.train.synthetic import SetConfig, load_set, main, make_set
 from flashlips_core.types import FlashLipsError
 
 GRID = 21
@@ -114,8 +114,8 @@ def test_clip_space_agrees_with_the_projection(head):
 
 
 def test_a_rendered_set_resumes_and_its_groups_are_mouth_only_pairs(renderer, head, tmp_path, monkeypatch):
-    monkeypatch.setattr("flashlips_core.train.synthetic.make_skins", lambda *_: [(renderer.look.skin, np.full(3, 180.0), False)])
-    monkeypatch.setattr("flashlips_core.train.synthetic.SkinPainter", lambda mesh: None)
+    monkeypatch.setattr("flashlips_core.heads.set.make_skins", lambda *_: [(renderer.look.skin, np.full(3, 180.0), False)])
+    monkeypatch.setattr("flashlips_core.heads.set.SkinPainter", lambda mesh: None)
     config = SetConfig(identities=2, same_pose=3, other_poses=1, size=48)
     make_set(head, tmp_path, config)
     first = load_set(tmp_path)

@@ -20,6 +20,7 @@ from .. import checkpoint
 from ..codec import CELL_PX, load_codec
 from ..dataset.store import Clip, CropStore, has_store
 from ..face.motion import LANDMARKER_FILE
+from ..heads.set import load_set
 from ..loading import STAGE_1, load_network, load_part
 from ..losses import load_perceptual
 from ..models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipTeacher, LipTeacherConfig
@@ -32,7 +33,6 @@ from .editor import refine_editor, train_editor
 from .editor_data import EditorFrames, encode_looks, load_frames
 from .material import FIRST, HEADS, MOUTHS, PEOPLE, SET_FACES, Material, open_material
 from .processes import is_first_process
-from .synthetic import load_set
 
 log = logging.getLogger(__name__)
 

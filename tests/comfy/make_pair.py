@@ -17,9 +17,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from flashlips_core.bench import demo_clip
+from flashlips_core.heads import clip
+from flashlips_core.heads.mesh import load_head
 from flashlips_core.media import load_audio, probe, read_frames, write_video
-from flashlips_core.train import head_clip
-from flashlips_core.train.head_mesh import load_head
 
 SECONDS = 4.48  # as long as voice.wav
 SEED = 11  # of the listener's face
@@ -28,10 +28,10 @@ TONE, HAIR, CLOTH = np.array([150.0, 104, 76]), np.array([30.0, 24, 22]), (0.16,
 
 def film_listener(mesh_file: str, out: Path) -> None:
     """A head with other colours that keeps its mouth shut."""
-    plain_look = head_clip.demo_look
-    head_clip.TONE, head_clip.HAIR = TONE, HAIR
-    head_clip.demo_look = lambda painter, rng: replace(plain_look(painter, rng), cloth=CLOTH)
-    head_clip.film(load_head(mesh_file), [("SIL", 0.0, SECONDS)], out, seconds=SECONDS, seed=SEED)
+    plain_look = clip.demo_look
+    clip.TONE, clip.HAIR = TONE, HAIR
+    clip.demo_look = lambda painter, rng: replace(plain_look(painter, rng), cloth=CLOTH)
+    clip.film(load_head(mesh_file), [("SIL", 0.0, SECONDS)], out, seconds=SECONDS, seed=SEED)
 
 
 def join(left: Path, right: Path, out: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .head_mesh import HeadMesh
+from .mesh import HeadMesh
 
 # Our reading of the usual viseme charts in ARKit's terms, set by eye on the rendered head
 VISEMES: dict[str, dict[str, float]] = {

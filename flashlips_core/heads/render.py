@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..types import FlashLipsError
-from .head_mesh import INNER_LOWER_LIP, INNER_UPPER_LIP, Camera, HeadMesh
+from .mesh import INNER_LOWER_LIP, INNER_UPPER_LIP, Camera, HeadMesh
 
 Colour = tuple[float, float, float]
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from ..media import load_audio, write_video
 from ..types import ClipInfo, FlashLipsError, Frame, Progress
-from .head_mesh import Camera, HeadMesh, rotation
-from .head_render import HeadRenderer, Look
-from .head_skin import SkinPainter
-from .head_speech import speech_curves
+from .mesh import Camera, HeadMesh, rotation
+from .render import HeadRenderer, Look
+from .skin import SkinPainter
+from .speech import speech_curves
 
 FPS = 25
 BT709, LIMITED = 1, 1  # FFmpeg's AVColorSpace and AVColorRange

@@ -1,6 +1,6 @@
 """Rendered heads for training: the same face, pose and light with different mouths, which no camera can film.
 
-``python -m flashlips_core.train.synthetic set --mesh ict_facekit_f16.npz --out folder`` writes one npz per person;
+``python -m flashlips_core.heads.set set --mesh ict_facekit_f16.npz --out folder`` writes one npz per person;
 ``... clip --mesh ... --phones line.json --audio line.wav --out face.mp4`` films one head that says a line.
 N pictures, E expressions, S picture size, L = 99 MediaPipe points.
 """
@@ -18,10 +18,10 @@ import numpy as np
 
 from ..face.crop import crop_box
 from ..types import FlashLipsError, Progress
-from .head_mesh import MEDIAPIPE_POINTS, Camera, HeadMesh, arkit_weights, load_head, rotation
-from .head_render import HeadRenderer, Look
-from .head_skin import SKIN_TONES, SkinPainter, photo_skin
-from .head_speech import random_expression
+from .mesh import MEDIAPIPE_POINTS, Camera, HeadMesh, arkit_weights, load_head, rotation
+from .render import HeadRenderer, Look
+from .skin import SKIN_TONES, SkinPainter, photo_skin
+from .speech import random_expression
 
 logger = logging.getLogger(__name__)
 
@@ -199,7 +199,7 @@ def load_set(folder: str | Path) -> dict[str, np.ndarray]:
     """Read the persons that ``make_set`` has written so far into one dictionary of arrays."""
     files = sorted(Path(folder).glob("*.npz"))
     if not files:
-        raise FlashLipsError(f"No rendered heads in '{folder}'; make them with 'python -m flashlips_core.train.synthetic set'.")
+        raise FlashLipsError(f"No rendered heads in '{folder}'; make them with 'python -m flashlips_core.heads.set set'.")
     loaded = [np.load(file) for file in files]
     shared = {"expr_names", "arkit_names", "landmark_index"}
     joined = {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0].files if name not in shared}
@@ -208,7 +208,7 @@ def load_set(folder: str | Path) -> dict[str, np.ndarray]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.synthetic", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m flashlips_core.heads.set", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     pictures = commands.add_parser("set", help="pictures for training, one npz per person")
     clip = commands.add_parser("clip", help="a video of a head that says a line")
@@ -231,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
             out, photos = options.pop("out"), options.pop("photos")
             make_set(mesh, out, replace(SetConfig(), **options), photos, lambda done, total: logger.info("%d / %d", done, total))
         else:
-            from .head_clip import film
+            from .clip import film
 
             options["phones"] = json.loads(Path(options["phones"]).read_text())
             film(mesh, **options)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .head_mesh import PARTS, HeadMesh
+from .mesh import PARTS, HeadMesh
 
 OUTER_LIPS, INNER_LIPS = range(48, 60), range(60, 68)  # in the 68 landmarks
 BROWS, UPPER_LIDS = (range(17, 22), range(22, 27)), ((36, 37, 38, 39), (42, 43, 44, 45))
