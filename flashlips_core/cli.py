@@ -233,7 +233,7 @@ def say_train(result: dict[str, Any]) -> str:
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
     """The options of ``eval``."""
-    from .evaluate import add_arguments
+    from .evaluate.parts import add_arguments
 
     add_arguments(parser)
     group = parser.add_argument_group("dubs")
@@ -244,7 +244,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
 
 def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     """Measure the model on held-out clips."""
-    from .evaluate import run
+    from .evaluate.parts import run
 
     lipsync = load_lipsync(args)
     with progress_bar("eval", args, unit=" dubs and minutes" if args.finetune else " dubs") as progress:

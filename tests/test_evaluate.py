@@ -20,12 +20,13 @@ import torch
 from test_pipeline import CROP_PX, SteadyFace, make_track, toy_networks
 from torch import nn
 
-from flashlips_core import bench, checkpoint, eval_session, fidelity, long_clip
+from flashlips_core import bench, checkpoint, long_clip
 from flashlips_core import measures as m
 from flashlips_core.codec import Codec
 from flashlips_core.compose import paste
 from flashlips_core.drawings import sheets
 from flashlips_core.editing import CropEditor
+from flashlips_core.evaluate import fidelity, session
 from flashlips_core.face import motion as face_motion
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import LipSync
@@ -274,20 +275,20 @@ def test_clips_are_taken_in_turn_from_each_person(tmp_path):
     for name in ("a/1", "a/2", "a/3", "b/1", "c/1"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.mp4").touch()
-    taken = eval_session.clips_under(tmp_path, 4)
+    taken = session.clips_under(tmp_path, 4)
     assert [p.relative_to(tmp_path).as_posix() for p in taken] == ["a/1.mp4", "b/1.mp4", "c/1.mp4", "a/2.mp4"]
 
 
 def test_no_clip_is_dubbed_with_its_own_voice_and_a_seed_fixes_the_choice():
     clips = [Path(f"{i}.mp4") for i in range(9)]
-    drivers = eval_session.drivers_for(clips, clips)
-    assert all(c != d for c, d in zip(clips, drivers, strict=True)) and drivers == eval_session.drivers_for(clips, clips)
+    drivers = session.drivers_for(clips, clips)
+    assert all(c != d for c, d in zip(clips, drivers, strict=True)) and drivers == session.drivers_for(clips, clips)
     with pytest.raises(FlashLipsError, match="two are needed"):
-        eval_session.drivers_for(clips[:1], clips[:1])
+        session.drivers_for(clips[:1], clips[:1])
 
 
 def test_silence_is_silent(tmp_path):
-    path = eval_session.write_silence(tmp_path / "s" / "silence.wav", 2)
+    path = session.write_silence(tmp_path / "s" / "silence.wav", 2)
     with av.open(str(path)) as container:
         samples = np.concatenate([f.to_ndarray() for f in container.decode(audio=0)], axis=1)
     assert samples.shape == (1, 32_000) and not samples.any()

@@ -17,11 +17,12 @@ from test_evaluate import toy_motion
 from test_pipeline import CROP_PX, SteadyFace, toy_networks
 from torch import nn
 
-from flashlips_core import checkpoint, eval_editors, evaluate
+from flashlips_core import checkpoint
 from flashlips_core import measures as m
 from flashlips_core.cli import COMMANDS, main
-from flashlips_core.eval_material import SUITES, TARGETS, Suite, gather
-from flashlips_core.eval_session import Session
+from flashlips_core.evaluate import editors, parts
+from flashlips_core.evaluate.material import SUITES, TARGETS, Suite, gather
+from flashlips_core.evaluate.session import Session
 from flashlips_core.face.motion import FaceMotion
 from flashlips_core.loading import STAGE_1, load_part
 from flashlips_core.media import probe, read_frames
@@ -58,7 +59,7 @@ def data(tmp_path):
     person.mkdir(parents=True)
     for name in ("a", "b"):
         make_clip(own, ClipSpec(name=f"{name}.mp4", audio_rate=16_000, pts=tuple(range(0, 10 * TICKS, TICKS))))
-    for index in range(eval_editors.NUM_LEARNT + 2):
+    for index in range(editors.NUM_LEARNT + 2):
         pts = tuple(range(0, FRAMES * TICKS, TICKS))
         make_clip(person, ClipSpec(name=f"{index}.mp4", pts=pts, audio_rate=16_000, audio_s=Fraction(2)))
     return tmp_path
@@ -84,23 +85,23 @@ def test_a_masked_editor_and_a_refined_one_are_measured_in_their_own_modes(data,
     for name, network, role in (("still", still, "editor"), ("masked", toy_networks()["editor"], STAGE_1)):
         checkpoint.save(network, tmp_path / f"{name}.safetensors", role, {"crop_px": CROP_PX})
         paths.append(str(tmp_path / f"{name}.safetensors"))
-    columns = eval_editors.compare(session, gather(data, data, None, TINY, TARGETS["basic"]), paths)
+    columns = editors.compare(session, gather(data, data, None, TINY, TARGETS["basic"]), paths)
     assert list(columns) == ["still", "masked"]
     assert (tmp_path / "out" / "masked" / "silent" / "test-a-by-silence.mp4").is_file()
     level = "outside the mouth: mean change as pasted, of 255"
     first, second = (values(rows) for rows in columns.values())
     assert first[level] == pytest.approx(0, abs=1e-2) and second[level] > 0.1
     assert first.keys() == second.keys() and "silent audio: LipLeak" in first
-    assert eval_editors._names(["x/a.safetensors", "y/a.safetensors", "b"]) == ["a-1", "a-2", "b"]
+    assert editors._names(["x/a.safetensors", "y/a.safetensors", "b"]) == ["a-1", "a-2", "b"]
 
 
 def test_an_editor_is_measured_before_and_after_fine_tuning_on_other_clips_of_the_person(data, tmp_path, monkeypatch):
     hardly = StyleTuning(steps=1, batch=2, lr=1e-9)
-    monkeypatch.setattr(eval_editors, "tune_style", functools.partial(tune_style, settings=hardly))
+    monkeypatch.setattr(editors, "tune_style", functools.partial(tune_style, settings=hardly))
     out = tmp_path / "out"
     session = session_with(tmp_path / "models", out, 256)
     given = gather(data, data, None, TINY, TARGETS["basic"])
-    columns, tuning = eval_editors.before_and_after(session, given, cpu_minutes=1e-6)
+    columns, tuning = editors.before_and_after(session, given, cpu_minutes=1e-6)
     assert tuning.best_step == 0 and tuning.ended == "1e-06 CPU minutes" and tuning.cpu_s > 0
     assert list(columns) == ["before", "decoder", "decoder, editor", "decoder, editor, pose model"]
     before, *tuned = (values(rows) for rows in columns.values())
@@ -110,32 +111,32 @@ def test_an_editor_is_measured_before_and_after_fine_tuning_on_other_clips_of_th
         assert before.keys() == after.keys()
         for name, value in before.items():  # no step was better: the files hold the same networks, in half precision
             assert after[name] == (None if value is None else pytest.approx(value, rel=0.02, abs=0.02)), name
-    assert probe(out / "s4.mp4").num_frames == eval_editors.NUM_LEARNT * FRAMES
+    assert probe(out / "s4.mp4").num_frames == editors.NUM_LEARNT * FRAMES
     assert "held out" in tuning.sentence() and "s4.mp4" in tuning.sentence() and "best of 1 steps" in tuning.style
     assert "jaw correlation: s4, audio of another of their clips" in before
     assert {checkpoint.info(out / f"s4{what}.safetensors").role for what in ("", "-style")} == {"editor", "pose-model"}
     with pytest.raises(FlashLipsError, match="holds a fine-tuning already"):
-        eval_editors.before_and_after(session, given, cpu_minutes=1)
+        editors.before_and_after(session, given, cpu_minutes=1)
 
 
 def test_clips_are_joined_frame_by_frame_and_must_be_of_one_kind(clip, tmp_path):
     first, second = clip(name="a.mp4"), clip(name="b.mp4")
-    joined = eval_editors.join_clips([first, second], tmp_path / "joined.mp4")
+    joined = editors.join_clips([first, second], tmp_path / "joined.mp4")
     frames, wanted = list(read_frames(joined)), [*read_frames(first), *read_frames(second)]
     assert len(frames) == len(wanted) and probe(joined).fps == probe(first).fps and not probe(joined).is_variable_rate
     for made, frame in zip(frames, wanted, strict=True):
         assert np.abs(made.planes[0].astype(int) - frame.planes[0]).mean() < 2
     with pytest.raises(FlashLipsError, match="c.mp4 has another size"):
-        eval_editors.join_clips([first, clip(name="c.mp4", size=(32, 32))], tmp_path / "other.mp4")
+        editors.join_clips([first, clip(name="c.mp4", size=(32, 32))], tmp_path / "other.mp4")
 
 
 def test_a_masked_editor_is_not_fine_tuned_and_says_so_before_the_long_work(data, tmp_path):
     session = session_with(tmp_path / "models", tmp_path / "out", 256)
     masked = tmp_path / "masked.safetensors"
     checkpoint.save(toy_networks()["editor"], masked, STAGE_1, {"crop_px": 256})
-    session = eval_editors.with_editor(session, load_part("editor", masked), "masked")
+    session = editors.with_editor(session, load_part("editor", masked), "masked")
     with pytest.raises(FlashLipsError, match="masked frames only"):
-        eval_editors.before_and_after(session, gather(data, data, None, TINY, TARGETS["basic"]), 1)
+        editors.before_and_after(session, gather(data, data, None, TINY, TARGETS["basic"]), 1)
     assert not session.out.exists()
 
 
@@ -144,9 +145,9 @@ def test_too_few_clips_of_the_person_are_named(data, tmp_path):
     session = session_with(tmp_path / "models", tmp_path / "out", 256)
     given = gather(data, data, None, TINY, TARGETS["basic"])
     with pytest.raises(FlashLipsError, match="Found 6 clips under .*s4; 7 or more"):
-        eval_editors.before_and_after(session, given, 1)
+        editors.before_and_after(session, given, 1)
     with pytest.raises(FlashLipsError, match="Found 4 clips under .*s4 after 2; 7 or more"):
-        eval_editors.before_and_after(session, given, 1, skipped=2)
+        editors.before_and_after(session, given, 1, skipped=2)
 
 
 def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, capsys):
@@ -156,9 +157,9 @@ def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, c
     def before_and_after(session, given, cpu_minutes, skipped):
         seen.append((given.suite, cpu_minutes, skipped))
         settings.append(session.settings)
-        return rows, eval_editors.Tuning("clips.", "a face.", "much.", "no gain", 50, 25, 60, 90)
+        return rows, editors.Tuning("clips.", "a face.", "much.", "no gain", 50, 25, 60, 90)
 
-    monkeypatch.setattr(eval_editors, "before_and_after", before_and_after)
+    monkeypatch.setattr(editors, "before_and_after", before_and_after)
     lipsync = session_with(tmp_path / "models", tmp_path, CROP_PX).lipsync
     monkeypatch.setattr("flashlips_core.cli.load_lipsync", lambda args: lipsync)
     common = ["eval", "--data", str(data), "--out", str(tmp_path / "o"), "--quiet"]
@@ -183,6 +184,6 @@ def test_the_command_in_the_table_names_what_was_chosen_and_no_defaults():
     parser = argparse.ArgumentParser()
     COMMANDS["eval"].add(parser)
     command = "python -m flashlips_core eval --data 'my data' --suite quick"
-    assert evaluate.command_of(parser.parse_args(["--data", "my data"])) == command
+    assert parts.command_of(parser.parse_args(["--data", "my data"])) == command
     chosen = ["--parts", "voice", "speech", "--targets", "strict", "--speech", "s", "--references", "4", "--sharpen", "0.5"]
-    assert evaluate.command_of(parser.parse_args(["--data", "my data", *chosen])) == f"{command} {' '.join(chosen)}"
+    assert parts.command_of(parser.parse_args(["--data", "my data", *chosen])) == f"{command} {' '.join(chosen)}"

@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashlips_core import eval_material, eval_speech, phonemes
 from flashlips_core import measures as m
 from flashlips_core.audio import to_mono_16k
-from flashlips_core.eval_session import Dub
+from flashlips_core.evaluate import material, phonemes, speech
+from flashlips_core.evaluate.phonemes import Phone
+from flashlips_core.evaluate.session import Dub
 from flashlips_core.face.motion import motion_from_faces
 from flashlips_core.media import open_sound
-from flashlips_core.phonemes import Phone
 from flashlips_core.types import FlashLipsError
 
 GRID = Path(__file__).resolve().parents[2] / "shared" / "data" / "grid_s1"
@@ -158,11 +158,11 @@ def test_a_dub_is_judged_by_its_drivers_sounds_and_its_sources_scale():
     source = np.linspace(0, 1, 30)
     session = Watched(source=source, driver=good, output=late)
     dub = Dub(Path("source"), Path("driver"), Path("output"))
-    [row] = eval_speech.closure_rows(session, [dub], {Path("driver"): SAID}, "s1", (0.8, None))
+    [row] = speech.closure_rows(session, [dub], {Path("driver"): SAID}, "s1", (0.8, None))
     assert row.value == pytest.approx(0.5) and row.count == 2 and row.passed is False
     for words in ("hardly open are not closed, 0.50", "own pictures 1.00", "the undubbed source 0.00"):
         assert words in row.note
-    [row] = eval_speech.closure_rows(session, [dub], {}, "s1", (0.8, None))
+    [row] = speech.closure_rows(session, [dub], {}, "s1", (0.8, None))
     assert row.value is None
 
 
@@ -182,20 +182,20 @@ def spoken(folder: Path, phones: list) -> Path:
 
 def test_a_mouth_that_follows_the_phones_scores_and_energy_stands_beside_it(tmp_path):
     voice = spoken(tmp_path, SAID)
-    phones = eval_speech.read_speech(tmp_path)
+    phones = speech.read_speech(tmp_path)
     assert phones == {voice: SAID}
     curve = phonemes.expected_opening(SAID, 30, FPS)
     session = Watched(source=np.ones(30), output=3 * curve + 0.1)
-    [row] = eval_speech.unheard_rows(session, [Dub(Path("source"), voice, Path("output"))], phones, "s1", (0.5, None))
+    [row] = speech.unheard_rows(session, [Dub(Path("source"), voice, Path("output"))], phones, "s1", (0.5, None))
     assert row.value == pytest.approx(1, abs=1e-4) and row.passed
-    energy = m.correlation(eval_speech.log_mel_energy(voice, 30, FPS), curve)
+    energy = m.correlation(speech.log_mel_energy(voice, 30, FPS), curve)
     assert 0.3 < energy < 0.99 and f"log-mel energy alone {energy:.2f}" in row.note
     with pytest.raises(FlashLipsError, match="make_speech"):
-        eval_speech.read_speech(tmp_path / "nowhere")
+        speech.read_speech(tmp_path / "nowhere")
 
 
 def test_every_target_set_is_at_least_as_strict_as_the_basic_one():
-    basic, strict = (eval_material.TARGETS[name] for name in ("basic", "strict"))
+    basic, strict = (material.TARGETS[name] for name in ("basic", "strict"))
     for name, (low, high) in vars(basic).items():
         their_low, their_high = getattr(strict, name)
         assert low is None or their_low >= low, name

@@ -14,10 +14,12 @@ import pytest
 from test_evaluate import LANDMARKER, SHARED, needs_mediapipe
 from test_pipeline import SteadyFace, model_folder  # noqa: F401
 
-from flashlips_core import eval_videos, eval_videos_page, eval_videos_rows
-from flashlips_core import eval_videos_measures as vm
 from flashlips_core.cli import main
-from flashlips_core.eval_session import Session
+from flashlips_core.evaluate.session import Session
+from flashlips_core.evaluate.videos import dubs as eval_videos
+from flashlips_core.evaluate.videos import measures as vm
+from flashlips_core.evaluate.videos import page
+from flashlips_core.evaluate.videos import rows as eval_videos_rows
 from flashlips_core.face.motion import EYE_CORNERS, INNER_PAIRS, MOUTH_CORNERS, OUTER_LIPS, FaceMotion, motion_from_faces
 from flashlips_core.pipeline import DubSettings, LipSync
 from flashlips_core.types import FlashLipsError
@@ -215,12 +217,12 @@ def test_the_page_holds_its_pictures_and_the_other_runs_numbers(tmp_path):
     result = {"command": "eval", "measures": rows, "dubs": dubs, "clips": [], "skipped": [{"clip": "c.mp4", "why": "no face"}]}
     other = tmp_path / "other.json"
     other.write_text(json.dumps(result | {"dubs": [numbers("good", 0.5)]}))
-    text = eval_videos_page.write_page(tmp_path / "page.html", result, tmp_path / "sheets", other).read_text()
+    text = page.write_page(tmp_path / "page.html", result, tmp_path / "sheets", other).read_text()
     assert text.index("Worst: bad&lt;") < text.index("Worst: good") and "data:image/jpeg;base64," in text
     assert "(0.5)" in text and "+0" in text and "no face" in text and "bad<" not in text
     other.write_text("[]")
     with pytest.raises(FlashLipsError, match="other.json is not the result.json"):
-        eval_videos_page.write_page(tmp_path / "page.html", result, tmp_path, other)
+        page.write_page(tmp_path / "page.html", result, tmp_path, other)
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from . import measures as m
-from .eval_session import Dub, Session
+from .. import measures as m
+from ..measures import Bounds, Measure
+from ..types import FlashLipsError
 from .fidelity import (
     SEEN_LEVELS,
     codec_comparison,
@@ -21,8 +22,7 @@ from .fidelity import (
     restored,
     untouched_frames,
 )
-from .measures import Bounds, Measure
-from .types import FlashLipsError
+from .session import Dub, Session
 
 
 def sync_rows(session: Session, dubs: Sequence[Dub], name: str, bounds: Bounds) -> list[Measure]:
@@ -84,7 +84,7 @@ def identity_rows(session: Session, dubs: Sequence[Dub], weights: Path, frames: 
 
 def _identity(weights: Path) -> tuple[nn.Module | None, str]:
     """The face embedding under ``weights``, or why there is none."""
-    from .losses import load_identity
+    from ..losses import load_identity
 
     try:
         return load_identity(weights), ""
@@ -224,7 +224,7 @@ def outside_rows(session: Session, clips: Sequence[Path], frames: int) -> list[M
 
 def codec_rows(session: Session, clips: Sequence[Path], weights: Path, frames: int) -> list[Measure]:
     """The bundled codec beside TAESDXL."""
-    from .codec import load_codec
+    from ..codec import load_codec
 
     if not list(weights.glob("taesdxl_encoder*")):
         return [m.not_measured("codec: PSNR inside the face against TAESDXL", "no taesdxl_encoder/decoder under --weights")]

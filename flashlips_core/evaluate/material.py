@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .eval_session import clips_under
-from .eval_speech import read_speech
-from .measures import UNBOUNDED, Bounds
+from ..measures import UNBOUNDED, Bounds
+from ..types import FlashLipsError
 from .phonemes import Phone
-from .types import FlashLipsError
+from .session import clips_under
+from .speech import read_speech
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from . import measures as m
-from .drawings.sheets import cut_pixels, spread
-from .face.expression import mouth_opening
-from .face.motion import EYE_CORNERS, LANDMARKS, MOUTH_CORNERS, FaceMotion, padded_box, rgb_frames
-from .media import probe
-from .pixels import laplacian
-from .references import head_pose
+from ... import measures as m
+from ...drawings.sheets import cut_pixels, spread
+from ...face.expression import mouth_opening
+from ...face.motion import EYE_CORNERS, LANDMARKS, MOUTH_CORNERS, FaceMotion, padded_box, rgb_frames
+from ...media import probe
+from ...pixels import laplacian
+from ...references import head_pose
 
 IRISES, NOSE_TIP, LOWER_LIP, CHIN = (468, 473), 1, 17, 152  # MediaPipe's indices; image left first
 # Crops of 384 px show outer eye corners about this far apart: larger faces are measured at that size too, and there first

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .types import SAMPLE_RATE, FlashLipsError
+from ..types import SAMPLE_RATE, FlashLipsError
 
 BILABIALS = ("B", "M", "P")
 SILENCES = ("SIL", "sil", "sp")

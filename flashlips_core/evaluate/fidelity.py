@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .codec import Codec
-from .compose import cut, paste
-from .editing import CropEditor
-from .face.motion import FACE_OVAL, OUTER_LIPS, FaceMotion, padded_box
-from .measures import box_slices, flops_of, outside_is_identical, psnr, psnr_from_error
-from .media import read_frames
-from .turned import to_shares
-from .types import FaceTrack, Frame
+from ..codec import Codec
+from ..compose import cut, paste
+from ..editing import CropEditor
+from ..face.motion import FACE_OVAL, OUTER_LIPS, FaceMotion, padded_box
+from ..measures import box_slices, flops_of, outside_is_identical, psnr, psnr_from_error
+from ..media import read_frames
+from ..turned import to_shares
+from ..types import FaceTrack, Frame
 
 SEEN_LEVELS = 4.0  # of 255: less hides in the noise of a video
 

@@ -13,24 +13,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from . import eval_rows
-from .audio import to_mono_16k
-from .checkpoint import BUNDLED
-from .codec import Codec, load_codec
-from .eval_material import Material
-from .eval_session import Session, clips_under, drivers_for, sheets, write_silence
-from .loading import LoadedPart, load_part
-from .measures import UNBOUNDED, Measure
-from .media import load_audio, probe, read_frames, write_video
-from .media.part import CRF, PRESET
-from .pipeline import LipSync
-from .train.best_so_far import UNENDING, Tuned, best_of
-from .train.finetune import FineTuning, fine_tune
-from .train.finetune_codec import tune_decoder
-from .train.finetune_data import prepare_person
-from .train.finetune_report import Check
-from .train.style import tune_style
-from .types import SAMPLE_RATE, Audio, FlashLipsError, Frame
+from ..audio import to_mono_16k
+from ..checkpoint import BUNDLED
+from ..codec import Codec, load_codec
+from ..loading import LoadedPart, load_part
+from ..measures import UNBOUNDED, Measure
+from ..media import load_audio, probe, read_frames, write_video
+from ..media.part import CRF, PRESET
+from ..pipeline import LipSync
+from ..train.best_so_far import UNENDING, Tuned, best_of
+from ..train.finetune import FineTuning, fine_tune
+from ..train.finetune_codec import tune_decoder
+from ..train.finetune_data import prepare_person
+from ..train.finetune_report import Check
+from ..train.style import tune_style
+from ..types import SAMPLE_RATE, Audio, FlashLipsError, Frame
+from . import rows
+from .material import Material
+from .session import Session, clips_under, drivers_for, sheets, write_silence
 
 PERSON = "s4"  # of grid_people/test: seen by no training
 NUM_LEARNT = 5  # clips to fine-tune on; the others are measured
@@ -67,9 +67,9 @@ def compare(session: Session, given: Material, editors: Sequence[str]) -> Column
         session.done = theirs.done
         sheets(theirs, silent[:4])
         columns[name] = [
-            *eval_rows.outside_rows(theirs, given.pictured, frames),
-            *eval_rows.picture_rows(theirs, given.pictured_groups, frames, given.targets.reconstruction),
-            *eval_rows.silence_rows(theirs, silent, given.targets.silence),
+            *rows.outside_rows(theirs, given.pictured, frames),
+            *rows.picture_rows(theirs, given.pictured_groups, frames, given.targets.reconstruction),
+            *rows.silence_rows(theirs, silent, given.targets.silence),
         ]
     return columns
 
@@ -203,12 +203,12 @@ def _person_rows(
     )
     sheets(session, dubs[:5])
     return [
-        *eval_rows.picture_rows(session, {PERSON: (clips, nothing)}, frames, nothing),
-        *eval_rows.restored_rows(session, before, clips, given.weights, frames),
-        *eval_rows.identity_rows(session, dubs, given.weights, frames),
-        *eval_rows.detail_rows(session, dubs, frames, nothing),
-        *eval_rows.sync_rows(session, dubs, f"jaw correlation: {PERSON}, s1 audio", nothing),
-        *eval_rows.sync_rows(session, own, f"jaw correlation: {PERSON}, audio of another of their clips", nothing),
+        *rows.picture_rows(session, {PERSON: (clips, nothing)}, frames, nothing),
+        *rows.restored_rows(session, before, clips, given.weights, frames),
+        *rows.identity_rows(session, dubs, given.weights, frames),
+        *rows.detail_rows(session, dubs, frames, nothing),
+        *rows.sync_rows(session, dubs, f"jaw correlation: {PERSON}, s1 audio", nothing),
+        *rows.sync_rows(session, own, f"jaw correlation: {PERSON}, audio of another of their clips", nothing),
     ]
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from . import measures as m
-from .audio import LogMelEncoder, to_mono_16k
-from .eval_session import Dub, Session
-from .measures import Bounds, Measure
-from .media import open_sound
+from .. import measures as m
+from ..audio import LogMelEncoder, to_mono_16k
+from ..measures import Bounds, Measure
+from ..media import open_sound
+from ..types import FlashLipsError
 from .phonemes import Aligner, Phone, closure_spans, expected_opening, read_phones, read_words, speech_span
-from .types import FlashLipsError
+from .session import Dub, Session
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from . import measures as m
-from .measures import Measure
+from ... import measures as m
+from ...measures import Measure
 
 Numbers = dict[str, float | str | bool | None]  # of one dub, or of one clip
 Row = tuple[str, str, Callable[[np.ndarray], float], m.Bounds, str]  # name, number, how it is summed up, bounds, note

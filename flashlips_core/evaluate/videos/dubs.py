@@ -19,18 +19,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import eval_videos_measures as vm
-from . import measures as m
-from .audio import to_mono_16k
-from .drawings.sheets import contact_sheet
-from .eval_session import Session
-from .eval_videos_page import write_page
-from .eval_videos_rows import Numbers, rows_of
-from .face.motion import FaceMotion, measure_frames, motion_from_faces
-from .media import CONTAINERS, open_sound, probe
-from .pipeline import LipSync
-from .poses.motion import resample
-from .types import SAMPLE_RATE, FaceTrack, FlashLipsError, LipPoses
+from ... import measures as m
+from ...audio import to_mono_16k
+from ...drawings.sheets import contact_sheet
+from ...face.motion import FaceMotion, measure_frames, motion_from_faces
+from ...media import CONTAINERS, open_sound, probe
+from ...pipeline import LipSync
+from ...poses.motion import resample
+from ...types import SAMPLE_RATE, FaceTrack, FlashLipsError, LipPoses
+from ..session import Session
+from . import measures as vm
+from .page import write_page
+from .rows import Numbers, rows_of
 
 MAX_LAG = 4  # frames either way, for a voice's own lips
 SHEET_PX = 150  # smaller mouths are shown larger on contact sheets, by whole pixels

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .types import FlashLipsError
+from ...types import FlashLipsError
 
 NUM_WORST, NUM_MEDIAN = 4, 2
 COLUMNS = ("r", "size", "detail", "detail_true", "finest", "detail_alike", "chin", "unrest", "colour", "frames_per_second")

@@ -14,15 +14,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
-from . import eval_editors, eval_rows, eval_speech, eval_videos
-from . import measures as m
-from .eval_material import SUITES, TARGETS, Material, gather
-from .eval_session import SEED, Dub, Session, drivers_for, sheets, write_silence
-from .face.motion import LANDMARKER_FILE
-from .measures import UNBOUNDED, Measure
-from .pipeline import DubSettings, LipSync
-from .steps import SHARPEN
-from .types import FlashLipsError, Progress
+from .. import measures as m
+from ..face.motion import LANDMARKER_FILE
+from ..measures import UNBOUNDED, Measure
+from ..pipeline import DubSettings, LipSync
+from ..steps import SHARPEN
+from ..types import FlashLipsError, Progress
+from . import editors, speech
+from . import rows as eval_rows
+from .material import SUITES, TARGETS, Material, gather
+from .session import SEED, Dub, Session, drivers_for, sheets, write_silence
+from .videos import dubs as eval_videos
 
 # ---- parts -----------------------------------------------------------------------------------------------------------------
 
@@ -47,13 +49,13 @@ def voice_part(session: Session, given: Material) -> list[Measure]:
 def closures(session: Session, given: Material, voiced: Sequence[Dub], strangers: Sequence[Dub]) -> list[Measure]:
     """What needs the phones of the driving clips."""
     try:
-        phones = eval_speech.spoken_phones([dub.driver for dub in (*voiced, *strangers)], given.data / "grid_s1" / "words")
+        phones = speech.spoken_phones([dub.driver for dub in (*voiced, *strangers)], given.data / "grid_s1" / "words")
     except FlashLipsError as error:
         return [m.not_measured("lip closures: share of p, b, m", str(error))]
     return [
-        *eval_speech.closure_rows(session, voiced, phones, "s1 test, another clip's audio", given.targets.closures),
-        *eval_speech.closure_rows(session, strangers, phones, "unseen people, s1 audio", UNBOUNDED),
-        eval_speech.own_opening_row(session, phones),
+        *speech.closure_rows(session, voiced, phones, "s1 test, another clip's audio", given.targets.closures),
+        *speech.closure_rows(session, strangers, phones, "unseen people, s1 audio", UNBOUNDED),
+        speech.own_opening_row(session, phones),
     ]
 
 
@@ -91,7 +93,7 @@ def speech_part(session: Session, given: Material) -> list[Measure]:
         voices = list(given.speech) if clips else []
         dubs = [session.dub(clips[i % len(clips)], "speech", voice) for i, voice in enumerate(voices)]
         sheets(session, dubs[:2])
-        found += eval_speech.unheard_rows(session, dubs, given.speech, who, given.targets.unheard)
+        found += speech.unheard_rows(session, dubs, given.speech, who, given.targets.unheard)
     return found
 
 
@@ -203,17 +205,17 @@ def run(
 def _measured(args: argparse.Namespace, session: Session, given: Material, command: str) -> dict:
     """The table and what is in it."""
     if args.compare:
-        columns = eval_editors.compare(session, given, args.compare)
+        columns = editors.compare(session, given, args.compare)
         return {"measures": _as_dicts(columns), "table": m.side_by_side_table(columns, command)}
     if args.finetune:
-        columns, tuning = eval_editors.before_and_after(session, given, args.finetune, args.skip)
+        columns, tuning = editors.before_and_after(session, given, args.finetune, args.skip)
         table = f"{m.side_by_side_table(columns, command)}\n{tuning.sentence()}\n"
         return {"measures": _as_dicts(columns), "tuning": asdict(tuning), "table": table}
     found = evaluate(session, given, args.parts)
     return {"measures": [row.as_dict() for row in found], "table": m.markdown_table(found, command)}
 
 
-def _as_dicts(columns: eval_editors.Columns) -> dict[str, list[dict]]:
+def _as_dicts(columns: editors.Columns) -> dict[str, list[dict]]:
     return {who: [row.as_dict() for row in rows] for who, rows in columns.items()}
 
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .drawings.sheets import spread, write_mouth_sheet
-from .editing import CropEditor
-from .face.motion import FaceMotion, measure_video
+from ..drawings.sheets import spread, write_mouth_sheet
+from ..editing import CropEditor
+from ..face.motion import FaceMotion, measure_video
+from ..pipeline import DubSettings, LipSync
+from ..types import FaceTrack, FlashLipsError, LipPoses, Progress
 from .fidelity import FaceFrames, face_frames
-from .pipeline import DubSettings, LipSync
-from .types import FaceTrack, FlashLipsError, LipPoses, Progress
 
 SEED = 0  # which clip gets which voice
 

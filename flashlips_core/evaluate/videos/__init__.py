@@ -1,0 +1,1 @@
+"""Any folder of clips, dubbed with any voices and measured from outside."""
