@@ -31,7 +31,7 @@ STAMP = "flashlips-installed.txt"
 LAST = "opencv-python-headless=="
 OLDEST_PYTHON = (3, 11)  # numpy 2.4 and scipy 1.17 have no wheels below
 COMMANDS = {
-    "demo": ["-m", "flashlips_core.demo_run"],
+    "demo": ["-m", "flashlips_core.demo.__main__"],
     "test": ["-m", "pytest"],
     "comfy": ["main.py"],
 }

@@ -253,14 +253,14 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench``."""
-    from .bench import add_arguments
+    from .bench.dubs import add_arguments
 
     add_arguments(parser)
 
 
 def run_bench(args: argparse.Namespace) -> dict[str, Any]:
     """Measure speed, size and memory."""
-    from .bench import run
+    from .bench.dubs import run
 
     with progress_bar("bench", args, unit=" runs") as progress:
         return run(args, progress)

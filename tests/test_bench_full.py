@@ -8,8 +8,8 @@ import pytest
 import torch
 from tiny import TINY_EDITOR, tiny_codec
 
-from flashlips_core import bench_full
-from flashlips_core.bench_full import Plan, Speed, full_speed, plan_for, table
+from flashlips_core.bench import editors
+from flashlips_core.bench.editors import Plan, Speed, full_speed, plan_for, table
 from flashlips_core.cli import main
 from flashlips_core.codec import KLCodec, TinyCodec
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
@@ -75,8 +75,8 @@ def test_other_errors_are_not_hidden():
 def test_the_networks_are_the_papers():
     pytest.importorskip("diffusers")
     with torch.device("meta"):
-        sizes = {name: sum(p.numel() for p in build().parameters()) / 1e6 for name, build in bench_full.EDITORS.items()}
-        vaes = [sum(p.numel() for p in build().parameters()) / 1e6 for build in (bench_full.sdxl_vae, bench_full.tiny_vae)]
+        sizes = {name: sum(p.numel() for p in build().parameters()) / 1e6 for name, build in editors.EDITORS.items()}
+        vaes = [sum(p.numel() for p in build().parameters()) / 1e6 for build in (editors.sdxl_vae, editors.tiny_vae)]
     assert sizes == {"U-Net, 250 M": pytest.approx(245, abs=1), "Transformer, 300 M": pytest.approx(313, abs=1)}
     assert vaes == [pytest.approx(83.65, abs=0.01), pytest.approx(2.45, abs=0.05)]
 
@@ -88,8 +88,8 @@ def test_a_cpu_takes_one_round_frame_by_frame():
 
 def test_the_command_prints_the_table(monkeypatch, capsys):
     plan = Plan({"U-Net": EDITORS["U-Net"]}, {"ours": tiny_codec}, (64,), (1,), rounds=1, warm_up=0)
-    monkeypatch.setattr(bench_full, "plan_for", lambda device: plan)
-    monkeypatch.setattr(bench_full, "device_of", lambda name: CPU)
+    monkeypatch.setattr(editors, "plan_for", lambda device: plan)
+    monkeypatch.setattr(editors, "device_of", lambda name: CPU)
     assert main(["bench", "--full", "--quiet"]) == 0
     assert "| U-Net | ours | 64 | 1 | " in capsys.readouterr().out
     assert main(["bench", "--full", "--quiet", "--within", "0"]) == 0

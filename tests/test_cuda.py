@@ -7,7 +7,7 @@ import pytest
 import torch
 from tiny import TINY_EDITOR, encoded_frames, stored_crops, tiny_codec
 
-from flashlips_core.bench import demo_clip, demo_voice
+from flashlips_core.bench.dubs import demo_clip, demo_voice
 from flashlips_core.checkpoint import BUNDLED
 from flashlips_core.media import read_frames
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig

@@ -20,8 +20,9 @@ import torch
 from test_pipeline import CROP_PX, SteadyFace, make_track, toy_networks
 from torch import nn
 
-from flashlips_core import bench, checkpoint, long_clip
+from flashlips_core import checkpoint
 from flashlips_core import measures as m
+from flashlips_core.bench import dubs, long_clip
 from flashlips_core.codec import Codec
 from flashlips_core.compose import paste
 from flashlips_core.drawings import sheets
@@ -298,7 +299,7 @@ def test_silence_is_silent(tmp_path):
 
 
 def test_stage_shares_are_medians_and_add_up_to_one():
-    shares = bench.stage_shares([{"read": 1.0, "edit": 3.0}, {"read": 1.0, "edit": 9.0}, {"read": 5.0, "edit": 3.0}])
+    shares = dubs.stage_shares([{"read": 1.0, "edit": 3.0}, {"read": 1.0, "edit": 9.0}, {"read": 5.0, "edit": 3.0}])
     assert shares == {"read": {"seconds": 1.0, "share": 0.25}, "edit": {"seconds": 3.0, "share": 0.75}}
 
 
@@ -327,7 +328,7 @@ def toy_folder(tmp_path):
 
 def test_a_timed_run_is_file_to_file_and_says_what_is_inside(toy_folder, talking_clip):
     lipsync = LipSync.load(toy_folder, device="cpu", detector=SteadyFace())
-    result = bench.timed_runs(lipsync, talking_clip, talking_clip, repeats=1, batch=4)
+    result = dubs.timed_runs(lipsync, talking_clip, talking_clip, repeats=1, batch=4)
     assert result["video"] == "64x48, 25 frames" and "file to file" in result["inside the timer"]
     assert result["frames per second, median"] == pytest.approx(25 / result["seconds, median"])
     assert sum(stage["share"] for stage in result["stages"].values()) == pytest.approx(1)
@@ -335,33 +336,33 @@ def test_a_timed_run_is_file_to_file_and_says_what_is_inside(toy_folder, talking
 
 def test_what_stops_the_dub_whose_memory_is_measured_is_passed_on(toy_folder, plain_clip, tmp_path):
     with pytest.raises(FlashLipsError, match="No such|no file|No file|nowhere"):
-        bench.memory_of_dub(tmp_path / "nowhere.mp4", plain_clip, 4, toy_folder)
+        dubs.memory_of_dub(tmp_path / "nowhere.mp4", plain_clip, 4, toy_folder)
 
 
 def test_memory_is_measured_beside_the_loaded_models(toy_folder, talking_clip, tmp_path):
     lipsync = LipSync.load(toy_folder, device="cpu", detector=SteadyFace())
-    memory = bench.traced_dub(lipsync, talking_clip, talking_clip, tmp_path / "out.mp4", batch=4)
+    memory = dubs.traced_dub(lipsync, talking_clip, talking_clip, tmp_path / "out.mp4", batch=4)
     if memory.loaded is not None:
         assert 0 < memory.loaded <= memory.peak and memory.growth is not None
-    shown = bench.Memory(peak=2_000_000, loaded=None, growth=-600_000.0).in_mb(3)
+    shown = dubs.Memory(peak=2_000_000, loaded=None, growth=-600_000.0).in_mb(3)
     assert shown == {"MB, 3 min: peak": 2, "MB, 3 min: peak above the loaded models": None, "MB, 3 min: growth per minute": -1}
 
 
 def test_growth_is_that_of_the_second_pass(monkeypatch):
     held = iter([500, 700, *range(1000, 1006)])
-    monkeypatch.setattr(bench, "resident_bytes", lambda: next(held))
-    trace = bench.MemoryTrace()
+    monkeypatch.setattr(dubs, "resident_bytes", lambda: next(held))
+    trace = dubs.MemoryTrace()
     for done in (1, 2, 5, 5, 6, 7, 8, 9, 10):  # a count that is repeated is not looked at again
         trace.progress(done, 10)
     assert trace.growth(fps=25) == pytest.approx(25 * 60)
-    assert bench.MemoryTrace().growth(25) is None
+    assert dubs.MemoryTrace().growth(25) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a named pipe tells whether the process that reads it is still there")
 def test_the_process_whose_memory_is_measured_ends_with_a_killed_bench(toy_folder, tmp_path):
     pipe = tmp_path / "clip.mp4"
     os.mkfifo(pipe)  # the dub waits for it for ever
-    code = f"from flashlips_core.bench import memory_of_dub; memory_of_dub({str(pipe)!r}, {str(pipe)!r}, 4, {str(toy_folder)!r})"
+    code = f"from flashlips_core.bench.dubs import memory_of_dub; memory_of_dub({str(pipe)!r}, {str(pipe)!r}, 4, {str(toy_folder)!r})"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
     try:
         writer = eventually(lambda: os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # fails while nobody reads
@@ -393,7 +394,7 @@ def eventually(action: Callable[[], int], wanted: type[OSError] | None = None, p
 @pytest.mark.parametrize("share", [1, 2], ids=["a voice as long as the clip", "a voice half as long"])
 def test_the_demo_writes_its_four_files_and_says_where_they_are(toy_folder, talking_clip, tmp_path, share):
     pytest.importorskip("matplotlib")
-    from flashlips_core.demo_run import run_demo, summary
+    from flashlips_core.demo.__main__ import run_demo, summary
 
     lipsync = LipSync.load(toy_folder, device="cpu", detector=SteadyFace())
     noise = np.random.default_rng(0).integers(-9000, 9000, 16_000 // share, dtype=np.int16)

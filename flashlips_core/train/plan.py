@@ -19,7 +19,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..bench_full import sdxl_vae
+from ..bench.editors import sdxl_vae
 from ..codec import KLCodec
 from ..flow import FlowBatch, flow_matching_loss
 from ..losses import VGG19_CONVS, IdentityLoss, PerceptualLoss, VGGFeatures

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bench_full import sdxl_vae
+from ..bench.editors import sdxl_vae
 from ..checkpoint import BUNDLED
 from ..codec import CELL_PX, Codec, KLCodec, load_codec
 from ..loading import load_part

@@ -27,8 +27,8 @@ from comfy_host import Engine  # noqa: E402
 from graphs import upstream  # noqa: E402
 
 import dev  # noqa: E402
-from flashlips_core.bench import demo_clip, demo_voice  # noqa: E402
-from flashlips_core.long_clip import write_long_clip, write_long_voice  # noqa: E402
+from flashlips_core.bench.dubs import demo_clip, demo_voice  # noqa: E402
+from flashlips_core.bench.long_clip import write_long_clip, write_long_voice  # noqa: E402
 
 LOADERS, MADE, EDIT = ("5", "7", "8", "13", "14"), ("2", "11"), "15"  # nodes of workflows/api/full_pipeline.json
 EVERY_S = 0.5

@@ -16,7 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from flashlips_core.bench import demo_clip
+from flashlips_core.bench.dubs import demo_clip
 from flashlips_core.heads import clip
 from flashlips_core.heads.mesh import load_head
 from flashlips_core.media import load_audio, probe, read_frames, write_video

@@ -9,8 +9,8 @@ from pathlib import Path
 import av
 import numpy as np
 
-from .media import load_audio
-from .media.pyav import fraction
+from ..media import load_audio
+from ..media.pyav import fraction
 
 WIDTH, HEIGHT = 1920, 1080
 

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..measures import flops_of, peak_resident_bytes, resident_bytes
+from ..media import probe
+from ..pipeline import LipSync
+from ..system.children import end_with_parent
+from ..types import POSE_DIM, FlashLipsError, Progress
 from .long_clip import write_long_clip, write_long_voice
-from .measures import flops_of, peak_resident_bytes, resident_bytes
-from .media import probe
-from .pipeline import LipSync
-from .system.children import end_with_parent
-from .types import POSE_DIM, FlashLipsError, Progress
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -188,7 +188,7 @@ def run(args: argparse.Namespace, progress: Progress | None = None) -> dict:
     if args.within is not None and not args.full:
         raise FlashLipsError("--within belongs to --full; add that, or leave --within out.")
     if args.full:
-        from .bench_full import full_speed
+        from .editors import full_speed
 
         return full_speed(progress=progress, within_s=args.within)
     video, audio = args.video or demo_clip(), args.audio or demo_voice()
@@ -205,11 +205,11 @@ Work = Callable[[], object]
 
 def _presets() -> dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], Work]]]:
     """Name -> (build, what one frame costs); work done once per clip is done before. Latents are crop px / 8."""
-    from .models.codec_mini import MiniCodec
-    from .models.editor_transformer import TRANSFORMER_300M, EditorTransformer
-    from .models.editor_unet import UNET_250M, UNET_MINI, UNET_MINI_384, EditorUNet
-    from .models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipEncoder
-    from .models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer
+    from ..models.codec_mini import MiniCodec
+    from ..models.editor_transformer import TRANSFORMER_300M, EditorTransformer
+    from ..models.editor_unet import UNET_250M, UNET_MINI, UNET_MINI_384, EditorUNet
+    from ..models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipEncoder
+    from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer
 
     picture = torch.zeros(1, 3, 256, 256, device="meta")
     return {

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .audio import to_mono_16k
-from .bench import demo_clip, demo_voice
-from .drawings.sheets import plot_motion, side_by_side, side_by_side_info, write_mouth_sheet
-from .media import load_audio, probe, read_frames, write_video
-from .pipeline import LipSync
-from .types import FaceTrack, FlashLipsError, Progress
+from ..audio import to_mono_16k
+from ..bench.dubs import demo_clip, demo_voice
+from ..drawings.sheets import plot_motion, side_by_side, side_by_side_info, write_mouth_sheet
+from ..media import load_audio, probe, read_frames, write_video
+from ..pipeline import LipSync
+from ..types import FaceTrack, FlashLipsError, Progress
 
 OUT = Path("output") / "demo"
 

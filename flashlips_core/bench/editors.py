@@ -18,14 +18,14 @@ from dataclasses import asdict, dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from .codec import Codec, KLCodec, TinyCodec, encode_part, load_codec
-from .editing import CropEditor
-from .measures import peak_resident_bytes
-from .models.editor_transformer import TRANSFORMER_300M, EditorTransformer
-from .models.editor_unet import UNET_250M, EditorUNet
-from .system.clock import StageClock
-from .system.memory import is_out_of_memory
-from .types import POSE_DIM, FlashLipsError, Progress, device_of, dtype_for
+from ..codec import Codec, KLCodec, TinyCodec, encode_part, load_codec
+from ..editing import CropEditor
+from ..measures import peak_resident_bytes
+from ..models.editor_transformer import TRANSFORMER_300M, EditorTransformer
+from ..models.editor_unet import UNET_250M, EditorUNet
+from ..system.clock import StageClock
+from ..system.memory import is_out_of_memory
+from ..types import POSE_DIM, FlashLipsError, Progress, device_of, dtype_for
 
 log = logging.getLogger(__name__)
 

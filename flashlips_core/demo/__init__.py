@@ -1,0 +1,1 @@
+"""The bundled clip and voice, and ``python dev.py demo``."""
