@@ -6,13 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .cli_options import add_models, add_tracking, load_lipsync, positive, progress_bar, settings_from
-from .types import FlashLipsError
+from ..types import FlashLipsError
+from .options import add_models, add_tracking, load_lipsync, positive, progress_bar, settings_from
 
 
 def add_finetune(parser: argparse.ArgumentParser) -> None:
     """Its options; their defaults are FineTuning's own."""
-    from .train.finetune import FineTuning
+    from ..train.finetune import FineTuning
 
     default = FineTuning()
     parser.add_argument("--video", required=True, help="the person talking, 20 s to 5 min; sound is not needed")
@@ -40,11 +40,11 @@ def add_finetune(parser: argparse.ArgumentParser) -> None:
 
 def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
     """Fit an editor to one person; stopped, the best so far stays, and the same command goes on."""
-    from .checks import check_output
-    from .loading import find_checkpoint, load_part
-    from .train import finetune_data
-    from .train.finetune import FineTuning, fine_tune
-    from .train.finetune_codec import check_learnable
+    from ..checks import check_output
+    from ..loading import find_checkpoint, load_part
+    from ..train import finetune_data
+    from ..train.finetune import FineTuning, fine_tune
+    from ..train.finetune_codec import check_learnable
 
     if args.minutes is not None and not args.minutes > 0:
         raise FlashLipsError(f"--minutes must be above 0, got {args.minutes:g}; leave it out to train by steps.")
@@ -78,8 +78,8 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
 
 def _decoder(args: argparse.Namespace, lipsync: Any, person: Any) -> tuple[dict[str, Any], Any]:
     """Let the decoder learn the person: what came of it, and the new codec."""
-    from .codec import load_codec
-    from .train.finetune_codec import CodecTuning, tune_decoder
+    from ..codec import load_codec
+    from ..train.finetune_codec import CodecTuning, tune_decoder
 
     with progress_bar("decoder", args, unit=" s" if args.minutes else " steps") as progress:
         settings = CodecTuning(args.steps, args.minutes, seed=args.seed)
@@ -89,8 +89,8 @@ def _decoder(args: argparse.Namespace, lipsync: Any, person: Any) -> tuple[dict[
 
 def _check_style(args: argparse.Namespace, out: Path) -> None:
     """Say what would fail before the long work."""
-    from .checks import check_output
-    from .media import probe
+    from ..checks import check_output
+    from ..media import probe
 
     check_output(args.style, [out, args.video], (".safetensors",))
     if not probe(args.video).audio_rate:
@@ -99,10 +99,10 @@ def _check_style(args: argparse.Namespace, out: Path) -> None:
 
 def _style(args: argparse.Namespace, lipsync: Any, track: Any) -> dict[str, Any]:
     """Let the pose model learn from the same clip."""
-    from .audio import to_mono_16k
-    from .loading import find_checkpoint, load_part
-    from .media import load_audio
-    from .train import style
+    from ..audio import to_mono_16k
+    from ..loading import find_checkpoint, load_part
+    from ..media import load_audio
+    from ..train import style
 
     with progress_bar("style", args, unit=" steps") as progress:
         samples = to_mono_16k(load_audio(args.video))

@@ -6,12 +6,12 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
-from .cli_options import load_lipsync, positive, progress_bar
+from .options import load_lipsync, positive, progress_bar
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The options of ``data build``."""
-    from .dataset.build import BuildSettings
+    from ..dataset.build import BuildSettings
 
     default = BuildSettings()
     parser.add_argument("action", choices=["build"], metavar="build", help="build: make a set, or go on with a stopped one")
@@ -53,7 +53,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
-    from .dataset.filters import Limits
+    from ..dataset.filters import Limits
 
     group, default = parser.add_argument_group("what is kept"), Limits()
     helps = {
@@ -73,8 +73,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def run_data(args: argparse.Namespace) -> dict[str, Any]:
     """Build a training set from talking videos; a stopped build goes on when it is run again."""
-    from .dataset.build import BuildSettings, build
-    from .dataset.filters import Limits
+    from ..dataset.build import BuildSettings, build
+    from ..dataset.filters import Limits
 
     given = vars(args)
     limits = Limits(**{f.name: given[f.name] for f in fields(Limits)})

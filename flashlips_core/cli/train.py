@@ -11,7 +11,7 @@ PREFIX = "setting_"  # of a setting among the parsed arguments, where a name mig
 
 def add_settings(parser: argparse.ArgumentParser, stage: str) -> None:
     """``--preset``, and every setting that the stage has in any preset, with its value in each."""
-    from .train.presets import PRESETS
+    from ..train.presets import PRESETS
 
     parser.add_argument(
         "options", nargs="*", type=option, metavar="KEY=VALUE", help="settings may also be given like this: steps=4000 lr=1e-3"

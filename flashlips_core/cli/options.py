@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-from .types import FlashLipsError, Progress
+from ..types import FlashLipsError, Progress
 
 
 def add_tracking(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,7 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """How poses are drawn; defaults are SamplerSettings' own."""
-    from .flow import SOLVERS, SamplerSettings
+    from ..flow import SOLVERS, SamplerSettings
 
     default = SamplerSettings()
     group = parser.add_argument_group("sound to lips")
@@ -59,7 +59,7 @@ def add_sampler(parser: argparse.ArgumentParser) -> None:
 
 def add_gain(parser: argparse._ActionsContainer, default: float | None) -> None:
     """How far the lips move; None where the dub's own default shall hold."""
-    from .steps import LIP_MOTION
+    from ..steps import LIP_MOTION
 
     text = f"lip motion around rest: above 1 is more, 0 none (default {default or LIP_MOTION:g})"
     parser.add_argument("--gain", type=float, default=default, help=text)
@@ -67,7 +67,7 @@ def add_gain(parser: argparse._ActionsContainer, default: float | None) -> None:
 
 def add_finish(parser: argparse._ActionsContainer) -> None:
     """How a clip's own mouth is looked at and matched."""
-    from .steps import SHARPEN, STARTS, DubSettings
+    from ..steps import SHARPEN, STARTS, DubSettings
 
     parser.add_argument(
         "--start",
@@ -113,7 +113,7 @@ def load_lipsync(args: argparse.Namespace) -> Any:
     """The pipeline with the models that were asked for."""
     import torch
 
-    from .pipeline import LipSync
+    from ..pipeline import LipSync
 
     try:
         torch.empty(0, device=args.device)
@@ -125,8 +125,8 @@ def load_lipsync(args: argparse.Namespace) -> Any:
 
 def settings_from(args: argparse.Namespace) -> Any:
     """DubSettings from those of the options that this command has."""
-    from .flow import SamplerSettings
-    from .pipeline import DubSettings
+    from ..flow import SamplerSettings
+    from ..pipeline import DubSettings
 
     given = vars(args)
     sampler = {f.name: given[f.name] for f in fields(SamplerSettings) if f.name in given}
@@ -136,7 +136,7 @@ def settings_from(args: argparse.Namespace) -> Any:
 
 def check_outputs(args: argparse.Namespace, inputs: Sequence[str | None]) -> None:
     """Before the long work, not after it."""
-    from .checks import check_output
+    from ..checks import check_output
 
     check_output(args.out, inputs)
 

@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any, NoReturn
 
-from .cli_data import add_data, run_data, say_data
-from .cli_finetune import add_finetune, run_finetune, say_finetune
-from .cli_options import (
+from ..types import FlashLipsError
+from .data import add_data, run_data, say_data
+from .finetune import add_finetune, run_finetune, say_finetune
+from .options import (
     add_finish,
     add_gain,
     add_models,
@@ -28,8 +29,7 @@ from .cli_options import (
     progress_bar,
     settings_from,
 )
-from .cli_train import add_settings, settings_given
-from .types import FlashLipsError
+from .train import add_settings, settings_given
 
 FAILED, STOPPED = 2, 130  # 128 + SIGINT, as shells do
 
@@ -77,7 +77,7 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 
 def run_sync(args: argparse.Namespace) -> dict[str, Any]:
     """Dub a video, file to file."""
-    from .sidecar import load_poses, load_track
+    from ..sidecar import load_poses, load_track
 
     if args.driving and args.poses:
         raise FlashLipsError("Both --driving and --poses were given; choose one source of lip motion.")
@@ -122,7 +122,7 @@ def add_track(parser: argparse.ArgumentParser) -> None:
 
 def run_track(args: argparse.Namespace) -> dict[str, Any]:
     """Find and follow a face; write its track."""
-    from .sidecar import save_track
+    from ..sidecar import save_track
 
     check_outputs(args, [args.video])
     with progress_bar("track", args) as progress:
@@ -164,8 +164,8 @@ def add_poses(parser: argparse.ArgumentParser) -> None:
 
 def run_poses(args: argparse.Namespace) -> dict[str, Any]:
     """Make lip poses from sound or from a face; write them."""
-    from .poses.motion import resample
-    from .sidecar import save_poses
+    from ..poses.motion import resample
+    from ..sidecar import save_poses
 
     check_outputs(args, [args.input])
     lipsync, settings = load_lipsync(args), settings_from(args)
@@ -192,7 +192,7 @@ def say_poses(result: dict[str, Any]) -> str:
 
 def add_train(parser: argparse.ArgumentParser) -> None:
     """The options of ``train``: one command per stage, so that each has its own."""
-    from .train import STAGES
+    from ..train import STAGES
 
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE", title="stages")
     common = common_options()
@@ -214,8 +214,8 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
     """Run one training stage; a stopped one resumes when it is run again."""
     if args.stage == "finetune":
         return run_finetune(args)
-    from .train import run_stage
-    from .train.processes import leave
+    from ..train import run_stage
+    from ..train.processes import leave
 
     settings = settings_given(args)
     with progress_bar(args.stage, args, unit=" steps") as progress:
@@ -233,7 +233,7 @@ def say_train(result: dict[str, Any]) -> str:
 
 def add_eval(parser: argparse.ArgumentParser) -> None:
     """The options of ``eval``."""
-    from .evaluate.parts import add_arguments
+    from ..evaluate.parts import add_arguments
 
     add_arguments(parser)
     group = parser.add_argument_group("dubs")
@@ -244,7 +244,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
 
 def run_eval(args: argparse.Namespace) -> dict[str, Any]:
     """Measure the model on held-out clips."""
-    from .evaluate.parts import run
+    from ..evaluate.parts import run
 
     lipsync = load_lipsync(args)
     with progress_bar("eval", args, unit=" dubs and minutes" if args.finetune else " dubs") as progress:
@@ -253,14 +253,14 @@ def run_eval(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench``."""
-    from .bench.dubs import add_arguments
+    from ..bench.dubs import add_arguments
 
     add_arguments(parser)
 
 
 def run_bench(args: argparse.Namespace) -> dict[str, Any]:
     """Measure speed, size and memory."""
-    from .bench.dubs import run
+    from ..bench.dubs import run
 
     with progress_bar("bench", args, unit=" runs") as progress:
         return run(args, progress)
@@ -331,7 +331,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("\nStopped; no half-written file is left.\n")
         return STOPPED
     except (RuntimeError, MemoryError) as error:
-        from .system.memory import is_out_of_memory
+        from ..system.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
