@@ -23,7 +23,7 @@ from flashlips_core.audio import (
 )
 from flashlips_core.models.audio_encoder import MEL_CONV_MINI, MelConvConfig, MelConvEncoder, log_mel, mel_filters
 from flashlips_core.train import audio as training
-from flashlips_core.train.loop import TrainConfig
+from flashlips_core.train.loop.trainer import TrainConfig
 from flashlips_core.types import Audio, FlashLipsError
 
 TINY = MelConvConfig(width=16, blocks=2, dim=6)

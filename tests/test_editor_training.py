@@ -25,7 +25,7 @@ from flashlips_core.train.editor_data import (
     window_cells,
     window_of,
 )
-from flashlips_core.train.logs import read_rows
+from flashlips_core.train.loop.logs import read_rows
 from flashlips_core.types import FlashLipsError
 
 

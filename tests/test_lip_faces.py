@@ -21,7 +21,7 @@ from flashlips_core.train.lip_faces import (
     told_poses,
     train_faces,
 )
-from flashlips_core.train.loop import TrainConfig
+from flashlips_core.train.loop.trainer import TrainConfig
 
 
 def faces(gaps: np.ndarray) -> np.ndarray:

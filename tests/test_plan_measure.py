@@ -63,7 +63,7 @@ def test_the_measured_flops_are_the_counted_ones():
     job = toy_job(batch=1)
     (row,) = measure(CPU, [job])["rows"]
     network, batch, step = job.build()
-    from flashlips_core.train.loop import recompute_blocks
+    from flashlips_core.train.loop.trainer import recompute_blocks
 
     recompute_blocks(network)
     cost = plan._cost("", network, lambda: step(network, batch, torch.Generator()))

@@ -16,7 +16,7 @@ from flashlips_core.checkpoint import BUNDLED
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.train import finetune, plan, plan_memory
-from flashlips_core.train.loop import TrainConfig
+from flashlips_core.train.loop.trainer import TrainConfig
 from flashlips_core.train.plan_jobs import Job, decoder_job, finetune_job, pose_job
 from flashlips_core.train.plan_measure import measure
 from flashlips_core.train.plan_memory import LiveBytes, counted, needs

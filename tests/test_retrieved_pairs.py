@@ -14,7 +14,7 @@ from flashlips_core.train import retrieved_pairs as pairs
 from flashlips_core.train import retrieved_training as training
 from flashlips_core.train.aligned import aligned_squares, wider
 from flashlips_core.train.editor import Judge
-from flashlips_core.train.loop import step_generator
+from flashlips_core.train.loop.trainer import step_generator
 from flashlips_core.types import FlashLipsError
 
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from flashlips_core.train.logs import read_rows
-from flashlips_core.train.loop import TrainConfig, Trainer, fit
-from flashlips_core.train.processes import leave
+from flashlips_core.train.loop.logs import read_rows
+from flashlips_core.train.loop.processes import leave
+from flashlips_core.train.loop.trainer import TrainConfig, Trainer, fit
 from flashlips_core.types import FlashLipsError
 
 

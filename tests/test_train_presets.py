@@ -18,7 +18,7 @@ from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.train import STAGES, codec, detail, distil, editor, lip, material, paper, poses, run_stage, stages
 from flashlips_core.train.editor_data import window_of
-from flashlips_core.train.loop import TrainConfig
+from flashlips_core.train.loop.trainer import TrainConfig
 from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
 from flashlips_core.types import FlashLipsError
 
@@ -57,7 +57,7 @@ def test_the_full_preset_has_the_papers_numbers():
     assert editor_run["batch_size"] * 8 == 32 and refinement["steps"] == FULL["lip-encoder"]["steps"] == 200_000
     assert (pose["lr"], pose["schedule"]) == (5e-5, "constant")
     config = TrainConfig("x", steps=editor_run["steps"], lr=editor_run["lr"], schedule=editor_run["schedule"])
-    from flashlips_core.train.loop import Trainer
+    from flashlips_core.train.loop.trainer import Trainer
 
     trainer = Trainer(torch.nn.Linear(1, 1), config)
     trainer.step = 40_000

@@ -215,7 +215,7 @@ def run_train(args: argparse.Namespace) -> dict[str, Any]:
     if args.stage == "finetune":
         return run_finetune(args)
     from ..train import run_stage
-    from ..train.processes import leave
+    from ..train.loop.processes import leave
 
     settings = settings_given(args)
     with progress_bar(args.stage, args, unit=" steps") as progress:

@@ -22,7 +22,7 @@ from .. import checkpoint
 from ..audio.samples import resample
 from ..models.audio_encoder import ROW_SAMPLES, MelConvConfig, MelConvEncoder
 from ..types import SAMPLE_RATE, FlashLipsError, Progress
-from .loop import TrainConfig, fit
+from .loop.trainer import TrainConfig, fit
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from .. import checkpoint
 from ..system.locks import alone_with
 from ..types import FlashLipsError, Progress
-from .attentive import attentive
-from .loop import MakeBatch, Step, TrainConfig, fit
+from .loop.attentive import attentive
+from .loop.trainer import MakeBatch, Step, TrainConfig, fit
 from .lora import merged
 
 log = logging.getLogger(__name__)

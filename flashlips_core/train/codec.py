@@ -24,7 +24,7 @@ from ..models.layers import ConvBlock
 from ..pixels import from_bytes, to_bytes
 from ..types import FlashLipsError, Progress
 from . import augment
-from .loop import MakeBatch, TrainConfig, fit
+from .loop.trainer import MakeBatch, TrainConfig, fit
 
 OWN_LATENTS = 0.65  # share of images that are decoded from the encoder's own latents rather than the teacher's
 WEIGHTS = {"latent": 1.0, "pixel": 2.0, "sharpness": 4.0, "squared": 8.0}

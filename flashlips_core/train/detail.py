@@ -21,7 +21,7 @@ from ..types import Progress
 from .critic import WithCritic
 from .editor import EDGE, EditorBatch, edit_neighbours, editor_batches, pair_target
 from .editor_data import EditorFrames, window_cells, window_of
-from .loop import Step, TrainConfig, fit
+from .loop.trainer import Step, TrainConfig, fit
 
 WEIGHTS = {"pixel": 2.0, "squared": 4.0, "sharpness": 4.0, "realism": 0.15, "critic": 1.0, "anchor": 6.0}
 EDITED_SHARE = 0.6  # of a batch are the editor's edits, the rest frames as they are

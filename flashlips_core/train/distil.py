@@ -22,8 +22,8 @@ from ..models.masks import mouth_mask
 from ..types import FlashLipsError, Progress
 from .editor import LIPS_SHARE, NUM_SHOWN, UNREAD_SHARE, mini_config
 from .editor_data import EditorFrames, draw_references, draw_rows, near_lips, window_cells
-from .loop import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, fit, step_generator
-from .processes import on_device
+from .loop.processes import on_device
+from .loop.trainer import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, fit, step_generator
 
 FRAMES_A_CLIP = 8  # share one clip's references, whose keys and values are most of a Transformer's work
 BORROWED_SHARE = 0.5  # of the poses are anybody's; the rest are the clip's own

@@ -25,8 +25,8 @@ from ..models.lip_encoder import MOUTH_REGION, LipEncoder
 from ..models.masks import lower_face_mask, mouth_mask
 from ..types import Progress
 from .editor_data import EditorFrames, draw_references, draw_rows, lip_weights, near_lips, window_cells, window_of, window_pixels
-from .loop import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, Validate, fit, frozen_copy, one_by_one, step_generator
-from .processes import on_device
+from .loop.processes import on_device
+from .loop.trainer import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, Validate, fit, frozen_copy, one_by_one, step_generator
 
 WEIGHTS = {
     "latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "texture": 350.0,

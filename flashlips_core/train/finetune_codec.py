@@ -27,7 +27,7 @@ from .editor import without_edge
 from .editor_data import EditorFrames, window_cells, window_pixels
 from .finetune_data import PersonFrames, check_latents
 from .finetune_report import Check, check_windows, lips_in_window
-from .loop import MakeBatch
+from .loop.trainer import MakeBatch
 
 WEIGHTS = {"pixel": 3.0, "sharpness": 6.0, "texture": 30.0}
 NUM_SHOWN = 16  # held-out frames of each look

@@ -22,7 +22,7 @@ from ..pixels import from_bytes, to_bytes
 from .best_so_far import best_of
 from .editor_data import draw_rows, window_cells, window_of, window_pixels
 from .finetune_data import PersonFrames
-from .loop import step_generator
+from .loop.trainer import step_generator
 
 NUM_PAIRS = 16
 GROUND, CURVE, BEST, TEXT = (24, 24, 24), (90, 170, 255), (120, 230, 120), (230, 230, 230)

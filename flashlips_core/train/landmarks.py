@@ -23,7 +23,7 @@ from ..types import FlashLipsError, Progress
 from .landmark_data import STILLS, TEST, TRAIN, FaceStore
 from .landmark_measure import measure
 from .landmark_views import View, background_view, face_view, wrong_view
-from .loop import MakeBatch, TrainConfig, fit
+from .loop.trainer import MakeBatch, TrainConfig, fit
 
 log = logging.getLogger(__name__)
 

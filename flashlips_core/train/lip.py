@@ -22,7 +22,7 @@ from ..face.expression import mirrored, mouth_opening, neutral_features, raw_fea
 from ..models.layers import ModulatedBlock
 from ..models.lip_encoder import LIP_ENCODER_MINI, MOUTH_REGION, LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
 from ..types import Progress
-from .loop import MakeBatch, TrainConfig, fit
+from .loop.trainer import MakeBatch, TrainConfig, fit
 
 _MARGIN = 0.1 * (MOUTH_REGION[2] - MOUTH_REGION[0])
 STORED_MOUTH = (MOUTH_REGION[0] - _MARGIN, MOUTH_REGION[1] - _MARGIN, MOUTH_REGION[2] + _MARGIN, MOUTH_REGION[3] + _MARGIN)

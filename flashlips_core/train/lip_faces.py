@@ -26,7 +26,7 @@ from ..models.lip_encoder import LipEncoder
 from ..pixels import from_bytes
 from ..turned import Square, to_shares, turned_cut
 from .lip import STORED_MOUTH, STORED_PX, view_mouths
-from .loop import MakeBatch, TrainConfig, fit
+from .loop.trainer import MakeBatch, TrainConfig, fit
 
 CUT_AT_ONCE = 64  # crops
 PICTURE_PX = 240  # side of the crop of a single picture

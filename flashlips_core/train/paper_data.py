@@ -16,7 +16,7 @@ from ..dataset.store import CropStore
 from ..face.expression import OUTER_LIP, mirrored
 from ..types import FlashLipsError
 from . import augment
-from .loop import MakeBatch
+from .loop.trainer import MakeBatch
 
 # The outer lip outline as a closed line: MediaPipe lists its lower part, then its upper part, both from the left.
 OUTLINE = (*range(11), *range(OUTER_LIP - 1, 10, -1))

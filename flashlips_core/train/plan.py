@@ -28,7 +28,7 @@ from ..models.lip_encoder import LipEncoder
 from ..models.pose_transformer import POSE_150M, PoseTransformer
 from ..types import POSE_DIM
 from . import paper
-from .loop import Step, frozen_copy, recompute_blocks
+from .loop.trainer import Step, frozen_copy, recompute_blocks
 from .paper_data import PictureBatch
 
 META = torch.device("meta")

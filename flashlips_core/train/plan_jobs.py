@@ -27,7 +27,7 @@ from .editor_data import window_of
 from .finetune import FineTuning, learning
 from .finetune_codec import WEIGHTS as DECODER_WEIGHTS
 from .finetune_codec import CodecTuning, DecoderBatch, decoder_step
-from .loop import Step, TrainConfig
+from .loop.trainer import Step, TrainConfig
 from .presets import settings_of
 
 CROPS_PX = (512, 256)

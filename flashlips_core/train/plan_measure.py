@@ -17,9 +17,9 @@ import torch
 from ..bench.editors import TOO_LATE, end_of, forget_peak, now, peak_gb
 from ..system.memory import is_out_of_memory
 from ..types import FlashLipsError, device_of
-from .loop import Trainer
+from .loop.meter import peak_flops
+from .loop.trainer import Trainer
 from .plan_jobs import Job, all_jobs
-from .speed import peak_flops
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .loop import recompute_blocks
+from .loop.trainer import recompute_blocks
 from .plan_jobs import Job, all_jobs
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,7 @@ from . import labels
 from . import lip_faces as lips
 from .aligned import build_aligned
 from .landmark_data import FaceStore
-from .loop import TrainConfig
+from .loop.trainer import TrainConfig
 from .portraits import crop_portrait, read_picture, read_portraits
 from .retrieved_pairs import encode_retrieved, load_retrieved
 from .retrieved_training import train_retrieved

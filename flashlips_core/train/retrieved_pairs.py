@@ -34,7 +34,7 @@ from .editor_data import (
     window_of,
     window_pixels,
 )
-from .loop import MakeBatch
+from .loop.trainer import MakeBatch
 
 NUM_STARTS = 2  # of each frame
 NUM_STORED = 8  # references of each group

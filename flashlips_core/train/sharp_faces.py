@@ -25,7 +25,7 @@ from ..pixels import from_bytes, to_bytes
 from ..types import Progress
 from . import augment
 from .aligned import wider
-from .loop import MakeBatch, Step, TrainConfig, Validate, fit
+from .loop.trainer import MakeBatch, Step, TrainConfig, Validate, fit
 from .portraits import MOUTH_PLACE, Portrait, cut_square, read_picture, upright_square
 
 WEIGHTS = {"pixel": 3.0, "squared": 6.0, "sharpness": 6.0, "missing": 3.0, "excess": 20.0, "perceptual": 0.15}

@@ -23,7 +23,7 @@ from ..media import load_audio
 from ..models.audio_encoder import ROW_SAMPLES, MelConvConfig, MelConvEncoder
 from ..types import SAMPLE_RATE, FlashLipsError, Progress
 from .audio import AudioBatch, AudioTrainConfig, Batches, Clip, Corpus, known_mse
-from .loop import TrainConfig, fit
+from .loop.trainer import TrainConfig, fit
 from .material import Material
 from .pose_tracks import PoseLabels, PoseTracks
 from .told_poses import REACH, PoseTeacher, joined, told_tracks

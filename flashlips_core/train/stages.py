@@ -31,8 +31,8 @@ from .detail import train_detail
 from .distil import STUDENTS, distil_editor
 from .editor import refine_editor, train_editor
 from .editor_data import EditorFrames, encode_looks, load_frames
+from .loop.processes import is_first_process
 from .material import FIRST, HEADS, MOUTHS, PEOPLE, SET_FACES, Material, open_material
-from .processes import is_first_process
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from ..poses.motion import resample
 from ..types import AudioFeatures, FlashLipsError, LipPoses, Progress
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .finetune_data import FEWEST_FRAMES, GAP_S, HELD_OUT_SHARE
-from .loop import MakeBatch, Step, step_generator
+from .loop.trainer import MakeBatch, Step, step_generator
 from .pose_tracks import PoseTracks, pose_correlation
 
 CONSENT = "Made from one person's speech; use it only as that person agreed to."

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..pixels import to_bytes
-from ..types import FlashLipsError
+from ...pixels import to_bytes
+from ...types import FlashLipsError
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..measures import peak_resident_bytes
+from ...measures import peak_resident_bytes
 
 # Dense bfloat16 products with float32 sums, FLOP/s, by a part of the card's name, the first that fits (NVIDIA's data sheets).
 PEAKS = {

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..types import FlashLipsError
+from ...types import FlashLipsError
 
 
 class Alone:

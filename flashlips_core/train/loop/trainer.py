@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import read_tensors, write_tensors
-from ..models.layers import RecomputedBlock
-from ..types import FlashLipsError, Progress, Waiting
+from ...checkpoint import read_tensors, write_tensors
+from ...models.layers import RecomputedBlock
+from ...types import FlashLipsError, Progress, Waiting
 from .ahead import Ahead
 from .attentive import attentive
 from .logs import RunLog
+from .meter import Meter, peak_flops
 from .processes import join, on_device, size_of
-from .speed import Meter, peak_flops
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..types import Waiting
+from ...types import Waiting
 
 EVERY_S = 0.2
 
