@@ -249,7 +249,7 @@ def test_a_set_without_landmarks_says_what_the_editor_lacks(built):
 @pytest.mark.skipif(not LANDMARKER.is_file(), reason="needs MediaPipe's face landmarker in ../shared")
 def test_the_editors_looks_are_encoded_from_shards(demo, lipsync, tmp_path):
     pytest.importorskip("mediapipe")
-    from flashlips_core.train.editor_data import encode_looks, load_frames
+    from flashlips_core.train.batches.frames import encode_looks, load_frames
 
     write_clip(tmp_path / "in" / "ann" / "clip.mp4", demo[0][:30], at(demo[1], 0, 1.2))
     settings = replace(QUICK, crop_px=256, landmarker=str(LANDMARKER), limits=Limits(min_seconds=1.0, min_sync=-1, max_lag=12))

@@ -11,11 +11,9 @@ from flashlips_core.loading import load_network
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
-from flashlips_core.train import augment, average
-from flashlips_core.train.critic import Critic
-from flashlips_core.train.detail import train_detail
-from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
-from flashlips_core.train.editor_data import (
+from flashlips_core.train import average
+from flashlips_core.train.batches import augment
+from flashlips_core.train.batches.frames import (
     draw_references,
     draw_rows,
     encode_looks,
@@ -25,6 +23,9 @@ from flashlips_core.train.editor_data import (
     window_cells,
     window_of,
 )
+from flashlips_core.train.critic import Critic
+from flashlips_core.train.detail import train_detail
+from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
 from flashlips_core.train.loop.logs import read_rows
 from flashlips_core.types import FlashLipsError
 

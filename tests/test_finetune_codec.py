@@ -12,7 +12,7 @@ from tiny import encoded_frames, tiny_codec
 from flashlips_core import checkpoint
 from flashlips_core.codec import CallableCodec, load_codec
 from flashlips_core.pixels import to_bytes
-from flashlips_core.train.editor_data import window_cells
+from flashlips_core.train.batches.frames import window_cells
 from flashlips_core.train.finetune_codec import CodecTuning, decoder_batches, tune_decoder
 from flashlips_core.train.finetune_data import PersonFrames
 from flashlips_core.types import FlashLipsError

@@ -10,8 +10,9 @@ from tiny import stored_crops, tiny_codec
 
 from flashlips_core.dataset.store import IRISES, MOUTH_CORNERS
 from flashlips_core.face.crop import crop_box
-from flashlips_core.train import portraits, sharp_faces
-from flashlips_core.train.portraits import MOUTH_PLACE, Square, cut_square, read_portraits, upright_square
+from flashlips_core.train import sharp_faces
+from flashlips_core.train.batches import portraits
+from flashlips_core.train.batches.portraits import MOUTH_PLACE, Square, cut_square, read_portraits, upright_square
 from flashlips_core.types import FlashLipsError
 
 FRONTAL = {468: (170, 150), 473: (230, 150), 4: (200, 185), 61: (180, 222), 291: (220, 222)}  # px

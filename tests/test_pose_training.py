@@ -13,9 +13,10 @@ import torch
 
 from flashlips_core.flow import flow_matching_loss
 from flashlips_core.loading import load_network
-from flashlips_core.train import pose_tracks, told_poses
-from flashlips_core.train.material import open_material
-from flashlips_core.train.pose_tracks import (
+from flashlips_core.train.batches import told as told_poses
+from flashlips_core.train.batches import tracks as pose_tracks
+from flashlips_core.train.batches.material import open_material
+from flashlips_core.train.batches.tracks import (
     FRAME_SAMPLES,
     PoseLabels,
     PoseSounds,
@@ -25,8 +26,8 @@ from flashlips_core.train.pose_tracks import (
     quiet_tone,
     speaker_of,
 )
+from flashlips_core.train.batches.voices import shifted_voice
 from flashlips_core.train.poses import PoseTraining, build_network, train
-from flashlips_core.train.voices import shifted_voice
 from flashlips_core.types import AudioFeatures, FlashLipsError
 
 CLIPS = ["s1/train/a", "s1/train/b", "grid_people/train/s2/c", "grid_people/train/s33/d", "s1/val/e"]

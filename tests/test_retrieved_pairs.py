@@ -10,9 +10,9 @@ from tiny import TINY_EDITOR, tiny_codec
 from flashlips_core.dataset.store import CropStore
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import retrieved_pairs as pairs
 from flashlips_core.train import retrieved_training as training
-from flashlips_core.train.aligned import aligned_squares, wider
+from flashlips_core.train.batches import starts as pairs
+from flashlips_core.train.batches.aligned import aligned_squares, wider
 from flashlips_core.train.editor import Judge
 from flashlips_core.train.loop.trainer import step_generator
 from flashlips_core.types import FlashLipsError
@@ -151,7 +151,7 @@ def test_batches_are_mixed_by_their_share():
 def test_squares_follow_a_moving_head_smoothly():
     rng, frames = np.random.default_rng(0), 50
     points = np.zeros((frames, 99, 2))
-    from flashlips_core.train.aligned import OF_99
+    from flashlips_core.train.batches.aligned import OF_99
 
     path = np.stack([np.linspace(0, 40, frames), np.zeros(frames)], 1)
     for index, place in {468: (170, 150), 473: (230, 150), 61: (180, 222), 291: (220, 222)}.items():

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from flashlips_core.train import rooms
 from flashlips_core.train.audio import with_others
+from flashlips_core.train.batches import rooms
 from flashlips_core.types import FlashLipsError
 
 

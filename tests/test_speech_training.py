@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 
 from flashlips_core.audio.encoders import MelConvAudioEncoder
 from flashlips_core.models.audio_encoder import MEL_CONV_LARGE, MelConvConfig, MelConvEncoder
-from flashlips_core.train import audio, run_stage, speech, told_poses
+from flashlips_core.train import audio, run_stage, speech
 from flashlips_core.train.audio import AudioTrainConfig, Clip, Corpus, Teacher, build_corpus
+from flashlips_core.train.batches import told as told_poses
+from flashlips_core.train.batches.tracks import PoseLabels, PoseTracks
 from flashlips_core.train.loop.trainer import TrainConfig
-from flashlips_core.train.pose_tracks import PoseLabels, PoseTracks
 from flashlips_core.train.speech_stages import KIND
 from flashlips_core.types import FlashLipsError
 

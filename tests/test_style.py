@@ -16,8 +16,8 @@ from flashlips_core import checkpoint
 from flashlips_core.cli import main
 from flashlips_core.loading import LoadedPart, load_part
 from flashlips_core.pipeline import LipSync
+from flashlips_core.train.batches.tracks import pose_correlation
 from flashlips_core.train.finetune_report import CURVE, curve_picture
-from flashlips_core.train.pose_tracks import pose_correlation
 from flashlips_core.train.style import StyleCheck, StyleTuning, look_at, split_speech, tune_style
 from flashlips_core.types import AudioFeatures, FlashLipsError, LipPoses
 

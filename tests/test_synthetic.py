@@ -13,7 +13,7 @@ from flashlips_core.heads.render import HeadRenderer, Look
 from flashlips_core.heads.set import SetConfig, load_set, main, make_set
 from flashlips_core.heads.skin import fit_photo, texture_map
 from flashlips_core.heads.speech import PHONES, VISEMES, random_expression, speech_curves
-from flashlips_core.train.labels import build_head_store
+from flashlips_core.train.batches.labels import build_head_store
 from flashlips_core.types import FlashLipsError
 
 GRID = 21

@@ -30,9 +30,10 @@ from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoderConfig
 from flashlips_core.pipeline import LipSync
-from flashlips_core.train import ablation, labels, lip, pose_tracks, stages
-from flashlips_core.train.material import SET_FACES, cut_mouths, open_material
-from flashlips_core.train.pose_tracks import OTHERS_SHARE, SILENT_SHARE, PoseLabels, PoseTracks
+from flashlips_core.train import ablation, lip, stages
+from flashlips_core.train.batches import labels, tracks
+from flashlips_core.train.batches.material import SET_FACES, cut_mouths, open_material
+from flashlips_core.train.batches.tracks import OTHERS_SHARE, SILENT_SHARE, PoseLabels, PoseTracks
 from flashlips_core.types import FlashLipsError
 
 PX, FRAMES, HIDDEN_EVERY = 128, 40, 7
@@ -138,7 +139,7 @@ def trained(built, teachers, tmp_path_factory) -> Path:
     """The run folder after all stages of the bundled model."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pose_tracks, "SILENT_TRACKS", 4)
+        patch.setattr(tracks, "SILENT_TRACKS", 4)
         patch.setitem(stages.LOOKS, SET_FACES, (2, 6))
         for stage, settings in STAGES.items():
             assert train(stage, built, teachers, folder, *settings) == 0, stage

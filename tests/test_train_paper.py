@@ -18,9 +18,9 @@ from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
 from flashlips_core.models.masks import lower_face_mask
 from flashlips_core.train import paper
+from flashlips_core.train.batches.pictures import PictureSource, inside, picture_batches
 from flashlips_core.train.loop.logs import read_rows
 from flashlips_core.train.loop.trainer import TrainConfig, Trainer, step_generator
-from flashlips_core.train.paper_data import PictureSource, inside, picture_batches
 from flashlips_core.types import FlashLipsError
 
 PX = 64
@@ -196,8 +196,8 @@ def test_steps_name_no_device():
         part.to(device)
     values = {name: None if value is None else value.to(device) for name, value in vars(batch_of()).items()}
     reader = lip_encoder().to(device)
+    from flashlips_core.train.batches.pictures import PictureBatch
     from flashlips_core.train.loop.trainer import _StepModule
-    from flashlips_core.train.paper_data import PictureBatch
 
     for step in (paper.masked_step(judged, paper.read_by(reader)), paper.refinement_step(judged, reader, network)):
         losses = _StepModule(network, step, device, False)(PictureBatch(**values), torch.Generator())

@@ -16,8 +16,9 @@ from flashlips_core.loading import STAGE_1, load_network
 from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import STAGES, codec, detail, distil, editor, lip, material, paper, poses, run_stage, stages
-from flashlips_core.train.editor_data import window_of
+from flashlips_core.train import STAGES, codec, detail, distil, editor, lip, paper, poses, run_stage, stages
+from flashlips_core.train.batches import material
+from flashlips_core.train.batches.frames import window_of
 from flashlips_core.train.loop.trainer import TrainConfig
 from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
 from flashlips_core.types import FlashLipsError

@@ -254,7 +254,7 @@ class Batches:
 
 def with_others(samples: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Some crops with the next one's voice 5 to 25 dB below their own, (B, S)."""
-    from .rooms import in_noise
+    from .batches.rooms import in_noise
 
     is_mixed = torch.rand(len(samples), generator=generator) < share
     below_db = (5 + 20 * torch.rand(len(samples), generator=generator)).tolist()

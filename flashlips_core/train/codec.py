@@ -23,7 +23,7 @@ from ..models.codec_mini import MiniCodec, MiniCodecConfig
 from ..models.layers import ConvBlock
 from ..pixels import from_bytes, to_bytes
 from ..types import FlashLipsError, Progress
-from . import augment
+from .batches import augment
 from .loop.trainer import MakeBatch, TrainConfig, fit
 
 OWN_LATENTS = 0.65  # share of images that are decoded from the encoder's own latents rather than the teacher's

@@ -20,8 +20,8 @@ from ..models.editor_transformer import TRANSFORMER_MINI, EditorTransformer
 from ..models.editor_unet import EditorUNet
 from ..models.masks import mouth_mask
 from ..types import FlashLipsError, Progress
+from .batches.frames import EditorFrames, draw_references, draw_rows, near_lips, window_cells
 from .editor import LIPS_SHARE, NUM_SHOWN, UNREAD_SHARE, mini_config
-from .editor_data import EditorFrames, draw_references, draw_rows, near_lips, window_cells
 from .loop.processes import on_device
 from .loop.trainer import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, fit, step_generator
 

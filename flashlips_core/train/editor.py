@@ -24,7 +24,16 @@ from ..models.editor_unet import UNET_MINI, UNET_MINI_384, EditorUNet, EditorUNe
 from ..models.lip_encoder import MOUTH_REGION, LipEncoder
 from ..models.masks import lower_face_mask, mouth_mask
 from ..types import Progress
-from .editor_data import EditorFrames, draw_references, draw_rows, lip_weights, near_lips, window_cells, window_of, window_pixels
+from .batches.frames import (
+    EditorFrames,
+    draw_references,
+    draw_rows,
+    lip_weights,
+    near_lips,
+    window_cells,
+    window_of,
+    window_pixels,
+)
 from .loop.processes import on_device
 from .loop.trainer import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, Validate, fit, frozen_copy, one_by_one, step_generator
 

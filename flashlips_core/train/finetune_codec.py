@@ -22,9 +22,9 @@ from ..drawings.sheets import spread
 from ..losses import sharpness_loss, texture_loss
 from ..models.codec_mini import MiniCodec
 from ..types import FlashLipsError, Progress
+from .batches.frames import EditorFrames, window_cells, window_pixels
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .editor import without_edge
-from .editor_data import EditorFrames, window_cells, window_pixels
 from .finetune_data import PersonFrames, check_latents
 from .finetune_report import Check, check_windows, lips_in_window
 from .loop.trainer import MakeBatch

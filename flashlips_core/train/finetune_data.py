@@ -25,7 +25,7 @@ from ..steps import Show
 from ..stream import batched, counted, prefetch
 from ..turned import to_shares
 from ..types import ClipInfo, FaceTrack, FlashLipsError, Progress
-from .editor_data import NUM_NEIGHBOURS, EditorFrames, cut_windows, nearest_heads
+from .batches.frames import NUM_NEIGHBOURS, EditorFrames, cut_windows, nearest_heads
 
 CONSENT = "Made from one person's face; use it only as that person agreed to."
 SHORTEST_S = 10.0  # of visible face; less than this holds too few mouths

@@ -19,8 +19,8 @@ from ..drawings.sheets import contact_sheet, spread
 from ..editing import edit_once
 from ..measures import detail, psnr_from_error, squared_error
 from ..pixels import from_bytes, to_bytes
+from .batches.frames import draw_rows, window_cells, window_of, window_pixels
 from .best_so_far import best_of
-from .editor_data import draw_rows, window_cells, window_of, window_pixels
 from .finetune_data import PersonFrames
 from .loop.trainer import step_generator
 

@@ -22,8 +22,8 @@ from ..models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
 from ..models.lip_encoder import LipEncoder, LipTeacher, mouth_region
 from ..models.masks import lower_face_mask
 from ..types import FlashLipsError, Progress
+from .batches.pictures import PictureBatch
 from .loop.trainer import SHEET_BATCH, MakeBatch, Step, TrainConfig, fit, frozen_copy, one_by_one, step_generator
-from .paper_data import PictureBatch
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from ..dataset.store import CropStore
 from ..loading import STAGE_1, load_network
 from ..models.lip_encoder import LipTeacher
 from . import lip, paper, stages
+from .batches.pictures import PictureSource, picture_batches
 from .loop.processes import own_device
 from .loop.trainer import MakeBatch, TrainConfig
-from .paper_data import PictureSource, picture_batches
 
 
 def editor(run: stages.Run) -> Path:

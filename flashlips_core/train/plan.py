@@ -28,8 +28,8 @@ from ..models.lip_encoder import LipEncoder
 from ..models.pose_transformer import POSE_150M, PoseTransformer
 from ..types import POSE_DIM
 from . import paper
+from .batches.pictures import PictureBatch
 from .loop.trainer import Step, frozen_copy, recompute_blocks
-from .paper_data import PictureBatch
 
 META = torch.device("meta")
 EDITORS = ("unet-250m", "transformer-300m")

@@ -21,9 +21,9 @@ from ..models.lip_encoder import LipEncoder
 from ..models.pose_transformer import POSE_150M, PoseTransformer
 from ..types import POSE_DIM
 from . import paper, plan
+from .batches.frames import window_of
 from .best_so_far import EMA
 from .editor import NUM_REFERENCES, WEIGHTS, EditorBatch
-from .editor_data import window_of
 from .finetune import FineTuning, learning
 from .finetune_codec import WEIGHTS as DECODER_WEIGHTS
 from .finetune_codec import CodecTuning, DecoderBatch, decoder_step

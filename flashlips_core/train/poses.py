@@ -25,10 +25,10 @@ from ..loading import load_network
 from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
 from ..types import SAMPLE_RATE, AudioFeatures, FlashLipsError, Progress
 from .audio import half_whitening, read_corpus
+from .batches.material import Material, open_material
+from .batches.tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, pose_correlation, quiet_tone
 from .loop.processes import is_first_process
 from .loop.trainer import TrainConfig, fit
-from .material import Material, open_material
-from .pose_tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, pose_correlation, quiet_tone
 from .speech import fit_pose_teacher, with_told
 
 log = logging.getLogger(__name__)

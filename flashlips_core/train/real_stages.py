@@ -20,13 +20,13 @@ from ..face.motion import LANDMARKER_FILE, LANDMARKS
 from ..loading import load_network, load_part
 from ..losses import load_perceptual
 from ..types import FlashLipsError
-from . import labels
 from . import lip_faces as lips
-from .aligned import build_aligned
+from .batches import labels
+from .batches.aligned import build_aligned
+from .batches.portraits import crop_portrait, read_picture, read_portraits
+from .batches.starts import encode_retrieved, load_retrieved
 from .landmark_data import FaceStore
 from .loop.trainer import TrainConfig
-from .portraits import crop_portrait, read_picture, read_portraits
-from .retrieved_pairs import encode_retrieved, load_retrieved
 from .retrieved_training import train_retrieved
 from .sharp_faces import build_tiles, decode_check, draw_crops, mouth_boxes, train_portraits
 from .stages import CODEC_TEACHER, Run

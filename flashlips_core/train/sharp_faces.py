@@ -23,10 +23,10 @@ from ..measures import box_slices, detail, psnr, true_detail
 from ..models.codec_mini import MiniCodec
 from ..pixels import from_bytes, to_bytes
 from ..types import Progress
-from . import augment
-from .aligned import wider
+from .batches import augment
+from .batches.aligned import wider
+from .batches.portraits import MOUTH_PLACE, Portrait, cut_square, read_picture, upright_square
 from .loop.trainer import MakeBatch, Step, TrainConfig, Validate, fit
-from .portraits import MOUTH_PLACE, Portrait, cut_square, read_picture, upright_square
 
 WEIGHTS = {"pixel": 3.0, "squared": 6.0, "sharpness": 6.0, "missing": 3.0, "excess": 20.0, "perceptual": 0.15}
 TILE_PX = 160  # of which the border is not judged

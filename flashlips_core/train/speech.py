@@ -23,11 +23,11 @@ from ..media import load_audio
 from ..models.audio_encoder import ROW_SAMPLES, MelConvConfig, MelConvEncoder
 from ..types import SAMPLE_RATE, FlashLipsError, Progress
 from .audio import AudioBatch, AudioTrainConfig, Batches, Clip, Corpus, known_mse
+from .batches.material import Material
+from .batches.told import REACH, PoseTeacher, joined, told_tracks
+from .batches.tracks import PoseLabels, PoseTracks
+from .batches.voices import shifted_voice
 from .loop.trainer import TrainConfig, fit
-from .material import Material
-from .pose_tracks import PoseLabels, PoseTracks
-from .told_poses import REACH, PoseTeacher, joined, told_tracks
-from .voices import shifted_voice
 
 SOUNDS = (".opus", ".wav", ".flac", ".mp3", ".ogg", ".m4a")
 SPEECH = "speech"  # group of the corpus: voices without lips; also the folder of the data where they are looked for

@@ -7,8 +7,8 @@ from pathlib import Path
 from ..models.audio_encoder import MEL_CONV_LARGE, MEL_CONV_MINI
 from ..types import FlashLipsError
 from .audio import AudioTrainConfig, Teacher, build_corpus, read_corpus, train_audio_encoder
+from .batches.tracks import PoseLabels
 from .loop.trainer import TrainConfig
-from .pose_tracks import PoseLabels
 from .speech import LAYER, SHARES, SPEECH, fit_pose_teacher, recordings, spoken_clips, train_components, with_other_voices
 from .stages import Run, labelled
 

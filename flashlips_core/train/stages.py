@@ -25,14 +25,15 @@ from ..loading import STAGE_1, load_network, load_part
 from ..losses import load_perceptual
 from ..models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipTeacher, LipTeacherConfig
 from ..types import FlashLipsError, Progress
-from . import labels, lip
+from . import lip
+from .batches import labels
+from .batches.frames import EditorFrames, encode_looks, load_frames
+from .batches.material import FIRST, HEADS, MOUTHS, PEOPLE, SET_FACES, Material, open_material
 from .codec import train_codec
 from .detail import train_detail
 from .distil import STUDENTS, distil_editor
 from .editor import refine_editor, train_editor
-from .editor_data import EditorFrames, encode_looks, load_frames
 from .loop.processes import is_first_process
-from .material import FIRST, HEADS, MOUTHS, PEOPLE, SET_FACES, Material, open_material
 
 log = logging.getLogger(__name__)
 

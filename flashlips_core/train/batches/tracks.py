@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..audio import AudioEncoder
-from ..flow import POSE_RATE, FlowBatch, features_at_pose_rate
-from ..types import SAMPLE_RATE, FlashLipsError, Progress
+from ...audio import AudioEncoder
+from ...flow import POSE_RATE, FlowBatch, features_at_pose_rate
+from ...types import SAMPLE_RATE, FlashLipsError, Progress
 from .material import UNSYNCED
 from .voices import shifted_voice
 

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..codec import CELL_PX, Codec
-from ..dataset.store import CROP_PX, STORED_MARGIN, CropStore, is_head
-from ..models.lip_encoder import LipEncoder
-from ..pixels import from_bytes, to_bytes
-from ..types import FlashLipsError, Progress
+from ...codec import CELL_PX, Codec
+from ...dataset.store import CROP_PX, STORED_MARGIN, CropStore, is_head
+from ...models.lip_encoder import LipEncoder
+from ...pixels import from_bytes, to_bytes
+from ...types import FlashLipsError, Progress
 from . import augment
 
 NUM_NEIGHBOURS = 10

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .audio import half_whitening
-from .pose_tracks import PoseTracks
+from ..audio import half_whitening
+from .tracks import PoseTracks
 
 COMPONENTS = 48  # 32 to 48 follow open speech best; 16 hear too little, 128 learn GRID's words by heart
 REACH = 2  # pose frames heard on either side

@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..codec import CELL_PX, Codec, encode_part
-from ..dataset.store import STORED_MARGIN, CropStore
-from ..models.lip_encoder import LipEncoder
-from ..pixels import to_bytes
-from ..types import FlashLipsError, Progress
+from ...codec import CELL_PX, Codec, encode_part
+from ...dataset.store import STORED_MARGIN, CropStore
+from ...models.lip_encoder import LipEncoder
+from ...pixels import to_bytes
+from ...types import FlashLipsError, Progress
+from ..editor import NUM_REFERENCES, UNREAD_SHARE, EditorBatch
+from ..loop.trainer import MakeBatch
 from . import augment
-from .editor import NUM_REFERENCES, UNREAD_SHARE, EditorBatch
-from .editor_data import (
+from .frames import (
     STEADY,
     EditorFrames,
     cut_windows,
@@ -34,7 +35,6 @@ from .editor_data import (
     window_of,
     window_pixels,
 )
-from .loop.trainer import MakeBatch
 
 NUM_STARTS = 2  # of each frame
 NUM_STORED = 8  # references of each group

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dataset.store import CropStore
-from ..face.expression import OUTER_LIP, mirrored
-from ..types import FlashLipsError
+from ...dataset.store import CropStore
+from ...face.expression import OUTER_LIP, mirrored
+from ...types import FlashLipsError
+from ..loop.trainer import MakeBatch
 from . import augment
-from .loop.trainer import MakeBatch
 
 # The outer lip outline as a closed line: MediaPipe lists its lower part, then its upper part, both from the left.
 OUTLINE = (*range(11), *range(OUTER_LIP - 1, 10, -1))

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..dataset.store import IRISES, MOUTH_CORNERS
-from ..face.crop import EYE_DISTANCE_WEIGHT, SIDE_PER_UNIT
-from ..pixels import from_bytes
-from ..types import FlashLipsError
+from ...dataset.store import IRISES, MOUTH_CORNERS
+from ...face.crop import EYE_DISTANCE_WEIGHT, SIDE_PER_UNIT
+from ...pixels import from_bytes
+from ...types import FlashLipsError
 
 MOUTH_PLACE = (0.5, 0.625)  # of the square: where ``face.crop.crop_box`` puts a frontal face's mouth
 HELD_OUT = 60  # people who are never learnt from

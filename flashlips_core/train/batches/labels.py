@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dataset.store import HEAD, STORED_MARGIN, Clip, CropStore
-from ..face.expression import MEDIAPIPE_BLENDSHAPES
-from ..face.motion import LANDMARKS, FaceMotion, measure_frames, measure_video
-from ..types import Progress
+from ...dataset.store import HEAD, STORED_MARGIN, Clip, CropStore
+from ...face.expression import MEDIAPIPE_BLENDSHAPES
+from ...face.motion import LANDMARKS, FaceMotion, measure_frames, measure_video
+from ...types import Progress
 
 FIVE = (468, 473, 4, 61, 291)
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ..dataset.store import IRISES, MOUTH_CORNERS, STORED_MARGIN, Clip, CropStore
-from ..face.crop import CENTRE_SIGMA_S, SIDE_SIGMA_S, local_linear
-from ..face.motion import LANDMARKS
-from ..types import Progress
+from ...dataset.store import IRISES, MOUTH_CORNERS, STORED_MARGIN, Clip, CropStore
+from ...face.crop import CENTRE_SIGMA_S, SIDE_SIGMA_S, local_linear
+from ...face.motion import LANDMARKS
+from ...types import Progress
 from .portraits import Square, cut_square, upright_square
 
 FPS = 25  # of GRID; other clips' rates are near enough for a smoothing

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..types import SAMPLE_RATE, FlashLipsError
+from ...types import SAMPLE_RATE, FlashLipsError
 
 SPEEDS = (0.85, 1.18)  # with the pitch, as a tape would
 ROOM_S = (0.1, 0.6)  # time in which a room's echo falls by 60 dB: from a furnished office to a hall

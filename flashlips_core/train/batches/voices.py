@@ -5,7 +5,7 @@ from __future__ import annotations
 import av
 import numpy as np
 
-from ..types import SAMPLE_RATE
+from ...types import SAMPLE_RATE
 
 LAYOUT = "mono"
 

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..audio import to_mono_16k
-from ..dataset.read import FEWEST_FACES, SampleTable, ShardCrops, read_tables, to_crops
-from ..dataset.store import STORED_MARGIN, Clip, CropStore, has_store, load_clips
-from ..face.expression import MEDIAPIPE_BLENDSHAPES
-from ..face.motion import LANDMARKER_FILE, LANDMARKS
-from ..media import load_audio
-from ..pixels import to_bytes
-from ..types import FlashLipsError, Progress
-from . import labels, lip
+from ...audio import to_mono_16k
+from ...dataset.read import FEWEST_FACES, SampleTable, ShardCrops, read_tables, to_crops
+from ...dataset.store import STORED_MARGIN, Clip, CropStore, has_store, load_clips
+from ...face.expression import MEDIAPIPE_BLENDSHAPES
+from ...face.motion import LANDMARKER_FILE, LANDMARKS
+from ...media import load_audio
+from ...pixels import to_bytes
+from ...types import FlashLipsError, Progress
+from .. import lip
+from . import labels
 
 log = logging.getLogger(__name__)
 

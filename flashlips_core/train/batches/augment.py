@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..dataset.store import CROP_PX, STORED_MARGIN
+from ...dataset.store import CROP_PX, STORED_MARGIN
 
 
 @dataclass(frozen=True)

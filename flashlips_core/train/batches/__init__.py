@@ -1,0 +1,1 @@
+"""What the stages learn from: clips, labels, crops, sounds; drawn, changed and encoded."""
