@@ -11,13 +11,13 @@ from PIL import Image
 
 from ..flashlips_core.audio import emotion_for, features_for
 from ..flashlips_core.pixels import from_bytes
-from ..flashlips_core.train.best_so_far import Tuned
-from ..flashlips_core.train.finetune import FineTuning, fine_tune
-from ..flashlips_core.train.finetune_codec import CodecTuning, tune_decoder
-from ..flashlips_core.train.finetune_data import SHORTEST_S, PersonFrames, prepare_person
-from ..flashlips_core.train.finetune_report import curve_picture, progress_picture
-from ..flashlips_core.train.style import SHORTEST_S as STYLE_SHORTEST_S
-from ..flashlips_core.train.style import StyleTuning, tune_style
+from ..flashlips_core.train.finetune.best_so_far import Tuned
+from ..flashlips_core.train.finetune.codec import CodecTuning, tune_decoder
+from ..flashlips_core.train.finetune.editor import FineTuning, fine_tune
+from ..flashlips_core.train.finetune.person import SHORTEST_S, PersonFrames, prepare_person
+from ..flashlips_core.train.finetune.report import curve_picture, progress_picture
+from ..flashlips_core.train.finetune.speech import SHORTEST_S as STYLE_SHORTEST_S
+from ..flashlips_core.train.finetune.speech import StyleTuning, tune_style
 from ..flashlips_core.types import FaceTrack, LipPoses
 from . import bridge
 from . import bridge_models as models

@@ -27,7 +27,7 @@ from flashlips_core.face.motion import FaceMotion
 from flashlips_core.loading import STAGE_1, load_part
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import DubSettings, LipSync
-from flashlips_core.train.style import StyleTuning, tune_style
+from flashlips_core.train.finetune.speech import StyleTuning, tune_style
 from flashlips_core.types import FlashLipsError
 
 TINY = Suite(own=2, people=1, driven=1, silent=1, spoken=1, frames=2)

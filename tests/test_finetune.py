@@ -18,12 +18,13 @@ from flashlips_core.cli import main
 from flashlips_core.codec import CallableCodec, Codec
 from flashlips_core.loading import LoadedPart, load_part
 from flashlips_core.pipeline import LipSync
-from flashlips_core.train import best_so_far, finetune
-from flashlips_core.train.best_so_far import trainable
-from flashlips_core.train.finetune import FineTuning, fine_tune
-from flashlips_core.train.finetune_data import BATCH, lip_boxes, prepare_person
-from flashlips_core.train.finetune_report import CURVE, Check, Examiner, curve_picture, progress_picture
-from flashlips_core.train.lora import add_lora, merged, with_shared_weights
+from flashlips_core.train.finetune import best_so_far
+from flashlips_core.train.finetune import editor as finetune
+from flashlips_core.train.finetune.best_so_far import trainable
+from flashlips_core.train.finetune.editor import FineTuning, fine_tune
+from flashlips_core.train.finetune.lora import add_lora, merged, with_shared_weights
+from flashlips_core.train.finetune.person import BATCH, lip_boxes, prepare_person
+from flashlips_core.train.finetune.report import CURVE, Check, Examiner, curve_picture, progress_picture
 from flashlips_core.types import FlashLipsError
 
 NUM_FRAMES = 60
@@ -372,7 +373,7 @@ def test_a_stage_1_editor_and_a_missing_folder_are_refused(lipsync, person, tmp_
 
 def test_the_command_fine_tunes(models, silent_clip, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(LipSync, "track", lambda self, *args, **kwargs: make_track(NUM_FRAMES, fps=Fraction(25)))
-    monkeypatch.setattr("flashlips_core.train.finetune_data.SHORTEST_S", 1.0)
+    monkeypatch.setattr("flashlips_core.train.finetune.person.SHORTEST_S", 1.0)
     out = tmp_path / "mine.safetensors"
     words = ["--video", str(silent_clip), "--out", str(out), "--models", str(models), "--steps", "2", "--lora", "2"]
     assert main(["train", "finetune", *words, "--json"]) == 0
@@ -383,7 +384,7 @@ def test_the_command_fine_tunes(models, silent_clip, tmp_path, monkeypatch, caps
 
 def test_the_command_lets_the_decoder_learn_first(models, silent_clip, tmp_path, monkeypatch, capsys, caplog):
     monkeypatch.setattr(LipSync, "track", lambda self, *args, **kwargs: make_track(NUM_FRAMES, fps=Fraction(25)))
-    monkeypatch.setattr("flashlips_core.train.finetune_data.SHORTEST_S", 1.0)
+    monkeypatch.setattr("flashlips_core.train.finetune.person.SHORTEST_S", 1.0)
     out, face = tmp_path / "mine.safetensors", tmp_path / "face.safetensors"
     words = ["train", "finetune", "--video", str(silent_clip), "--out", str(out), "--models", str(models), "--steps", "2"]
     assert main([*words, "--decoder", str(out)]) == 2

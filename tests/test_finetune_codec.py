@@ -13,8 +13,8 @@ from flashlips_core import checkpoint
 from flashlips_core.codec import CallableCodec, load_codec
 from flashlips_core.pixels import to_bytes
 from flashlips_core.train.batches.frames import window_cells
-from flashlips_core.train.finetune_codec import CodecTuning, decoder_batches, tune_decoder
-from flashlips_core.train.finetune_data import PersonFrames
+from flashlips_core.train.finetune.codec import CodecTuning, decoder_batches, tune_decoder
+from flashlips_core.train.finetune.person import PersonFrames
 from flashlips_core.types import FlashLipsError
 
 QUICK = CodecTuning(steps=4, batch=4, lr=1e-3, check_every=2, save_every_s=0)

@@ -15,7 +15,8 @@ from torch import nn
 from flashlips_core.checkpoint import BUNDLED
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import finetune, plan, plan_memory
+from flashlips_core.train import plan, plan_memory
+from flashlips_core.train.finetune import editor
 from flashlips_core.train.loop.trainer import TrainConfig
 from flashlips_core.train.plan_jobs import Job, decoder_job, finetune_job, pose_job
 from flashlips_core.train.plan_measure import measure
@@ -40,7 +41,7 @@ def toy_reader():
 
 def toy_tuning(**settings):
     makers = partial(EditorUNet, TINY_EDITOR), tiny_codec, toy_reader
-    return finetune_job("toy", makers, 256, finetune.FineTuning(**settings), torch.device("cuda"))
+    return finetune_job("toy", makers, 256, editor.FineTuning(**settings), torch.device("cuda"))
 
 
 def test_storages_count_once_and_while_they_live():
@@ -85,7 +86,7 @@ def test_the_update_counts_where_the_network_is_large_and_its_batch_small():
 def test_large_editors_are_tuned_in_less_memory(monkeypatch):
     plain = counted(toy_tuning())
     assert (plain.recomputed, plain.precision, plain.batch) == (False, "fp32", 8)
-    monkeypatch.setattr(finetune, "LARGE", 0)
+    monkeypatch.setattr(editor, "LARGE", 0)
     saving = counted(toy_tuning())
     assert (saving.recomputed, saving.precision) == (True, "bf16") and saving.gb < 0.6 * plain.gb
     assert counted(toy_tuning(batch=4)).gb < 0.7 * saving.gb
@@ -93,7 +94,7 @@ def test_large_editors_are_tuned_in_less_memory(monkeypatch):
 
 @pytest.mark.parametrize("lora", [0, 2])
 def test_what_is_counted_for_a_card_runs(monkeypatch, lora):
-    monkeypatch.setattr(finetune, "LARGE", 0)
+    monkeypatch.setattr(editor, "LARGE", 0)
     job = toy_tuning(lora=lora)
     (row,) = measure(CPU, [replace(job, config=replace(job.config, device="cpu"))])["rows"]
     assert job.config.precision == "bf16" and row["recomputed"] and row["seconds"] > 0 and not row["note"]

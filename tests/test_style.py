@@ -17,8 +17,8 @@ from flashlips_core.cli import main
 from flashlips_core.loading import LoadedPart, load_part
 from flashlips_core.pipeline import LipSync
 from flashlips_core.train.batches.tracks import pose_correlation
-from flashlips_core.train.finetune_report import CURVE, curve_picture
-from flashlips_core.train.style import StyleCheck, StyleTuning, look_at, split_speech, tune_style
+from flashlips_core.train.finetune.report import CURVE, curve_picture
+from flashlips_core.train.finetune.speech import StyleCheck, StyleTuning, look_at, split_speech, tune_style
 from flashlips_core.types import AudioFeatures, FlashLipsError, LipPoses
 
 QUICK = StyleTuning(steps=4, batch=4, check_every=2, save_every_s=0)
@@ -164,9 +164,9 @@ def test_the_command_trains_editor_and_style_from_one_clip(toys, clip, tmp_path,
     frames = 60
     video = clip(name="me.mp4", pts=tuple(range(0, frames * 3600, 3600)), audio_rate=22_050, audio_s=Fraction(12, 5))
     monkeypatch.setattr(LipSync, "track", lambda self, *args, **kwargs: make_track(frames))
-    monkeypatch.setattr("flashlips_core.train.finetune_data.SHORTEST_S", 1.0)
-    monkeypatch.setattr("flashlips_core.train.style.SHORTEST_S", 1.0)
-    monkeypatch.setattr("flashlips_core.train.style.StyleTuning", functools.partial(StyleTuning, steps=2, batch=4))
+    monkeypatch.setattr("flashlips_core.train.finetune.person.SHORTEST_S", 1.0)
+    monkeypatch.setattr("flashlips_core.train.finetune.speech.SHORTEST_S", 1.0)
+    monkeypatch.setattr("flashlips_core.train.finetune.speech.StyleTuning", functools.partial(StyleTuning, steps=2, batch=4))
     out, style = tmp_path / "mine.safetensors", tmp_path / "mine-style.safetensors"
     words = ["--video", str(video), "--out", str(out), "--style", str(style), "--models", str(toys), "--steps", "1"]
     assert main(["train", "finetune", *words, "--json"]) == 0

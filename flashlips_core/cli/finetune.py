@@ -12,7 +12,7 @@ from .options import add_models, add_tracking, load_lipsync, positive, progress_
 
 def add_finetune(parser: argparse.ArgumentParser) -> None:
     """Its options; their defaults are FineTuning's own."""
-    from ..train.finetune import FineTuning
+    from ..train.finetune.editor import FineTuning
 
     default = FineTuning()
     parser.add_argument("--video", required=True, help="the person talking, 20 s to 5 min; sound is not needed")
@@ -42,9 +42,9 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
     """Fit an editor to one person; stopped, the best so far stays, and the same command goes on."""
     from ..checks import check_output
     from ..loading import find_checkpoint, load_part
-    from ..train import finetune_data
-    from ..train.finetune import FineTuning, fine_tune
-    from ..train.finetune_codec import check_learnable
+    from ..train.finetune import person as finetune_data
+    from ..train.finetune.codec import check_learnable
+    from ..train.finetune.editor import FineTuning, fine_tune
 
     if args.minutes is not None and not args.minutes > 0:
         raise FlashLipsError(f"--minutes must be above 0, got {args.minutes:g}; leave it out to train by steps.")
@@ -79,7 +79,7 @@ def run_finetune(args: argparse.Namespace) -> dict[str, Any]:
 def _decoder(args: argparse.Namespace, lipsync: Any, person: Any) -> tuple[dict[str, Any], Any]:
     """Let the decoder learn the person: what came of it, and the new codec."""
     from ..codec import load_codec
-    from ..train.finetune_codec import CodecTuning, tune_decoder
+    from ..train.finetune.codec import CodecTuning, tune_decoder
 
     with progress_bar("decoder", args, unit=" s" if args.minutes else " steps") as progress:
         settings = CodecTuning(args.steps, args.minutes, seed=args.seed)
@@ -102,7 +102,7 @@ def _style(args: argparse.Namespace, lipsync: Any, track: Any) -> dict[str, Any]
     from ..audio import to_mono_16k
     from ..loading import find_checkpoint, load_part
     from ..media import load_audio
-    from ..train import style
+    from ..train.finetune import speech
 
     with progress_bar("style", args, unit=" steps") as progress:
         samples = to_mono_16k(load_audio(args.video))
@@ -110,10 +110,10 @@ def _style(args: argparse.Namespace, lipsync: Any, track: Any) -> dict[str, Any]
         if lipsync.emotion_encoder and lipsync.pose_model.config.emotion_dim:
             emotion = lipsync.emotion_encoder.encode(samples)
         base = load_part("pose-model", find_checkpoint("pose-model", part_named(args, "pose-model")), lipsync.device)
-        settings = style.StyleTuning(minutes=args.minutes, seed=args.seed)
-        return style.tune_style(
+        settings = speech.StyleTuning(minutes=args.minutes, seed=args.seed)
+        return speech.tune_style(
             base, lipsync.audio_encoder.encode(samples), lipsync.poses_from_video(args.video, track), args.style, settings,
-            emotion, style.SHORTEST_S, progress,
+            emotion, speech.SHORTEST_S, progress,
         ).as_dict()  # fmt: skip
 
 

@@ -21,12 +21,12 @@ from ..measures import UNBOUNDED, Measure
 from ..media import load_audio, probe, read_frames, write_video
 from ..media.part import CRF, PRESET
 from ..pipeline import LipSync
-from ..train.best_so_far import UNENDING, Tuned, best_of
-from ..train.finetune import FineTuning, fine_tune
-from ..train.finetune_codec import tune_decoder
-from ..train.finetune_data import prepare_person
-from ..train.finetune_report import Check
-from ..train.style import tune_style
+from ..train.finetune.best_so_far import UNENDING, Tuned, best_of
+from ..train.finetune.codec import tune_decoder
+from ..train.finetune.editor import FineTuning, fine_tune
+from ..train.finetune.person import prepare_person
+from ..train.finetune.report import Check
+from ..train.finetune.speech import tune_style
 from ..types import SAMPLE_RATE, Audio, FlashLipsError, Frame
 from . import rows
 from .material import Material

@@ -22,11 +22,11 @@ from ..models.pose_transformer import POSE_150M, PoseTransformer
 from ..types import POSE_DIM
 from . import paper, plan
 from .batches.frames import window_of
-from .best_so_far import EMA
 from .editor import NUM_REFERENCES, WEIGHTS, EditorBatch
-from .finetune import FineTuning, learning
-from .finetune_codec import WEIGHTS as DECODER_WEIGHTS
-from .finetune_codec import CodecTuning, DecoderBatch, decoder_step
+from .finetune.best_so_far import EMA
+from .finetune.codec import WEIGHTS as DECODER_WEIGHTS
+from .finetune.codec import CodecTuning, DecoderBatch, decoder_step
+from .finetune.editor import FineTuning, learning
 from .loop.trainer import Step, TrainConfig
 from .presets import settings_of
 

@@ -16,18 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_output
-from ..codec import Codec
-from ..drawings.sheets import spread
-from ..losses import sharpness_loss, texture_loss
-from ..models.codec_mini import MiniCodec
-from ..types import FlashLipsError, Progress
-from .batches.frames import EditorFrames, window_cells, window_pixels
+from ...checks import check_output
+from ...codec import Codec
+from ...drawings.sheets import spread
+from ...losses import sharpness_loss, texture_loss
+from ...models.codec_mini import MiniCodec
+from ...types import FlashLipsError, Progress
+from ..batches.frames import EditorFrames, window_cells, window_pixels
+from ..editor import without_edge
+from ..loop.trainer import MakeBatch
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
-from .editor import without_edge
-from .finetune_data import PersonFrames, check_latents
-from .finetune_report import Check, check_windows, lips_in_window
-from .loop.trainer import MakeBatch
+from .person import PersonFrames, check_latents
+from .report import Check, check_windows, lips_in_window
 
 WEIGHTS = {"pixel": 3.0, "sharpness": 6.0, "texture": 30.0}
 NUM_SHOWN = 16  # held-out frames of each look

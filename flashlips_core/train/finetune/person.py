@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_whole_track, no_face_in
-from ..codec import CallableCodec, Codec
-from ..compose import cut_batch
-from ..media import probe, read_frames
-from ..pipeline import DubSettings, LipSync
-from ..references import candidate_frames
-from ..steps import Show
-from ..stream import batched, counted, prefetch
-from ..turned import to_shares
-from ..types import ClipInfo, FaceTrack, FlashLipsError, Progress
-from .batches.frames import NUM_NEIGHBOURS, EditorFrames, cut_windows, nearest_heads
+from ...checks import check_whole_track, no_face_in
+from ...codec import CallableCodec, Codec
+from ...compose import cut_batch
+from ...media import probe, read_frames
+from ...pipeline import DubSettings, LipSync
+from ...references import candidate_frames
+from ...steps import Show
+from ...stream import batched, counted, prefetch
+from ...turned import to_shares
+from ...types import ClipInfo, FaceTrack, FlashLipsError, Progress
+from ..batches.frames import NUM_NEIGHBOURS, EditorFrames, cut_windows, nearest_heads
 
 CONSENT = "Made from one person's face; use it only as that person agreed to."
 SHORTEST_S = 10.0  # of visible face; less than this holds too few mouths

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..codec import CELL_PX, Codec
-from ..drawings.sheets import contact_sheet, spread
-from ..editing import edit_once
-from ..measures import detail, psnr_from_error, squared_error
-from ..pixels import from_bytes, to_bytes
-from .batches.frames import draw_rows, window_cells, window_of, window_pixels
+from ...codec import CELL_PX, Codec
+from ...drawings.sheets import contact_sheet, spread
+from ...editing import edit_once
+from ...measures import detail, psnr_from_error, squared_error
+from ...pixels import from_bytes, to_bytes
+from ..batches.frames import draw_rows, window_cells, window_of, window_pixels
+from ..loop.trainer import step_generator
 from .best_so_far import best_of
-from .finetune_data import PersonFrames
-from .loop.trainer import step_generator
+from .person import PersonFrames
 
 NUM_PAIRS = 16
 GROUND, CURVE, BEST, TEXT = (24, 24, 24), (90, 170, 255), (120, 230, 120), (230, 230, 230)

@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_output
-from ..flow import POSE_RATE, FlowBatch, SamplerSettings, check_features, features_at_pose_rate, flow_matching_loss, sample_poses
-from ..loading import LoadedPart
-from ..poses.motion import resample
-from ..types import AudioFeatures, FlashLipsError, LipPoses, Progress
-from .batches.tracks import PoseTracks, pose_correlation
+from ...checks import check_output
+from ...flow import POSE_RATE, FlowBatch, SamplerSettings, check_features, features_at_pose_rate, flow_matching_loss, sample_poses
+from ...loading import LoadedPart
+from ...poses.motion import resample
+from ...types import AudioFeatures, FlashLipsError, LipPoses, Progress
+from ..batches.tracks import PoseTracks, pose_correlation
+from ..loop.trainer import MakeBatch, Step, step_generator
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
-from .finetune_data import FEWEST_FRAMES, GAP_S, HELD_OUT_SHARE
-from .loop.trainer import MakeBatch, Step, step_generator
+from .person import FEWEST_FRAMES, GAP_S, HELD_OUT_SHARE
 
 CONSENT = "Made from one person's speech; use it only as that person agreed to."
 SHORTEST_S = 10.0  # of both sound and face; less holds too few sounds

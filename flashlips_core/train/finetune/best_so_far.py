@@ -22,11 +22,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from .. import checkpoint
-from ..system.locks import alone_with
-from ..types import FlashLipsError, Progress
-from .loop.attentive import attentive
-from .loop.trainer import MakeBatch, Step, TrainConfig, fit
+from ... import checkpoint
+from ...system.locks import alone_with
+from ...types import FlashLipsError, Progress
+from ..loop.attentive import attentive
+from ..loop.trainer import MakeBatch, Step, TrainConfig, fit
 from .lora import merged
 
 log = logging.getLogger(__name__)

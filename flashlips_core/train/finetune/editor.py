@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import checkpoint
-from ..checks import check_output
-from ..codec import Codec
-from ..loading import CODEC_FILE, LoadedPart
-from ..types import FlashLipsError, Progress
+from ... import checkpoint
+from ...checks import check_output
+from ...codec import Codec
+from ...loading import CODEC_FILE, LoadedPart
+from ...types import FlashLipsError, Progress
+from ..editor import WEIGHTS, Judge, editor_batches, refinement_step
+from ..loop.attentive import attentive
+from ..loop.trainer import Step
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
-from .editor import WEIGHTS, Judge, editor_batches, refinement_step
-from .finetune_data import PersonFrames, check_latents, check_trainable
-from .finetune_report import Check, Examiner, write_sheet
-from .loop.attentive import attentive
-from .loop.trainer import Step
 from .lora import add_lora, with_shared_weights
+from .person import PersonFrames, check_latents, check_trainable
+from .report import Check, Examiner, write_sheet
 
 LARGE = 20_000_000  # parameters of editor and codec, from which they may not fit a small card; the bundled have up to 9 M
 Watch = Callable[[list[Check], Tensor], None]
