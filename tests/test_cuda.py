@@ -50,7 +50,7 @@ def test_a_step_on_the_card_has_the_losses_of_the_cpu(tmp_path):
 
 
 def test_fine_tunings_fit_a_card_of_6_gb():
-    from flashlips_core.train.plan_measure import measure
+    from flashlips_core.train.cost.speed import measure
 
     held = {row["name"]: row["peak_gb"] for row in measure("cuda", only="fine-tune")["rows"]}
     assert all(held[f"fine-tune, {name}"] < 2 for name in BUNDLED)

@@ -14,10 +14,10 @@ from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTra
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
-from flashlips_core.train import plan
+from flashlips_core.train.cost import flops
+from flashlips_core.train.cost.jobs import editor_job, finetune_jobs, full_jobs, pose_job
+from flashlips_core.train.cost.speed import measure
 from flashlips_core.train.paper import PaperJudge
-from flashlips_core.train.plan_jobs import editor_job, finetune_jobs, full_jobs, pose_job
-from flashlips_core.train.plan_measure import measure
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 EDITORS = {"unet": lambda: EditorUNet(TINY_EDITOR), "transformer": lambda: EditorTransformer(TRANSFORMER_TINY)}
@@ -48,7 +48,7 @@ def toy_job(kind="unet", stage="masked", recompute=True, batch=None):
 
 @pytest.mark.parametrize("recompute", [True, False])
 @pytest.mark.parametrize("kind", EDITORS)
-@pytest.mark.parametrize("stage", plan.STEPS)
+@pytest.mark.parametrize("stage", flops.STEPS)
 def test_a_step_of_either_stage_is_measured(kind, stage, recompute):
     result = measure(CPU, [toy_job(kind, stage, recompute)])
     (row,) = result["rows"]
@@ -66,7 +66,7 @@ def test_the_measured_flops_are_the_counted_ones():
     from flashlips_core.train.loop.trainer import recompute_blocks
 
     recompute_blocks(network)
-    cost = plan._cost("", network, lambda: step(network, batch, torch.Generator()))
+    cost = flops._cost("", network, lambda: step(network, batch, torch.Generator()))
     assert row["tflop_per_sample"] == pytest.approx(cost.flops / 1e12, rel=0.02)
 
 
@@ -115,12 +115,12 @@ def test_the_papers_networks_and_data_can_be_built_on_any_device():
             network, batch, _ = job.build()
         tensors = [*network.parameters(), *network.buffers(), batch.images, batch.references, batch.lips]
         assert {tensor.device.type for tensor in tensors} == {"meta"} and batch.images.shape == (4, 3, 512, 512)
-        judge, reader = plan.frozen_networks()  # on the default device again
+        judge, reader = flops.frozen_networks()  # on the default device again
         assert next(judge.codec.parameters()).device.type == next(reader.parameters()).device.type == "cpu"
 
 
 def test_the_command_counts_or_measures(monkeypatch, capsys):
-    monkeypatch.setattr("flashlips_core.train.plan_measure.all_jobs", lambda device, batch: [toy_job(batch=batch)])
-    plan.main(["--measure", "--device", "cpu", "--batch", "2", "--json"])
+    monkeypatch.setattr("flashlips_core.train.cost.speed.all_jobs", lambda device, batch: [toy_job(batch=batch)])
+    flops.main(["--measure", "--device", "cpu", "--batch", "2", "--json"])
     result = json.loads(capsys.readouterr().out)
     assert result["rows"][0]["batch"] == 2 and "peak GB" in result["table"]

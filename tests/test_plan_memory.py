@@ -15,12 +15,12 @@ from torch import nn
 from flashlips_core.checkpoint import BUNDLED
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import plan, plan_memory
+from flashlips_core.train.cost import flops, memory
+from flashlips_core.train.cost.jobs import Job, decoder_job, finetune_job, pose_job
+from flashlips_core.train.cost.memory import LiveBytes, counted, needs
+from flashlips_core.train.cost.speed import measure
 from flashlips_core.train.finetune import editor
 from flashlips_core.train.loop.trainer import TrainConfig
-from flashlips_core.train.plan_jobs import Job, decoder_job, finetune_job, pose_job
-from flashlips_core.train.plan_measure import measure
-from flashlips_core.train.plan_memory import LiveBytes, counted, needs
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -58,11 +58,11 @@ def test_storages_count_once_and_while_they_live():
 
 
 @pytest.mark.parametrize("kind", ["unet", "transformer"])
-@pytest.mark.parametrize("stage", plan.STEPS)
+@pytest.mark.parametrize("stage", flops.STEPS)
 def test_a_counted_step_holds_what_a_real_one_does(kind, stage):
     job = toy_job(kind, stage, recompute=False)
     job = replace(job, config=replace(job.config, precision="fp32"))
-    state = (plan_memory.MOMENTS_BYTES + plan_memory.MEAN_BYTES) * sum(p.numel() for p in job.build()[0].parameters())
+    state = (memory.MOMENTS_BYTES + memory.MEAN_BYTES) * sum(p.numel() for p in job.build()[0].parameters())
     assert counted(job).gb * 1e9 - state == pytest.approx(real_peak(job), rel=0.03)
 
 
@@ -80,7 +80,7 @@ def test_the_update_counts_where_the_network_is_large_and_its_batch_small():
         return nn.Linear(1000, 1000, bias=False), torch.rand(1, 1000), lambda network, batch, _: {"loss": network(batch).sum()}
 
     need = counted(Job("linear", 1, TrainConfig("", 1), build))
-    assert need.gb * 1e9 == pytest.approx((plan.STATE_BYTES + plan_memory.ROOT_BYTES) * 1e6, rel=0.01)
+    assert need.gb * 1e9 == pytest.approx((flops.STATE_BYTES + memory.ROOT_BYTES) * 1e6, rel=0.01)
 
 
 def test_large_editors_are_tuned_in_less_memory(monkeypatch):
@@ -108,7 +108,7 @@ def test_every_bundled_fine_tuning_and_the_pose_transformer_are_counted():
 
 
 def test_the_command_counts_and_nothing_fake_stays_behind(capsys):
-    plan.main(["--memory", "--only", "decoder of bundled-fast", "--json"])
+    flops.main(["--memory", "--only", "decoder of bundled-fast", "--json"])
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["batch"] == 4 and 0.01 < row["gb"] < 0.5
     assert type(torch.rand(2)) is torch.Tensor

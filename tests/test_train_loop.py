@@ -16,6 +16,7 @@ from torch import nn
 
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.train.cost.flops import pose_cost, table
 from flashlips_core.train.loop import trainer as loop
 from flashlips_core.train.loop.ahead import Ahead
 from flashlips_core.train.loop.attentive import attentive
@@ -23,7 +24,6 @@ from flashlips_core.train.loop.logs import add_row, read_rows
 from flashlips_core.train.loop.meter import peak_flops
 from flashlips_core.train.loop.processes import on_device, size_of
 from flashlips_core.train.loop.trainer import TrainConfig, Trainer, fit, recompute_blocks
-from flashlips_core.train.plan import pose_cost, table
 from flashlips_core.types import FlashLipsError
 
 UNET = EditorUNetConfig(

@@ -1,4 +1,4 @@
-"""How much GPU memory training steps need, counted without a GPU: ``python -m flashlips_core.train.plan --memory``.
+"""How much GPU memory training steps need, counted without a GPU: ``python -m flashlips_core.train.cost.flops --memory``.
 
 The steps run on fake tensors, which have shapes, types and lifetimes but no values. Counted are the bytes that live at once: the
 least that a card must have free. What its convolutions use for themselves, and the driver, come on top.
@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .loop.trainer import recompute_blocks
-from .plan_jobs import Job, all_jobs
+from ..loop.trainer import recompute_blocks
+from .jobs import Job, all_jobs
 
 log = logging.getLogger(__name__)
 

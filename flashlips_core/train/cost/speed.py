@@ -1,4 +1,4 @@
-"""What steps of the full preset and of fine-tunings take on this machine: ``python -m flashlips_core.train.plan --measure``.
+"""What steps of the full preset and of fine-tunings take on this machine: ``python -m flashlips_core.train.cost.flops --measure``.
 
 The steps, settings and loop are those of a run. Networks and judges have the published shapes and random weights, pictures and
 poses are noise; neither changes the speed. Batches are made before: reading and augmenting pictures is outside the timer.
@@ -14,12 +14,12 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from ..bench.editors import TOO_LATE, end_of, forget_peak, now, peak_gb
-from ..system.memory import is_out_of_memory
-from ..types import FlashLipsError, device_of
-from .loop.meter import peak_flops
-from .loop.trainer import Trainer
-from .plan_jobs import Job, all_jobs
+from ...bench.editors import TOO_LATE, end_of, forget_peak, now, peak_gb
+from ...system.memory import is_out_of_memory
+from ...types import FlashLipsError, device_of
+from ..loop.meter import peak_flops
+from ..loop.trainer import Trainer
+from .jobs import Job, all_jobs
 
 log = logging.getLogger(__name__)
 

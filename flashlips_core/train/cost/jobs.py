@@ -13,22 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..bench.editors import sdxl_vae
-from ..checkpoint import BUNDLED
-from ..codec import CELL_PX, Codec, KLCodec, load_codec
-from ..loading import load_part
-from ..models.lip_encoder import LipEncoder
-from ..models.pose_transformer import POSE_150M, PoseTransformer
-from ..types import POSE_DIM
-from . import paper, plan
-from .batches.frames import window_of
-from .editor import NUM_REFERENCES, WEIGHTS, EditorBatch
-from .finetune.best_so_far import EMA
-from .finetune.codec import WEIGHTS as DECODER_WEIGHTS
-from .finetune.codec import CodecTuning, DecoderBatch, decoder_step
-from .finetune.editor import FineTuning, learning
-from .loop.trainer import Step, TrainConfig
-from .presets import settings_of
+from ...bench.editors import sdxl_vae
+from ...checkpoint import BUNDLED
+from ...codec import CELL_PX, Codec, KLCodec, load_codec
+from ...loading import load_part
+from ...models.lip_encoder import LipEncoder
+from ...models.pose_transformer import POSE_150M, PoseTransformer
+from ...types import POSE_DIM
+from .. import paper
+from ..batches.frames import window_of
+from ..editor import NUM_REFERENCES, WEIGHTS, EditorBatch
+from ..finetune.best_so_far import EMA
+from ..finetune.codec import WEIGHTS as DECODER_WEIGHTS
+from ..finetune.codec import CodecTuning, DecoderBatch, decoder_step
+from ..finetune.editor import FineTuning, learning
+from ..loop.trainer import Step, TrainConfig
+from ..presets import settings_of
+from . import flops
 
 CROPS_PX = (512, 256)
 NUM_FRAMES = 100  # of the pose transformer's windows
@@ -61,12 +62,12 @@ def all_jobs(device: torch.device, batch: int | None = None, is_fake: bool = Fal
 
 def full_jobs(device: torch.device, batch: int | None = None, is_fake: bool = False) -> list[Job]:
     """Both editors' stages and the pose transformer, as the preset trains them; then the same without recomputation."""
-    frozen = plan.frozen_networks if is_fake else functools.cache(_frozen_as_loaded)
+    frozen = flops.frozen_networks if is_fake else functools.cache(_frozen_as_loaded)
     jobs = []
     for recompute in (True, False):
         for crop_px in CROPS_PX:
-            for kind in plan.EDITORS:
-                for stage in plan.STEPS:
+            for kind in flops.EDITORS:
+                for stage in flops.STEPS:
                     name = f"{kind}, {stage}, {crop_px} px"
                     jobs.append(editor_job(name, stage, paper.NETWORKS[kind], frozen, crop_px, device, recompute, batch))
         jobs.append(pose_job(lambda: PoseTransformer(POSE_150M), NUM_FRAMES, device, recompute, batch))
@@ -84,15 +85,15 @@ def editor_job(
     batch: int | None = None,
 ) -> Job:
     """Masked reconstruction or self-refinement (``plan.STEPS``) of the editor that ``make`` builds."""
-    options = settings_of("editor" if stage == plan.STEPS[0] else stage, "full")
+    options = settings_of("editor" if stage == flops.STEPS[0] else stage, "full")
     samples = batch or options["batch_size"]
     config = _config(options, device, recompute, paper.paper_weights())
 
     def build() -> tuple[nn.Module, Any, Step]:
         judge, reader = frozen()
         network = make()
-        step = plan.editor_step(stage, replace(judge, recompute=recompute), reader, network)
-        return network, plan.pictures(samples, options["references"], crop_px), step
+        step = flops.editor_step(stage, replace(judge, recompute=recompute), reader, network)
+        return network, flops.pictures(samples, options["references"], crop_px), step
 
     return Job(name, samples, config, build)
 
@@ -106,7 +107,7 @@ def pose_job(
 
     def build() -> tuple[nn.Module, Any, Step]:
         network = make()
-        return network, plan.windows(network, samples, num_frames), plan.pose_step
+        return network, flops.windows(network, samples, num_frames), flops.pose_step
 
     return Job(f"pose transformer, {num_frames} frames", samples, _config(options, device, recompute), build)
 
@@ -207,7 +208,7 @@ def _as_loaded(network: nn.Module) -> nn.Module:
 
 
 def _frozen_as_loaded() -> tuple[paper.PaperJudge, LipEncoder]:
-    judge, reader = plan.frozen_networks()
+    judge, reader = flops.frozen_networks()
     for network in (judge.codec, judge.perceptual, judge.identity, reader):
         _as_loaded(network)
     return judge, reader

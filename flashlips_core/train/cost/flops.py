@@ -1,4 +1,4 @@
-"""What the full preset's training steps cost, counted without data, weights or a GPU: ``python -m flashlips_core.train.plan``.
+"""What the full preset's training steps cost, counted without data, weights or a GPU: ``python -m flashlips_core.train.cost.flops``.
 
 Everything lives on PyTorch's meta device, which knows shapes and no values. FLOPs are those of products, convolutions and
 attention (1 multiply-add = 2), forward and backward, with all judges. With ``--measure`` the same steps run on this machine's
@@ -19,17 +19,17 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..bench.editors import sdxl_vae
-from ..codec import KLCodec
-from ..flow import FlowBatch, flow_matching_loss
-from ..losses import VGG19_CONVS, IdentityLoss, PerceptualLoss, VGGFeatures
-from ..models.identity import FaceNet
-from ..models.lip_encoder import LipEncoder
-from ..models.pose_transformer import POSE_150M, PoseTransformer
-from ..types import POSE_DIM
-from . import paper
-from .batches.pictures import PictureBatch
-from .loop.trainer import Step, frozen_copy, recompute_blocks
+from ...bench.editors import sdxl_vae
+from ...codec import KLCodec
+from ...flow import FlowBatch, flow_matching_loss
+from ...losses import VGG19_CONVS, IdentityLoss, PerceptualLoss, VGGFeatures
+from ...models.identity import FaceNet
+from ...models.lip_encoder import LipEncoder
+from ...models.pose_transformer import POSE_150M, PoseTransformer
+from ...types import POSE_DIM
+from .. import paper
+from ..batches.pictures import PictureBatch
+from ..loop.trainer import Step, frozen_copy, recompute_blocks
 
 META = torch.device("meta")
 EDITORS = ("unet-250m", "transformer-300m")
@@ -132,7 +132,7 @@ def _cost(name: str, network: nn.Module, step: Callable[[], dict[str, Tensor]]) 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of docs/training.md."""
-    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.plan", description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.cost.flops", description=main.__doc__)
     ways = parser.add_mutually_exclusive_group()
     ways.add_argument("--measure", action="store_true", help="run the steps on a device instead of counting their FLOPs")
     ways.add_argument("--memory", action="store_true", help="count what the steps hold in a card's memory")
@@ -145,11 +145,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if args.measure or args.memory:
         logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.memory:
-        from .plan_memory import needs
+        from .memory import needs
 
         result = needs(args.only, args.batch)
     elif args.measure:
-        from .plan_measure import measure
+        from .speed import measure
 
         result = measure(args.device, only=args.only, batch=args.batch, within_s=args.within)
     else:

@@ -1,0 +1,1 @@
+"""What training steps cost, counted without a GPU or measured on one."""
