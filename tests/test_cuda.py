@@ -13,7 +13,7 @@ from flashlips_core.media import read_frames
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.pipeline import LipSync
 from flashlips_core.train.batches.frames import encode_looks, load_frames
-from flashlips_core.train.editor import train_editor
+from flashlips_core.train.editor.pairs import train_editor
 from flashlips_core.train.loop.logs import read_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")

@@ -14,7 +14,8 @@ from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.masks import mouth_mask
-from flashlips_core.train import distil, run_stage, stages
+from flashlips_core.train import run_stage, stages
+from flashlips_core.train.editor import distil
 from flashlips_core.train.loop.logs import read_rows
 from flashlips_core.types import FlashLipsError
 

@@ -25,7 +25,7 @@ from flashlips_core.train.batches.frames import (
 )
 from flashlips_core.train.critic import Critic
 from flashlips_core.train.detail import train_detail
-from flashlips_core.train.editor import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
+from flashlips_core.train.editor.pairs import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
 from flashlips_core.train.loop.logs import read_rows
 from flashlips_core.types import FlashLipsError
 

@@ -17,7 +17,7 @@ from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransfor
 from flashlips_core.train.cost import flops
 from flashlips_core.train.cost.jobs import editor_job, finetune_jobs, full_jobs, pose_job
 from flashlips_core.train.cost.speed import measure
-from flashlips_core.train.paper import PaperJudge
+from flashlips_core.train.editor.paper import PaperJudge
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 EDITORS = {"unet": lambda: EditorUNet(TINY_EDITOR), "transformer": lambda: EditorTransformer(TRANSFORMER_TINY)}

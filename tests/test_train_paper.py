@@ -17,8 +17,8 @@ from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTra
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
 from flashlips_core.models.masks import lower_face_mask
-from flashlips_core.train import paper
 from flashlips_core.train.batches.pictures import PictureSource, inside, picture_batches
+from flashlips_core.train.editor import paper
 from flashlips_core.train.loop.logs import read_rows
 from flashlips_core.train.loop.trainer import TrainConfig, Trainer, step_generator
 from flashlips_core.types import FlashLipsError

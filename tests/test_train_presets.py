@@ -16,16 +16,17 @@ from flashlips_core.loading import STAGE_1, load_network
 from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import STAGES, codec, detail, distil, editor, lip, paper, poses, run_stage, stages
+from flashlips_core.train import STAGES, codec, detail, lip, poses, run_stage, stages
 from flashlips_core.train.batches import material
 from flashlips_core.train.batches.frames import window_of
+from flashlips_core.train.editor import distil, pairs, paper
 from flashlips_core.train.loop.trainer import TrainConfig
 from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
 from flashlips_core.types import FlashLipsError
 
 FUNCTIONS = {
     "codec": codec.train_codec, "lip-teacher": lip.train_decoder, "lip-encoder": lip.train_student,
-    "editor": editor.train_editor, "refinement": editor.refine_editor, "detail": detail.train_detail,
+    "editor": pairs.train_editor, "refinement": pairs.refine_editor, "detail": detail.train_detail,
     "distil": distil.distil_editor,
 }  # fmt: skip
 OF_STAGE = {"network", "teacher", "vgg_stages"}  # the stage turns these into the function's arguments

@@ -13,8 +13,9 @@ from flashlips_core.dataset.store import CropStore
 from flashlips_core.losses import VGG19_CONVS, PerceptualLoss, VGGFeatures
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
-from flashlips_core.train import paper, paper_stages
+from flashlips_core.train import paper_stages
 from flashlips_core.train.batches.frames import EditorFrames, window_of
+from flashlips_core.train.editor import paper
 
 TINY_CODEC = MiniCodecConfig(encoder_widths=(8, 8), encoder_blocks=(0, 0), decoder_widths=(8, 8), decoder_blocks=(0, 0))
 TINY_EDITOR = EditorUNetConfig(

@@ -20,7 +20,7 @@ from ..models.masks import mouth_mask
 from ..types import Progress
 from .batches.frames import EditorFrames, window_cells, window_of
 from .critic import WithCritic
-from .editor import EDGE, EditorBatch, edit_neighbours, editor_batches, pair_target
+from .editor.pairs import EDGE, EditorBatch, edit_neighbours, editor_batches, pair_target
 from .loop.trainer import Step, TrainConfig, fit
 
 WEIGHTS = {"pixel": 2.0, "squared": 4.0, "sharpness": 4.0, "realism": 0.15, "critic": 1.0, "anchor": 6.0}

@@ -12,8 +12,9 @@ from ..codec import load_codec
 from ..dataset.store import CropStore
 from ..loading import STAGE_1, load_network
 from ..models.lip_encoder import LipTeacher
-from . import lip, paper, stages
+from . import lip, stages
 from .batches.pictures import PictureSource, picture_batches
+from .editor import paper
 from .loop.processes import own_device
 from .loop.trainer import MakeBatch, TrainConfig
 

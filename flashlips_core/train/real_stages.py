@@ -25,9 +25,9 @@ from .batches import labels
 from .batches.aligned import build_aligned
 from .batches.portraits import crop_portrait, read_picture, read_portraits
 from .batches.starts import encode_retrieved, load_retrieved
+from .editor.retrieved import train_retrieved
 from .landmark_data import FaceStore
 from .loop.trainer import TrainConfig
-from .retrieved_training import train_retrieved
 from .sharp_faces import build_tiles, decode_check, draw_crops, mouth_boxes, train_portraits
 from .stages import CODEC_TEACHER, Run
 

@@ -31,8 +31,8 @@ from .batches.frames import EditorFrames, encode_looks, load_frames
 from .batches.material import FIRST, HEADS, MOUTHS, PEOPLE, SET_FACES, Material, open_material
 from .codec import train_codec
 from .detail import train_detail
-from .distil import STUDENTS, distil_editor
-from .editor import refine_editor, train_editor
+from .editor.distil import STUDENTS, distil_editor
+from .editor.pairs import refine_editor, train_editor
 from .loop.processes import is_first_process
 
 log = logging.getLogger(__name__)

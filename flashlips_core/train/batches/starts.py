@@ -21,7 +21,7 @@ from ...dataset.store import STORED_MARGIN, CropStore
 from ...models.lip_encoder import LipEncoder
 from ...pixels import to_bytes
 from ...types import FlashLipsError, Progress
-from ..editor import NUM_REFERENCES, UNREAD_SHARE, EditorBatch
+from ..editor.pairs import NUM_REFERENCES, UNREAD_SHARE, EditorBatch
 from ..loop.trainer import MakeBatch
 from . import augment
 from .frames import (

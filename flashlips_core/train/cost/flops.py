@@ -27,8 +27,8 @@ from ...models.identity import FaceNet
 from ...models.lip_encoder import LipEncoder
 from ...models.pose_transformer import POSE_150M, PoseTransformer
 from ...types import POSE_DIM
-from .. import paper
 from ..batches.pictures import PictureBatch
+from ..editor import paper
 from ..loop.trainer import Step, frozen_copy, recompute_blocks
 
 META = torch.device("meta")

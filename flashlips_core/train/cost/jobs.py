@@ -20,9 +20,9 @@ from ...loading import load_part
 from ...models.lip_encoder import LipEncoder
 from ...models.pose_transformer import POSE_150M, PoseTransformer
 from ...types import POSE_DIM
-from .. import paper
 from ..batches.frames import window_of
-from ..editor import NUM_REFERENCES, WEIGHTS, EditorBatch
+from ..editor import paper
+from ..editor.pairs import NUM_REFERENCES, WEIGHTS, EditorBatch
 from ..finetune.best_so_far import EMA
 from ..finetune.codec import WEIGHTS as DECODER_WEIGHTS
 from ..finetune.codec import CodecTuning, DecoderBatch, decoder_step

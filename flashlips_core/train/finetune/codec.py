@@ -23,7 +23,7 @@ from ...losses import sharpness_loss, texture_loss
 from ...models.codec_mini import MiniCodec
 from ...types import FlashLipsError, Progress
 from ..batches.frames import EditorFrames, window_cells, window_pixels
-from ..editor import without_edge
+from ..editor.pairs import without_edge
 from ..loop.trainer import MakeBatch
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable
 from .person import PersonFrames, check_latents

@@ -16,7 +16,7 @@ from ...checks import check_output
 from ...codec import Codec
 from ...loading import CODEC_FILE, LoadedPart
 from ...types import FlashLipsError, Progress
-from ..editor import WEIGHTS, Judge, editor_batches, refinement_step
+from ..editor.pairs import WEIGHTS, Judge, editor_batches, refinement_step
 from ..loop.attentive import attentive
 from ..loop.trainer import Step
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable

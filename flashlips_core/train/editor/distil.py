@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..codec import Codec
-from ..models.editor_transformer import TRANSFORMER_MINI, EditorTransformer
-from ..models.editor_unet import EditorUNet
-from ..models.masks import mouth_mask
-from ..types import FlashLipsError, Progress
-from .batches.frames import EditorFrames, draw_references, draw_rows, near_lips, window_cells
-from .editor import LIPS_SHARE, NUM_SHOWN, UNREAD_SHARE, mini_config
-from .loop.processes import on_device
-from .loop.trainer import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, fit, step_generator
+from ...codec import Codec
+from ...models.editor_transformer import TRANSFORMER_MINI, EditorTransformer
+from ...models.editor_unet import EditorUNet
+from ...models.masks import mouth_mask
+from ...types import FlashLipsError, Progress
+from ..batches.frames import EditorFrames, draw_references, draw_rows, near_lips, window_cells
+from ..loop.processes import on_device
+from ..loop.trainer import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, fit, step_generator
+from .pairs import LIPS_SHARE, NUM_SHOWN, UNREAD_SHARE, mini_config
 
 FRAMES_A_CLIP = 8  # share one clip's references, whose keys and values are most of a Transformer's work
 BORROWED_SHARE = 0.5  # of the poses are anybody's; the rest are the clip's own

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..codec import CELL_PX, Codec
-from ..losses import PerceptualLoss, sharpness_loss, texture_loss
-from ..models.editor_unet import UNET_MINI, UNET_MINI_384, EditorUNet, EditorUNetConfig
-from ..models.lip_encoder import MOUTH_REGION, LipEncoder
-from ..models.masks import lower_face_mask, mouth_mask
-from ..types import Progress
-from .batches.frames import (
+from ...codec import CELL_PX, Codec
+from ...losses import PerceptualLoss, sharpness_loss, texture_loss
+from ...models.editor_unet import UNET_MINI, UNET_MINI_384, EditorUNet, EditorUNetConfig
+from ...models.lip_encoder import MOUTH_REGION, LipEncoder
+from ...models.masks import lower_face_mask, mouth_mask
+from ...types import Progress
+from ..batches.frames import (
     EditorFrames,
     draw_references,
     draw_rows,
@@ -34,8 +34,19 @@ from .batches.frames import (
     window_of,
     window_pixels,
 )
-from .loop.processes import on_device
-from .loop.trainer import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, Validate, fit, frozen_copy, one_by_one, step_generator
+from ..loop.processes import on_device
+from ..loop.trainer import (
+    SHEET_BATCH,
+    MakeBatch,
+    Sheet,
+    Step,
+    TrainConfig,
+    Validate,
+    fit,
+    frozen_copy,
+    one_by_one,
+    step_generator,
+)
 
 WEIGHTS = {
     "latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "texture": 350.0,

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..codec import Codec
-from ..losses import PAPER_WEIGHTS, IdentityLoss, PerceptualLoss, l1, latent_mask, lips_l1, load_identity, load_perceptual
-from ..models.editor_transformer import TRANSFORMER_300M, EditorTransformer
-from ..models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
-from ..models.lip_encoder import LipEncoder, LipTeacher, mouth_region
-from ..models.masks import lower_face_mask
-from ..types import FlashLipsError, Progress
-from .batches.pictures import PictureBatch
-from .loop.trainer import SHEET_BATCH, MakeBatch, Step, TrainConfig, fit, frozen_copy, one_by_one, step_generator
+from ...codec import Codec
+from ...losses import PAPER_WEIGHTS, IdentityLoss, PerceptualLoss, l1, latent_mask, lips_l1, load_identity, load_perceptual
+from ...models.editor_transformer import TRANSFORMER_300M, EditorTransformer
+from ...models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
+from ...models.lip_encoder import LipEncoder, LipTeacher, mouth_region
+from ...models.masks import lower_face_mask
+from ...types import FlashLipsError, Progress
+from ..batches.pictures import PictureBatch
+from ..loop.trainer import SHEET_BATCH, MakeBatch, Step, TrainConfig, fit, frozen_copy, one_by_one, step_generator
 
 log = logging.getLogger(__name__)
 
