@@ -18,11 +18,11 @@ from flashlips_core.heads.set import random_look
 from flashlips_core.heads.skin import SKIN_TONES, SkinPainter
 from flashlips_core.loading import load_network
 from flashlips_core.models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
-from flashlips_core.train.landmark_data import FaceStore, mirror, write_store
-from flashlips_core.train.landmark_heads import vertex_offsets
-from flashlips_core.train.landmark_measure import jitter, measure
-from flashlips_core.train.landmark_views import background_view, face_view, wrong_view
-from flashlips_core.train.landmarks import LandmarkStores, landmark_batches, landmark_step, train_landmarks
+from flashlips_core.train.landmarks.heads import vertex_offsets
+from flashlips_core.train.landmarks.measure import jitter, measure
+from flashlips_core.train.landmarks.pictures import FaceStore, mirror, write_store
+from flashlips_core.train.landmarks.training import LandmarkStores, landmark_batches, landmark_step, train_landmarks
+from flashlips_core.train.landmarks.views import background_view, face_view, wrong_view
 from flashlips_core.types import FlashLipsError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"

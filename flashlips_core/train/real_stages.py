@@ -26,7 +26,7 @@ from .batches.aligned import build_aligned
 from .batches.portraits import crop_portrait, read_picture, read_portraits
 from .batches.starts import encode_retrieved, load_retrieved
 from .editor.retrieved import train_retrieved
-from .landmark_data import FaceStore
+from .landmarks.pictures import FaceStore
 from .loop.trainer import TrainConfig
 from .sharp_faces import build_tiles, decode_check, draw_crops, mouth_boxes, train_portraits
 from .stages import CODEC_TEACHER, Run

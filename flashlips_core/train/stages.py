@@ -298,9 +298,9 @@ def build_teacher(config: dict[str, Any]) -> LipTeacher:
 
 def landmarks(run: Run) -> Path:
     """Make the stores of labelled faces and rendered heads that are missing, and train the landmark network on them."""
-    from .landmark_data import FaceStore, prepare_faces
-    from .landmark_heads import prepare_heads
-    from .landmarks import LICENCE, TEST_STORES, open_stores, train_landmarks
+    from .landmarks.heads import prepare_heads
+    from .landmarks.pictures import FaceStore, prepare_faces
+    from .landmarks.training import LICENCE, TEST_STORES, open_stores, train_landmarks
 
     options, folder = dict(run.options), run.folder / "landmarks"
     folders = prepare_faces(run.data, run.weights, folder, run.progress) + prepare_heads(run.data, folder, run.progress)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..face.head_pose import fit_poses
-from ..face.head_shape import BROWS, EYES, LIPS, NOSE, OUTER_EYES, OVAL, mean_shape
-from ..face.landmarks import FaceLandmarker, cut_from, make_square, square_around
-from ..models.landmark_net import LandmarkNet
-from .landmark_data import STILLS, TEST, FaceStore
+from ...face.head_pose import fit_poses
+from ...face.head_shape import BROWS, EYES, LIPS, NOSE, OUTER_EYES, OVAL, mean_shape
+from ...face.landmarks import FaceLandmarker, cut_from, make_square, square_around
+from ...models.landmark_net import LandmarkNet
+from .pictures import STILLS, TEST, FaceStore
 
 YAW_BINS = (0, 15, 30, 45, 65)  # degrees
 PARTS = {"lips": LIPS, "oval": OVAL, "eyes": EYES, "nose": NOSE, "brows": BROWS}

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..face.head_shape import mirror_order
-from ..face.landmarks import cut_square, square_around, to_square
-from ..face.motion import LANDMARKER_FILE, LANDMARKS, open_landmarker, rgb_frames
-from ..types import FlashLipsError, Progress
+from ...face.head_shape import mirror_order
+from ...face.landmarks import cut_square, square_around, to_square
+from ...face.motion import LANDMARKER_FILE, LANDMARKS, open_landmarker, rgb_frames
+from ...types import FlashLipsError, Progress
 
 log = logging.getLogger(__name__)
 

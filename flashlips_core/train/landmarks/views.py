@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..face.head_shape import EYE_CORNERS, LIPS, NOSE_TIP, OVAL
-from ..face.landmarks import cut_square, make_square, to_square
-from .landmark_data import FaceStore, mirror
+from ...face.head_shape import EYE_CORNERS, LIPS, NOSE_TIP, OVAL
+from ...face.landmarks import cut_square, make_square, to_square
+from .pictures import FaceStore, mirror
 
 HIDDEN_FACE = 0.6  # share of the points behind something: more is no face any more
 TOO_HIDDEN = 0.45  # between the two nothing is asked

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..face.head_shape import ICT_MOUTH, mean_shape
-from ..face.landmarks import to_square
-from ..heads.mesh import Camera, HeadMesh, load_head, rotation
-from ..heads.render import HeadRenderer
-from ..heads.set import HAIR_COLOURS, random_look, upper_face
-from ..heads.skin import SKIN_TONES, SkinPainter, photo_skin
-from ..heads.speech import random_expression
-from ..types import Progress
-from .landmark_data import STORED_PX, TEST, TRAIN, FaceStore, has_faces, stored_square, write_store
+from ...face.head_shape import ICT_MOUTH, mean_shape
+from ...face.landmarks import to_square
+from ...heads.mesh import Camera, HeadMesh, load_head, rotation
+from ...heads.render import HeadRenderer
+from ...heads.set import HAIR_COLOURS, random_look, upper_face
+from ...heads.skin import SKIN_TONES, SkinPainter, photo_skin
+from ...heads.speech import random_expression
+from ...types import Progress
+from .pictures import STORED_PX, TEST, TRAIN, FaceStore, has_faces, stored_square, write_store
 
 log = logging.getLogger(__name__)
 

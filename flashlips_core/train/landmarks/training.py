@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..face.head_shape import EYES, LIPS, NUM_POINTS, OVAL, mean_shape
-from ..face.landmarks import CENTRE_ABOVE_MOUTH_CM, SIDE_CM, square_around
-from ..models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
-from ..pixels import from_bytes
-from ..types import FlashLipsError, Progress
-from .landmark_data import STILLS, TEST, TRAIN, FaceStore
-from .landmark_measure import measure
-from .landmark_views import View, background_view, face_view, wrong_view
-from .loop.trainer import MakeBatch, TrainConfig, fit
+from ...face.head_shape import EYES, LIPS, NUM_POINTS, OVAL, mean_shape
+from ...face.landmarks import CENTRE_ABOVE_MOUTH_CM, SIDE_CM, square_around
+from ...models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
+from ...pixels import from_bytes
+from ...types import FlashLipsError, Progress
+from ..loop.trainer import MakeBatch, TrainConfig, fit
+from .measure import measure
+from .pictures import STILLS, TEST, TRAIN, FaceStore
+from .views import View, background_view, face_view, wrong_view
 
 log = logging.getLogger(__name__)
 

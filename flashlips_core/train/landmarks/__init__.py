@@ -1,0 +1,1 @@
+"""The landmark network's training: pictures, rendered heads, views, and its errors."""
