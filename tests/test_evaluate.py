@@ -362,7 +362,8 @@ def test_growth_is_that_of_the_second_pass(monkeypatch):
 def test_the_process_whose_memory_is_measured_ends_with_a_killed_bench(toy_folder, tmp_path):
     pipe = tmp_path / "clip.mp4"
     os.mkfifo(pipe)  # the dub waits for it for ever
-    code = f"from flashlips_core.bench.dubs import memory_of_dub; memory_of_dub({str(pipe)!r}, {str(pipe)!r}, 4, {str(toy_folder)!r})"
+    code = "from flashlips_core.bench.dubs import memory_of_dub; "
+    code += f"memory_of_dub({str(pipe)!r}, {str(pipe)!r}, 4, {str(toy_folder)!r})"
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=Path(__file__).parents[1], stderr=subprocess.DEVNULL)
     try:
         writer = eventually(lambda: os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))  # fails while nobody reads
