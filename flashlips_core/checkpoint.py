@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .system.files import appearing, writing
 from .types import FlashLipsError
 
 FORMAT_VERSION = 1
@@ -56,7 +57,7 @@ def config_from_dict(config_class: type, fields: dict[str, Any]) -> Any:
 
 
 def save(network: nn.Module, path: str | Path, role: str, notes: dict[str, Any], dtype: torch.dtype = torch.float16) -> None:
-    """Write weights and config to ``path`` (through ``.part``, so that a stop leaves no half file)."""
+    """Write weights and config to ``path``; the file appears whole or not at all."""
     tensors = {name: _stored(value, dtype) for name, value in network.state_dict().items()}
     header = {"format": "flashlips", "version": FORMAT_VERSION, "role": role, "config": config_to_dict(network), "notes": notes}
     write_tensors(path, tensors, header)
@@ -66,9 +67,8 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str
     """Write named tensors and a JSON header; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"flashlips": json.dumps(header)})
-    part.replace(path)
+    with appearing(path) as part, writing(path.name):
+        save_file(tensors, part, metadata={"flashlips": json.dumps(header)})
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

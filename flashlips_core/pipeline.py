@@ -14,7 +14,7 @@ from typing import Any
 from .checks import check_output, check_track
 from .editing import FrameEditor, FrameRows
 from .face.head_shape import OVAL
-from .media import CONTAINERS, FramePlan, plan_frames, probe, read_planned, write_video
+from .media import CONTAINERS, FramePlan, plan_frames, probe, read_planned, shown_seconds, write_video
 from .poses.motion import resample
 from .steps import DECODED_AHEAD, ClipSteps, DubSettings, Look, Show, Source, opened
 from .stream import prefetch
@@ -79,7 +79,7 @@ class LipSync(ClipSteps):
         check_track(track, clip)
         sound = None if audio is None else opened(audio)
         look = self._look_at(source, track, references, settings, clock)
-        plan = plan_frames(len(track), clip.fps, *((sound.duration, settings.length) if sound else (clip.duration, "silence")))
+        plan = plan_for(clip, len(track), sound, settings)
         rows = plan_rows(plan, track, poses, clip)
         if look.mouths is not None and settings.is_retrieved:
             wanted = resample(rows.poses, clip.fps, len(plan)).values if rows.uneven else rows.poses.values
@@ -124,7 +124,7 @@ class LipSync(ClipSteps):
         clip, voice = probe(video), _voice(video, audio, is_needed=poses is None)
         _ = self.codec, self.editor  # a wrong checkpoint is said before the long work, not after
         sound = None if audio is None else voice
-        shown = len(plan_frames(clip.num_frames, clip.fps, sound.duration, settings.length)) if sound else clip.num_frames
+        shown = len(plan_for(clip, clip.num_frames, sound, settings))
         stop = _last_frame_heard(clip, shown, settings)
         passes = _TwoPasses(progress, 0 if track is not None else stop or clip.num_frames, shown)
         if track is None:
@@ -157,6 +157,12 @@ class LipSync(ClipSteps):
         return FrameEditor(crop_editor, mouths.size if mouths else self.crop_px, settings.batch, clock, mouths=mouths)
 
 
+def plan_for(clip: ClipInfo, num_frames: int, sound: Recording | None, settings: DubSettings) -> FramePlan:
+    """Which of a clip's first frames are shown when, with new sound or the clip's own."""
+    length, mode = (sound.duration, settings.length) if sound else (clip.duration, "silence")
+    return plan_frames(num_frames, clip.fps, length, mode, shown_seconds(clip, num_frames))
+
+
 def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo) -> FrameRows:
     """Box, flag and pose of each output frame."""
     is_per_frame = poses.fps == track.fps and len(poses) == len(track)
@@ -175,9 +181,8 @@ def _voice(video: Source, audio: Source | Recording | None, is_needed: bool) -> 
 
 
 def _last_frame_heard(clip: ClipInfo, num_shown: int, settings: DubSettings) -> int | None:
-    """Where the sound ends, None where every frame is needed; neither uneven frames nor a container's guess can be counted on."""
-    is_shorter = settings.length == "cut" and num_shown < clip.num_frames and not clip.is_variable_rate
-    return num_shown if is_shorter else None
+    """Where the sound ends, None where every frame is needed."""
+    return num_shown if settings.length == "cut" and num_shown < clip.num_frames else None
 
 
 @dataclass

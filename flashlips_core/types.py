@@ -50,6 +50,9 @@ class ClipInfo:
     is_variable_rate: bool
     audio_rate: int | None  # Hz, None without audio
     audio_channels: int | None
+    pixel_aspect: Fraction = Fraction(1)  # width of a pixel over its height, seen upright
+    clock_start: Fraction = Fraction(0)  # seconds where the clock starts, if the container starts it anywhere (MPEG-TS)
+    stamps: tuple[int, ...] | None = None  # pts of every frame, in order, where the rate is variable or nothing states a count
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ CORE = ROOT / "flashlips_core"
 
 # Lower may not import higher; modules of one level may import each other, but not in a ring.
 LEVELS = [
-    {"types", "checks", "pixels", "turned"},
+    {"types", "system", "checks", "pixels", "turned"},
     {"checkpoint", "compose"},
-    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses", "within_memory", "locks", "clock"},
+    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses"},
     {"sharpen"},
     {"references", "sidecar", "loading", "retrieval", "editing"},
     {"steps"},

@@ -14,7 +14,7 @@ from flashlips_core.types import FlashLipsError
 ROOT = Path(__file__).parents[1]
 HOLD = """
 import sys
-from flashlips_core.locks import alone_with
+from flashlips_core.system.locks import alone_with
 with alone_with("set", sys.argv[1]):
     print("held", flush=True)
     sys.stdin.read()

@@ -100,13 +100,13 @@ def test_unusable_outputs_are_refused(plain_clip, tmp_path):
     info = probe(plain_clip)
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "taken.mp4").write_bytes(b"mine")
-    (tmp_path / "blocked.mp4.part").mkdir()
+    (tmp_path / "mine.mp4.part").write_bytes(b"mine")
     for path, words, options in [
         (plain_clip, "also an input", {}),
-        (tmp_path / "nowhere" / "out.mp4", "does not exist", {}),
+        (tmp_path / "nowhere" / "out.mp4", "there is no folder", {}),
         (tmp_path / "folder.mp4", "is a folder", {}),
         (tmp_path / "out.xyz", "suffix", {}),
-        (tmp_path / "blocked.mp4", "Writing blocked.mp4 failed", {}),
+        (tmp_path / f"{'long' * 70}.mp4", "longer than 255 bytes", {}),
         (tmp_path / "taken.mp4", "exists already", {"overwrite": False}),
         (tmp_path / "out.mp4", "Unknown video encoder", {"codec": "gif"}),
         (tmp_path / "out.webm", "cannot be written|failed", {"codec": "libx264"}),
@@ -115,7 +115,7 @@ def test_unusable_outputs_are_refused(plain_clip, tmp_path):
             write_video(path, read_frames(plain_clip), info, **options)
     with pytest.raises(FlashLipsError, match="no frame"):
         write_video(tmp_path / "out.mp4", [], info)
-    assert not [part for part in tmp_path.glob("*.part") if part.is_file()] and not (tmp_path / "out.mp4").exists()
+    assert [part.name for part in tmp_path.glob("*.part")] == ["mine.mp4.part"] and not (tmp_path / "out.mp4").exists()
 
 
 def test_frames_of_different_sizes_are_refused(plain_clip, tmp_path):

@@ -40,7 +40,7 @@ def test_a_single_picture_can_be_made_longer(mode):
 def test_impossible_plans_are_refused():
     with pytest.raises(FlashLipsError, match="length mode"):
         plan_frames(4, Fraction(25), Fraction(1), "bounce")
-    with pytest.raises(FlashLipsError, match="longer than zero"):
+    with pytest.raises(FlashLipsError, match="more than zero"):
         plan_frames(4, Fraction(25), Fraction(0))
 
 

@@ -52,7 +52,7 @@ def luma_histogram(frame: Frame) -> np.ndarray:
     rows, columns = (np.arange(n) * 3 // n for n in y.shape)
     fields = (rows[:, None] * 3 + columns) * HISTOGRAM_BINS
     counts = np.bincount((fields + y).ravel(), minlength=9 * HISTOGRAM_BINS).reshape(9, HISTOGRAM_BINS).astype(np.float32)
-    return counts / counts.sum(1, keepdims=True)
+    return counts / np.maximum(counts.sum(1, keepdims=True), 1)
 
 
 def histogram_distance(a: np.ndarray, b: np.ndarray) -> float:

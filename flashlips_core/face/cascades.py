@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..types import FlashLipsError
-from .detect import Detection, Detector, overlap
+from .detect import Detection, Detector, overlap, widened
 from .head_shape import IRISES, MOUTH_CORNERS, NOSE_TIP
 from .landmarks import FaceLandmarker, cut_from, cut_square, make_square, square_around, to_frame
 
@@ -44,7 +44,7 @@ class LandmarkDetector(Detector):
         self.frontal, self.profile = (_cascade(name) for name in (FRONTAL, PROFILE))
 
     def find(self, images: np.ndarray, smallest_px: float = 24.0) -> list[list[Detection]]:
-        return [self._find(image, max(int(0.7 * smallest_px), 20)) for image in images]
+        return [self._find(image, max(int(0.7 * smallest_px), 20)) for image in widened(images)]
 
     def _find(self, image: np.ndarray, least_px: int) -> list[Detection]:
         proposed: list[np.ndarray] = []

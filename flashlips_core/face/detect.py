@@ -39,6 +39,7 @@ DOWNLOAD_TIMEOUT_S = 20
 ANCHOR_SIZES = ((10, 16, 24), (32, 48), (64, 96), (128, 192, 256))
 STRIDES = (8, 16, 32, 64)
 VARIANCES = (0.1, 0.2)
+LEAST_SIDE = 64  # pixels: one cell of the coarsest stride
 
 # Five points inside a box of haarcascade_frontalface_alt2, as shares of its side: the mean of YuNet's on GRID's people.
 CASCADE_POINTS = np.array([[0.32, 0.40], [0.68, 0.40], [0.50, 0.60], [0.33, 0.775], [0.67, 0.775]])
@@ -87,6 +88,7 @@ class YuNetDetector(Detector):
 
     @torch.inference_mode()
     def find(self, images: np.ndarray, smallest_px: float = 12.0) -> list[list[Detection]]:
+        images = widened(images)
         height, width = images.shape[1:3]
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).permute(0, 3, 1, 2)
         out = self.network(pixels.flip(1).float().contiguous(memory_format=torch.channels_last))  # it was trained on BGR, 0..255
@@ -114,7 +116,7 @@ class CascadeDetector(Detector):
 
         side = max(int(0.7 * smallest_px), 20)  # its box is tighter than YuNet's
         faces = []
-        for image in images:
+        for image in widened(images):
             grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
             boxes, votes = self.cascade.detectMultiScale2(grey, 1.06, 4, minSize=(side, side))
             found = [_from_cascade(box, vote) for box, vote in zip(np.asarray(boxes).reshape(-1, 4), votes, strict=True)]
@@ -138,6 +140,12 @@ def load_detector(weights: str | Path | None = None, device: str | torch.device 
         MODELS_VARIABLE, YUNET_URLS[0], MODELS_VARIABLE,
     )  # fmt: skip
     return detector
+
+
+def widened(images: np.ndarray) -> np.ndarray:
+    """Pictures (B, H, W, 3) as large as detectors need: a shorter side is filled up with its last pixels, right and below."""
+    rows, columns = (max(LEAST_SIDE - side, 0) for side in images.shape[1:3])
+    return np.pad(images, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge") if rows or columns else images
 
 
 def shrink(rgb: np.ndarray, factor: float) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Video and sound files, in and out: what the rest of the library imports.
 
-``media_read`` opens, probes and decodes pictures, ``media_listen`` sound; ``media_write`` encodes and muxes with the help of
-``media_sound``; ``media_plan`` fits a clip to the length of its sound; ``media_planes`` knows pixel layouts.
+``read`` opens, probes and decodes pictures, ``listen`` sound; ``times`` and ``joins`` know when they are shown; ``write`` encodes
+and muxes with the help of ``sound``; ``fit`` fits a clip to the length of its sound; ``planes`` knows pixel layouts.
 """
 
 from __future__ import annotations
 
-from .fit import FramePlan, LengthMode, plan_frames, read_planned
+from .fit import FramePlan, LengthMode, plan_frames, read_planned, shown_seconds
 from .listen import SoundFile, check_audio, load_audio, open_sound, sound_rate
 from .read import has_picture, probe, read_frames
 from .write import CONTAINERS, write_video
@@ -24,6 +24,7 @@ __all__ = [
     "probe",
     "read_frames",
     "read_planned",
+    "shown_seconds",
     "sound_rate",
     "write_video",
 ]

@@ -17,7 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from ..types import FlashLipsError, Frame
+from ..types import ClipInfo, FlashLipsError, Frame
 from .read import probe, read_from
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 LengthMode = Literal["cut", "loop", "ping-pong", "hold", "silence"]
 
 PIECE_BYTES = 128 * 2**20  # decoded frames held while going backwards: 41 frames of 1080p in 8-bit 4:2:0
+SAME_TIME_S = 1e-6  # what sums of seconds may be off
 PIECE_FRAMES = 250  # x264's longest distance between key frames: a longer piece saves no decoding
 
 
@@ -44,20 +45,26 @@ class FramePlan:
         return int(self.indices.max()) + 1
 
 
-def plan_frames(num_frames: int, fps: Fraction, audio_duration: Fraction, mode: LengthMode = "cut") -> FramePlan:
+def plan_frames(
+    num_frames: int, fps: Fraction, audio_duration: Fraction, mode: LengthMode = "cut", shown_s: np.ndarray | None = None
+) -> FramePlan:
     """Fit ``num_frames`` of picture to ``audio_duration`` seconds of sound.
 
     cut: both end with the shorter one. loop, ping-pong, hold: the picture goes on until the sound ends (from the start,
     backwards, or on its last frame); shorter sound leaves the picture whole, its end silent. silence: the picture keeps
     its length. ``write_video`` cuts or pads the sound to the picture, whatever the mode.
+
+    Args:
+        shown_s: (num_frames,) seconds that each frame is shown, where they differ, see :func:`shown_seconds`.
     """
     if mode not in get_args(LengthMode):
         raise FlashLipsError(f"Unknown length mode '{mode}'; choose one of {', '.join(get_args(LengthMode))}.")
-    if num_frames < 1 or audio_duration <= 0:
+    if num_frames < 1 or audio_duration <= 0 or fps <= 0:
         raise FlashLipsError(
-            f"Got {num_frames} frames and {float(audio_duration):.3f} s of sound; both must be longer than zero."
+            f"Got {num_frames} frames at {float(fps):g} a second and {float(audio_duration):.3f} s of sound; "
+            "all must be more than zero."
         )
-    num_heard = math.ceil(audio_duration * fps)
+    num_heard = math.ceil(audio_duration * fps) if shown_s is None else _frames_heard(shown_s, fps, audio_duration, mode)
     num_shown = {"cut": min(num_frames, num_heard), "silence": num_frames}.get(mode, max(num_frames, num_heard))
     shown = np.arange(num_shown, dtype=np.int64)
     if mode == "loop":
@@ -66,6 +73,26 @@ def plan_frames(num_frames: int, fps: Fraction, audio_duration: Fraction, mode: 
         # the first and the last frame are not shown twice where the direction turns
         shown = num_frames - 1 - np.abs(shown % (2 * num_frames - 2) - (num_frames - 1))
     return FramePlan(np.minimum(shown, num_frames - 1), mode)
+
+
+def shown_seconds(clip: ClipInfo, num_frames: int) -> np.ndarray | None:
+    """How long each of a clip's first frames is shown, the last one for a nominal frame; None where all are alike."""
+    if not clip.is_variable_rate or clip.stamps is None or num_frames > len(clip.stamps):
+        return None
+    steps = np.diff(np.array(clip.stamps[:num_frames], np.float64)) * float(clip.time_base)
+    return np.append(steps, float(1 / clip.fps))
+
+
+def _frames_heard(shown_s: np.ndarray, fps: Fraction, audio_duration: Fraction, mode: LengthMode) -> int:
+    """How many frames begin before the sound ends, where each is shown for a time of its own."""
+    steps = np.concatenate([shown_s[:-1], shown_s[-2::-1]]) if mode == "ping-pong" and len(shown_s) > 1 else shown_s
+    rest, whole = float(audio_duration), float(steps.sum())
+    if mode in ("cut", "silence", "hold") or len(shown_s) == 1:
+        beyond = max(0.0, rest - whole) * float(fps)  # the last frame goes on
+        return int((np.cumsum(steps) - steps < rest - SAME_TIME_S).sum()) + math.ceil(beyond - SAME_TIME_S)
+    times = int(rest // whole)
+    rest -= times * whole
+    return times * len(steps) + int((np.cumsum(steps) - steps < rest - SAME_TIME_S).sum())
 
 
 def read_planned(path: str | Path, plan: FramePlan) -> Iterator[Frame]:
@@ -89,6 +116,7 @@ def read_planned(path: str | Path, plan: FramePlan) -> Iterator[Frame]:
 def _shown(path: str | Path, plan: FramePlan) -> Iterator[tuple[int, Frame]]:
     """(source index, frame) of every output frame, in order."""
     stamps = array("q")  # timestamps of the source frames seen so far: where to enter the file again
+    jumps: list[Fraction] = []  # of the file's clock: behind one it cannot be entered
     indices, done = plan.indices, 0
     last: tuple[int, Frame] | None = None
     while done < len(indices):
@@ -97,7 +125,7 @@ def _shown(path: str | Path, plan: FramePlan) -> Iterator[tuple[int, Frame]]:
             done += 1
             yield last
             continue
-        source = _backwards(path, run, stamps, last[1]) if run[-1] < run[0] else _forwards(path, run, stamps)
+        source = _backwards(path, run, stamps, last[1], jumps) if run[-1] < run[0] else _forwards(path, run, stamps, jumps)
         expected = done + len(run)
         for last in source:
             done += 1
@@ -118,19 +146,21 @@ def _next_run(indices: np.ndarray, start: int) -> np.ndarray:
     return indices[start : start + 1 + (ends[0] if len(ends) else len(steps))]
 
 
-def _forwards(path: str | Path, run: np.ndarray, stamps: array) -> Iterator[tuple[int, Frame]]:
+def _forwards(path: str | Path, run: np.ndarray, stamps: array, jumps: list[Fraction]) -> Iterator[tuple[int, Frame]]:
     start, stop = int(run[0]), int(run[-1]) + 1
     seek_pts = stamps[start] if 0 < start < len(stamps) else None
-    for index, frame in enumerate(read_from(path, start, stop, seek_pts), start):
+    for index, frame in enumerate(read_from(path, start, stop, seek_pts, jumps), start):
         if index == len(stamps):
             stamps.append(frame.pts)
         yield index, frame
 
 
-def _backwards(path: str | Path, run: np.ndarray, stamps: array, like: Frame) -> Iterator[tuple[int, Frame]]:
+def _backwards(
+    path: str | Path, run: np.ndarray, stamps: array, like: Frame, jumps: list[Fraction]
+) -> Iterator[tuple[int, Frame]]:
     low, high = int(run[-1]), int(run[0]) + 1
     size = min(PIECE_FRAMES, max(1, PIECE_BYTES // sum(plane.nbytes for plane in like.planes)))
     for top in range(high, low, -size):
         bottom = max(low, top - size)
-        piece = list(read_from(path, bottom, top, stamps[bottom]))
+        piece = list(read_from(path, bottom, top, stamps[bottom], jumps))
         yield from zip(range(top - 1, bottom - 1, -1), reversed(piece), strict=True)

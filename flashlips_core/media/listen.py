@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..types import Audio, FlashLipsError
+from ..types import AUDIO_PIECE, Audio, FlashLipsError
 from .pyav import fraction
 from .read import decode, open_media, picture_start
 from .sound import sound_streams
@@ -98,16 +98,24 @@ def _decoded(path: str | Path) -> Iterator[tuple[np.ndarray, int]]:
                 origin = sound_start(sound) if origin is None else origin
             gap = round((sound_start(sound) - origin) * rate) - written if sound.pts is not None else 0
             if gap > GAP_S * rate or (written == 0 and gap > 0):
-                yield np.zeros((layout.nb_channels, gap), np.float32), rate
+                yield from ((np.zeros((layout.nb_channels, count), np.float32), rate) for count in _in_pieces(gap))
                 written += gap
-            resampler = resampler or av.AudioResampler("fltp", layout, rate)
-            if (sound.sample_rate, sound.layout.name) != (rate, layout.name):
+            # Packed: PyAV gives a planar picture of eight channels nine planes, and reads beyond the last
+            resampler = resampler or av.AudioResampler("flt", layout, rate)
+            if (sound.sample_rate, sound.layout.name, sound.layout.nb_channels) != (rate, layout.name, layout.nb_channels):
                 raise FlashLipsError(f"{Path(path).name} changes its audio format midway; convert its sound to one format first.")
             sound.pts = None
-            samples = np.concatenate([part.to_ndarray() for part in resampler.resample(sound)], axis=1)
+            parts = [part.to_ndarray().reshape(-1, layout.nb_channels) for part in resampler.resample(sound)]
+            samples = np.ascontiguousarray(np.concatenate(parts).T) if parts else np.zeros((layout.nb_channels, 0), np.float32)
             late = -gap if written == 0 and gap < 0 else 0
             written += max(0, samples.shape[1] - late)
             yield samples[:, late:], rate
+
+
+def _in_pieces(count: int) -> Iterator[int]:
+    """Sizes that add up to ``count``, each small."""
+    for start in range(0, count, AUDIO_PIECE):
+        yield min(AUDIO_PIECE, count - start)
 
 
 def _sound_stream(container: av.container.InputContainer, path: str | Path) -> av.AudioStream:

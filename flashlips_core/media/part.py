@@ -19,7 +19,7 @@ from ..types import Audio, ClipInfo, FlashLipsError, Frame, Progress, Recording
 from .listen import open_sound
 from .planes import COLORSPACE_BT709, RANGE_LIMITED, Orientation, planar
 from .read import probe, read_from
-from .write import clock_start, write_video
+from .write import write_video
 
 CRF = 6  # x264: no loss that could be seen, at a few times the size of CRF 16
 PRESET = "ultrafast"
@@ -44,7 +44,7 @@ def write_part(
             raise FlashLipsError(
                 f"{Path(source).name} has no frame at {start_s:g} s, it is {float(clip.duration):.2f} s long; trim it elsewhere."
             )
-        back = first.pts - round(clock_start(clip) / clip.time_base)
+        back = first.pts - round(clip.clock_start / clip.time_base)
         shifted = (replace(frame, pts=frame.pts - back) for frame in itertools.chain([first], frames))
         expected = max(1, round((Fraction(duration_s) or clip.duration - Fraction(start_s)) * clip.fps))
         sound = _sound_from(source, first.pts * clip.time_base - _picture_start(source)) if clip.audio_rate else None

@@ -1,67 +1,83 @@
-"""Read video from any file that FFmpeg reads: probe, and upright planar frames one at a time. Sound is read in ``media_listen``.
+"""Read video from any file that FFmpeg reads: probe, and upright planar frames one at a time. Sound is read in ``listen``.
 
-PyAV 18 crashes when a stream outlives its
-container, so a stream is only touched inside the ``with`` that opened its file.
+PyAV 18 crashes when a stream outlives its container, so a stream is only touched inside the ``with`` that opened its file.
 """
 
 from __future__ import annotations
 
 import itertools
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 
 import av
-import numpy as np
 
 from ..types import ClipInfo, FlashLipsError, Frame
+from .joins import CLOCK_ANYWHERE, Joins
 from .planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
 from .pyav import READING, fraction
 from .sound import sound_streams
+from .times import indexed_times, is_counted, packet_times, timed_streams
 from .whole import breaks_off, check_whole
 
 logger = logging.getLogger(__name__)
 
-PACKETS_PROBED = 250  # enough to tell a variable frame rate from a constant one
-REORDER_MARGIN = 16  # packets at the end of that stretch that may lack a neighbour in time: H.264's largest delay
 MAX_DAMAGED = 1000  # then the demuxer fails without moving on
-NO_TIMESTAMPS = 0x80  # FFmpeg's AVFMT_NOTIMESTAMPS: raw streams
 
 
 def probe(path: str | Path) -> ClipInfo:
-    """Describe a clip by its header and first picture. Raises FlashLipsError if there is no readable video."""
+    """Describe a clip by its header and first picture; packet by packet where the header does not tell, or cannot be believed.
+
+    Raises FlashLipsError if there is no readable video.
+    """
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):
+        stat = None  # open_media says why
+    return _probed(str(path), stat and (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+@lru_cache(maxsize=64)
+def _probed(path: str, version: object) -> ClipInfo:
+    """:func:`probe`; a file is asked once as long as it is the same ``version``."""
     with open_media(path) as container:
-        stream = video_stream(container, path)
-        stamps = _first_stamps(container, stream)
-        time_base, is_counted = fraction(stream.time_base), _is_counted(container)
-        seconds = _stream_seconds(container, stream)
-        fps = _frame_rate(stream, stamps, seconds)
-        num_frames = max(1, stream.frames or round(seconds * fps) or len(stamps))
+        times = indexed_times(container, video_stream(container, path))
+        aspect = fraction(video_stream(container, path).sample_aspect_ratio) or Fraction(1)
+        is_broadcast = container.format.flags & CLOCK_ANYWHERE
+        start = Fraction(container.start_time or 0, av.time_base) if is_broadcast else Fraction(0)
         sound = [(audio.sample_rate, audio.channels) for audio in sound_streams(container) if audio.sample_rate]
     with open_media(path) as container:
         picture = _first_picture(container, video_stream(container, path), path)
+    if times is None:
+        with open_media(path) as container:
+            times = packet_times(container, video_stream(container, path), path)
     orientation = orientation_of(picture)
     planes, layout = planar(picture, orientation)
     color_range, colorspace = color_of(picture)
     return ClipInfo(
-        path=str(path),
+        path=path,
         width=planes[0].shape[1],
         height=planes[0].shape[0],
-        fps=fps,
-        num_frames=num_frames,
-        duration=seconds or num_frames / fps,
-        time_base=time_base,
+        fps=times.fps,
+        num_frames=times.num_frames,
+        duration=times.seconds,
+        time_base=times.time_base,
         rotation=orientation.rotation,
         pix_fmt=layout.name,
         color_range=color_range,
         colorspace=colorspace,
         color_primaries=int(picture.color_primaries),
         color_trc=int(picture.color_trc),
-        is_variable_rate=not is_counted and _is_variable(stamps, fps * time_base),
+        is_variable_rate=times.is_variable,
         audio_rate=sound[0][0] if sound else None,
         audio_channels=sound[0][1] if sound else None,
+        pixel_aspect=1 / aspect if orientation.transpose else aspect,
+        clock_start=start,
+        stamps=times.stamps,
     )
 
 
@@ -80,22 +96,27 @@ def read_frames(path: str | Path, start: int = 0, stop: int | None = None) -> It
     return read_from(path, start, stop)
 
 
-def read_from(path: str | Path, start: int = 0, stop: int | None = None, seek_pts: int | None = None) -> Iterator[Frame]:
-    """:func:`read_frames` that may jump: ``seek_pts`` is the known timestamp of frame ``start``."""
+def read_from(
+    path: str | Path, start: int = 0, stop: int | None = None, seek_pts: int | None = None, jumps: list | None = None
+) -> Iterator[Frame]:
+    """:func:`read_frames` that may enter the file in the middle.
+
+    Args:
+        seek_pts: the known timestamp of frame ``start``.
+        jumps: gets the places where the file's clock jumps; behind the first one it cannot be entered.
+    """
     with open_media(path) as container:
         stream = video_stream(container, path)
         stream.thread_type = "AUTO"
-        can_seek = seek_pts is not None and not _is_counted(container)
+        can_seek = seek_pts is not None and not jumps and not is_counted(container)
         if can_seek:
             with suppress(av.FFmpegError):  # where it ended up shows below
                 container.seek(seek_pts, stream=stream, backward=True, any_frame=False)
-        step = 1 / (_frame_rate(stream, [], Fraction(0)) * fraction(stream.time_base))
-        pictures = _stamped(decode(container, stream, path), step, _is_counted(container))
+        step = 1 / (probe(path).fps * fraction(stream.time_base))
+        pictures = _stamped(decode(container, stream, path, jumps), step, is_counted(container))
         first = next(pictures, None)
         if first is None and not can_seek:
-            raise FlashLipsError(
-                f"{Path(path).name} holds no picture that can be decoded; it is empty or damaged: export it again."
-            )
+            raise _no_picture(path)
         if not can_seek or (first is not None and first[1] <= seek_pts):
             orientation = orientation_of(first[0])
             wanted = itertools.chain([first], pictures)
@@ -161,15 +182,26 @@ def _same_layout(planes: Planes, layout: Layout, wanted: Layout, path: str | Pat
     return change_depth(resample_chroma(planes, layout, wanted.sampling), layout.depth, wanted.depth)
 
 
-def decode(container: av.container.InputContainer, stream: av.stream.Stream, path: str | Path) -> Iterator[av.frame.Frame]:
-    """Decode one stream, step over damaged packets, and say once what was lost. A damaged end is an error."""
+def decode(
+    container: av.container.InputContainer, stream: av.stream.Stream, path: str | Path, jumps: list | None = None
+) -> Iterator[av.frame.Frame]:
+    """Decode one stream, step over damaged packets, and say once what was lost. A damaged end is an error.
+
+    Where the file's clock jumps, times go on where they ended, see ``joins``; ``jumps`` then gets the places.
+    """
     count, damaged, packet, frame, ended = 0, 0, None, None, False
     last_pts: int | None = None  # of the packets
-    packets = container.demux(stream)
+    packets, joins = container.demux(timed_streams(container, stream)), Joins(container, path)
     while not ended:
         try:
             following = next(packets, None)
             ended = following is None
+            if not ended:
+                joins.mend(following)
+                if jumps is not None:
+                    jumps[:] = joins.jumps[1:]
+                if following.stream.index != stream.index:
+                    continue
             if not ended and following.size:
                 packet = following
                 last_pts = max(last_pts or packet.pts or 0, packet.pts or 0)
@@ -214,61 +246,15 @@ def _stamped(pictures: Iterator[av.VideoFrame], step: Fraction, is_counted: bool
         yield picture, pts
 
 
-def _is_counted(container: av.container.InputContainer) -> bool:
-    """Whether timestamps say nothing: AVI gives them in decoding order, raw streams have none."""
-    return container.format.name == "avi" or bool(container.format.flags & NO_TIMESTAMPS)
-
-
 def _first_picture(container: av.container.InputContainer, stream: av.VideoStream, path: str | Path) -> av.VideoFrame:
     picture = next(decode(container, stream, path), None)
     if picture is None:
-        raise FlashLipsError(f"{Path(path).name} holds no picture that can be decoded; it is empty or damaged: export it again.")
+        raise _no_picture(path)
     return picture
 
 
-def _first_stamps(container: av.container.InputContainer, stream: av.VideoStream) -> list[int]:
-    """Timestamps of the first packets in order of time."""
-    stamps: list[int] = []
-    try:
-        for packet in itertools.islice(container.demux(stream), PACKETS_PROBED):
-            if packet.pts is not None:
-                stamps.append(packet.pts)
-    except av.FFmpegError:
-        logger.debug("The header's neighbourhood is damaged; %d timestamps read.", len(stamps))
-    return sorted(stamps)[: max(2, len(stamps) - REORDER_MARGIN) if len(stamps) == PACKETS_PROBED else None]
-
-
-def _frame_rate(stream: av.VideoStream, stamps: list[int], seconds: Fraction) -> Fraction:
-    """The average rate, or the nominal one where both agree to within a frame over the whole clip (30000/1001)."""
-    average, nominal = map(fraction, (stream.average_rate, stream.base_rate))
-    if average and nominal and abs(average - nominal) * seconds < 1:
-        return nominal
-    if average or nominal:
-        return average or nominal
-    if len(stamps) > 1 and stamps[-1] > stamps[0]:
-        return (len(stamps) - 1) / ((stamps[-1] - stamps[0]) * fraction(stream.time_base))
-    return Fraction(25)  # a single picture: any rate will do
-
-
-def _stream_seconds(container: av.container.InputContainer, stream: av.VideoStream) -> Fraction:
-    """Length of the video: the stream's, Matroska's DURATION tag, or the container's; 0 if none is known."""
-    if stream.duration:
-        return stream.duration * fraction(stream.time_base)
-    try:
-        hours, minutes, seconds = stream.metadata.get("DURATION", "").split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)
-    except ValueError:
-        return Fraction(container.duration or 0, av.time_base)
-
-
-def _is_variable(stamps: list[int], frames_per_tick: Fraction) -> bool:
-    """Whether timestamps leave an even grid by more than rounding, or the whole file's rate differs from its beginning's."""
-    if len(stamps) < 3:
-        return False
-    steps = np.diff(stamps)
-    if steps.max() - steps.min() > 2:  # ticks; both ends of a step may be rounded
-        return True
-    return abs(float(steps.mean() * frames_per_tick) - 1) > 0.02
+def _no_picture(path: str | Path) -> FlashLipsError:
+    return FlashLipsError(f"{Path(path).name} holds no picture that can be decoded; it is empty or damaged: export it again.")
 
 
 def picture_start(container: av.container.InputContainer) -> Fraction | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from fractions import Fraction
@@ -10,15 +9,16 @@ from pathlib import Path
 
 import av
 
+from ..checks import check_output
 from ..stream import counted, prefetch
+from ..system.files import appearing, writing
 from ..types import ClipInfo, FlashLipsError, Frame, Progress, Recording
-from .listen import open_sound
+from .joins import Joins
 from .pyav import fraction
 from .read import open_media, probe, read_frames, video_stream
-from .sound import CopiedSound, EncodedSound, can_copy, sound_streams
-from .write import CONTAINERS, appearing, check_target, clock_start, container_for, open_output, write_video, writing
-
-logger = logging.getLogger(__name__)
+from .sound import Sound
+from .times import timed_streams
+from .write import CONTAINERS, container_for, open_output, sound_beside, write_video
 
 ENCODERS = {"h264": "libx264", "h265": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1", "ffv1": "ffv1"}
 PRESET = "fast"
@@ -66,29 +66,31 @@ def copy_clip(
     """Move the coded pictures of ``source`` into another file, bit for bit."""
     out = Path(out)
     clip, kind = probe(source), container_for(out)
-    check_target(out, [source], overwrite=True)
+    check_output(out, [source])
     with appearing(out) as part, ExitStack() as files:
         media = files.enter_context(open_media(source))
-        output = files.enter_context(open_output(part, kind, clip, metadata or {}))
-        pictures, shift = video_stream(media, source), clock_start(clip)
+        output = files.enter_context(open_output(part, out.name, kind, clip, metadata or {}))
+        pictures, shift = video_stream(media, source), clip.clock_start
         stream = _copied_stream(output, pictures, clip, out.suffix)
         start = (pictures.start_time or 0) * fraction(pictures.time_base) - shift
-        sound = _sound_of(source, output, kind.audio, audio, start, shift, files)
-        packets = counted(_coded_pictures(media, pictures, clip, shift), clip.num_frames, progress)
-        _mux_copies(output, stream, packets, sound, start)
+        kept = source if audio is None else None  # a second reading place: both streams at their own pace
+        sound = sound_beside(output, kind.audio, audio, kept, clip, start, files)
+        packets = counted(_growing(_coded_pictures(media, pictures, clip, shift)), clip.num_frames, progress)
+        _mux_copies(output, out.name, stream, packets, sound, start)
         with writing(out.name):
             output.close()
 
 
 def _mux_copies(
     output: av.container.OutputContainer,
+    name: str,
     stream: av.VideoStream,
     packets: Iterator[av.Packet],
-    sound: CopiedSound | EncodedSound | None,
+    sound: Sound | None,
     start: Fraction,
 ) -> None:
     """Write coded pictures and, beside them, the sound, which ends with the last picture."""
-    name, end = Path(output.name).stem, start
+    end = start
     for packet in packets:
         tick = fraction(packet.time_base)
         dts, end = packet.dts * tick, max(end, (packet.pts + (packet.duration or 0)) * tick)
@@ -125,8 +127,10 @@ def _coded_pictures(
     tick = fraction(stream.time_base)
     step, back = max(1, round(1 / (clip.fps * tick))), round(shift / tick)
     waiting: list[av.Packet] = []
-    for packet in media.demux(stream):
-        if packet.size == 0:  # the demuxer's flush packet
+    joins = Joins(media, clip.path)
+    for packet in media.demux(timed_streams(media, stream)):
+        joins.mend(packet)
+        if packet.size == 0 or packet.stream.index != stream.index:  # the demuxer's flush packet, or sound
             continue
         if packet.pts is None:
             raise FlashLipsError(
@@ -147,25 +151,15 @@ def _counted_back(packets: list[av.Packet], last: int, step: int) -> Iterator[av
         yield packet
 
 
-def _sound_of(
-    source: str | Path,
-    output: av.container.OutputContainer,
-    codec: str,
-    audio: Recording | None,
-    start: Fraction,
-    shift: Fraction,
-    files: ExitStack,
-) -> CopiedSound | EncodedSound | None:
-    """New sound from ``start`` on, or the source's own ``shift`` seconds earlier."""
-    if audio is None:
-        media = files.enter_context(open_media(source))  # a second reading place: both streams at their own pace
-        if not sound_streams(media):
-            return None
-        if can_copy(media, output):
-            return CopiedSound(output, media, None, shift)
-        logger.warning("%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(source).name)
-        audio = open_sound(source)
-    return files.enter_context(closing(EncodedSound(output, audio, codec, start)))
+def _growing(packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    """Packets whose decoding times grow, as containers want it: equal ones, as some cameras write them, are a tick apart."""
+    last = None
+    for packet in packets:
+        if last is not None and packet.dts <= last:
+            packet.dts = last + 1
+        last = packet.dts
+        packet.pts = max(packet.pts, last)
+        yield packet
 
 
 def suffix_like(source: str | Path) -> str:

@@ -10,7 +10,8 @@ from typing import Protocol
 import av
 import numpy as np
 
-from ..types import FlashLipsError, Recording
+from ..types import Recording
+from .joins import Joins
 from .pyav import fraction
 
 logger = logging.getLogger(__name__)
@@ -18,6 +19,7 @@ logger = logging.getLogger(__name__)
 # AAC's sampling_frequency_index table (ISO/IEC 14496-3, 1.6.3.4); Opus always runs at 48 kHz here
 RATES = {"aac": (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000), "libopus": (48000,)}
 LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
+WIDER = {("libopus", "4.0"): "quad", ("libopus", "5.0"): "5.1", ("libopus", "6.1"): "7.1"}  # Opus lacks or mixes up the first
 BITS_PER_CHANNEL = 96_000  # per second, for AAC and Opus: 192 kbit/s in stereo
 CHUNK_S = Fraction(1)  # samples are handed to the encoder in pieces no longer than this
 
@@ -71,13 +73,16 @@ class CopiedSound:
             self.output.mux(packet)
 
     def _shifted(self, source: av.container.InputContainer) -> Iterator[av.Packet]:
-        for packet in source.demux(sound_streams(source)):
-            if packet.dts is None:  # the demuxer's flush packet, or a damaged one
+        """The packets at their new places; decoding times that do not grow, as damage leaves them, are made to."""
+        joins, last = Joins(source, source.name), {}
+        for packet in source.demux([*sound_streams(source), *source.streams.video[:1]]):
+            joins.mend(packet)
+            index = packet.stream.index
+            if packet.dts is None or index not in self.streams:  # the demuxer's flush packet, a damaged one, or a picture
                 continue
             ticks = round(self.delay / fraction(packet.time_base))
-            index = packet.stream.index
-            packet.dts += ticks
-            packet.pts = packet.dts if packet.pts is None else packet.pts + ticks
+            packet.dts = last[index] = max(packet.dts + ticks, last.get(index, packet.dts + ticks - 1) + 1)
+            packet.pts = packet.dts if packet.pts is None else max(packet.pts + ticks, packet.dts)
             packet.stream = self.streams[index]
             yield packet
 
@@ -89,17 +94,18 @@ class EncodedSound:
     """
 
     def __init__(self, output: av.container.OutputContainer, audio: Recording, codec: str, start: Fraction) -> None:
-        channels = audio.channels
-        if channels not in LAYOUTS:
-            raise FlashLipsError(f"Cannot write {channels} audio channels; mix the sound down to 8 or fewer.")
         self.output, self.audio, self.start, self.written = output, audio, start, 0
-        self.pieces, self.waiting = audio.pieces(), np.zeros((channels, 0), np.float32)  # read, not yet encoded
+        self.pieces, self.waiting = audio.pieces(), np.zeros((audio.channels, 0), np.float32)  # read, not yet encoded
         rate = _encoder_rate(codec, audio.sample_rate)
-        self.stream = output.add_stream(codec, rate=rate, layout=LAYOUTS[channels])
+        if audio.channels not in LAYOUTS:
+            logger.warning("%d audio channels are mixed down to one; 8 are the most that are written.", audio.channels)
+        self.layout = LAYOUTS.get(audio.channels, "mono")
+        layout = WIDER.get((codec, self.layout), self.layout)
+        self.stream = output.add_stream(codec, rate=rate, layout=layout)
         self.stream.time_base = Fraction(1, rate)
         if codec in ("aac", "libopus"):
-            self.stream.bit_rate = BITS_PER_CHANNEL * channels
-        self.resampler = av.AudioResampler(self.stream.format, LAYOUTS[channels], rate)
+            self.stream.bit_rate = BITS_PER_CHANNEL * self.stream.layout.nb_channels
+        self.resampler = av.AudioResampler(self.stream.format, layout, rate)
 
     def advance(self, end: Fraction) -> None:
         rate = self.audio.sample_rate
@@ -130,7 +136,10 @@ class EncodedSound:
     def _encode(self, count: int) -> None:
         """Encode the next ``count`` samples."""
         samples = self._next(count).clip(-1, 1)
-        sound = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples, np.float32), "fltp", LAYOUTS[len(samples)])
+        if len(samples) not in LAYOUTS:
+            samples = samples.mean(0, keepdims=True)
+        packed = np.ascontiguousarray(samples.T, np.float32).reshape(1, -1)  # see listen: not planar
+        sound = av.AudioFrame.from_ndarray(packed, "flt", self.layout)
         sound.sample_rate = self.audio.sample_rate
         sound.time_base = Fraction(1, self.audio.sample_rate)
         sound.pts = round(self.start * self.audio.sample_rate) + self.written

@@ -5,23 +5,22 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 
+from ..checks import check_output
+from ..system.files import appearing, writing
 from ..types import Audio, ClipInfo, FlashLipsError, Frame, Recording
 from .listen import check_audio, open_sound
 from .planes import Layout, encodable_layout, parse_layout, to_picture
-from .pyav import fraction
-from .read import open_media, video_stream
+from .read import open_media
 from .sound import CopiedSound, EncodedSound, Sound, can_copy, sound_streams
 
 logger = logging.getLogger(__name__)
-
-CLOCK_ANYWHERE = 0x200  # FFmpeg's AVFMT_TS_DISCONT: broadcast containers, whose clock starts at any value
 
 
 @dataclass(frozen=True)
@@ -72,19 +71,18 @@ def write_video(
     """
     path = Path(path)
     container = container_for(path)
-    check_target(path, [like.path, keep_audio_from], overwrite)
+    check_output(path, [like.path, keep_audio_from], overwrite=overwrite)
     _check_sound(audio, keep_audio_from)
     stream = iter(frames)
     first = next(stream, None)
     if first is None:
         raise FlashLipsError(f"There is no frame to write into {path.name}; the source is empty or was cut to nothing.")
     with appearing(path) as part, ExitStack() as files:
-        output = files.enter_context(open_output(part, container, like, metadata or {}))
+        output = files.enter_context(open_output(part, path.name, container, like, metadata or {}))
         video = _add_video(output, codec or container.video, first, like, {"crf": str(crf), "preset": preset})
-        shift = clock_start(like)
-        start = first.pts * like.time_base - shift
-        sound = _sound_for(output, container, audio, keep_audio_from, like, start, files)
-        _mux(output, video, sound, itertools.chain([first], stream), like, shift)
+        start = first.pts * like.time_base - like.clock_start
+        sound = sound_beside(output, container.audio, audio, keep_audio_from, like, start, files)
+        _mux(output, path.name, video, sound, itertools.chain([first], stream), like)
         with writing(path.name):
             output.close()
 
@@ -98,17 +96,16 @@ def _check_sound(audio: Recording | None, keep_audio_from: str | Path | None) ->
 
 def _mux(
     output: av.container.OutputContainer,
+    name: str,
     video: av.VideoStream,
     sound: Sound | None,
     frames: Iterable[Frame],
     like: ClipInfo,
-    shift: Fraction,
 ) -> None:
     """Encode picture and sound side by side, so that the muxer never holds back more than the encoder's delay."""
-    name = Path(output.name).stem
     layout = parse_layout(video.pix_fmt)
     nominal = max(1, round(1 / (like.fps * like.time_base)))
-    offset = round(shift / like.time_base)
+    offset = round(like.clock_start / like.time_base)
     with writing(name):
         output.start_encoding()
     for frame, following in _with_next(frames):
@@ -154,8 +151,8 @@ def _add_video(
         context.codec_tag = "hvc1"  # QuickTime refuses FFmpeg's own choice, hev1
     context.color_range, context.colorspace = first.color_range, first.colorspace
     context.color_primaries, context.color_trc = like.color_primaries, like.color_trc
-    if (aspect := _pixel_shape(like)) is not None:
-        context.sample_aspect_ratio = aspect
+    if like.pixel_aspect != 1:
+        context.sample_aspect_ratio = like.pixel_aspect
     context.thread_type = "AUTO"
     return stream
 
@@ -182,49 +179,29 @@ def _warn_of_change(source: Layout, layout: Layout, codec: str) -> None:
         )
 
 
-def _sound_for(
+def sound_beside(
     output: av.container.OutputContainer,
-    container: Container,
+    codec: str,
     audio: Recording | None,
-    keep_audio_from: str | Path | None,
+    kept: str | Path | None,
     like: ClipInfo,
     start: Fraction,
     files: ExitStack,
 ) -> Sound | None:
-    if keep_audio_from is not None:
-        source = files.enter_context(open_media(keep_audio_from))
+    """``audio`` from ``start`` seconds on, or the sound of the file ``kept`` as it is where the container holds it, or none.
+
+    The sound of the clip itself keeps its place beside the picture, that of another file starts with it.
+    """
+    if kept is not None:
+        source = files.enter_context(open_media(kept))
         if not sound_streams(source):
             return None
         if can_copy(source, output):
-            is_same = Path(keep_audio_from).resolve() == Path(like.path).resolve()
-            return CopiedSound(output, source, None if is_same else start, clock_start(like) if is_same else Fraction(0))
-        logger.warning(
-            "%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(keep_audio_from).name
-        )
-        audio = open_sound(keep_audio_from)
-    if audio is None:
-        return None
-    return files.enter_context(closing(EncodedSound(output, audio, container.audio, start)))
-
-
-def _pixel_shape(like: ClipInfo) -> Fraction | None:
-    """The source's sample aspect ratio as seen upright; anamorphic video keeps its shape."""
-    if not Path(like.path).is_file():
-        return None
-    with open_media(like.path) as source:
-        aspect = fraction(video_stream(source, like.path).sample_aspect_ratio)
-    if not aspect or aspect == 1:
-        return None
-    return 1 / aspect if like.rotation in (90, 270) else aspect
-
-
-def clock_start(like: ClipInfo) -> Fraction:
-    """Where the source's clock starts if its container says so at random (MPEG-TS); 0 for all others."""
-    if not Path(like.path).is_file():
-        return Fraction(0)
-    with open_media(like.path) as source:
-        is_broadcast = source.format.flags & CLOCK_ANYWHERE
-        return Fraction(source.start_time or 0, av.time_base) if is_broadcast else Fraction(0)
+            is_own = Path(kept).resolve() == Path(like.path).resolve()
+            return CopiedSound(output, source, None if is_own else start, like.clock_start if is_own else Fraction(0))
+        logger.warning("%s cannot hold the sound of %s as it is; it is encoded again.", output.format.name, Path(kept).name)
+        audio = open_sound(kept)
+    return None if audio is None else files.enter_context(closing(EncodedSound(output, audio, codec, start)))
 
 
 def container_for(path: Path) -> Container:
@@ -235,57 +212,28 @@ def container_for(path: Path) -> Container:
     return container
 
 
-def check_target(path: Path, sources: list[str | Path | None], overwrite: bool) -> None:
-    """Refuse a place that cannot be written, or that would destroy a source."""
-    if not path.parent.is_dir():
-        raise FlashLipsError(f"Cannot write {path}: the folder {path.parent} does not exist; make it or choose another.")
-    if path.is_dir():
-        raise FlashLipsError(f"Cannot write {path}: it is a folder; add a file name.")
-    for source in sources:
-        if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
-            raise FlashLipsError(f"The output {path} is also an input, which it would destroy; choose another name.")
-    if path.exists() and not overwrite:
-        raise FlashLipsError(f"{path} exists already; choose another name or allow overwriting.")
-
-
-def open_output(part: Path, container: Container, like: ClipInfo, metadata: Mapping[str, str]) -> av.container.OutputContainer:
-    """A new file of this kind, with its tags."""
+@contextmanager
+def open_output(
+    part: Path, name: str, container: Container, like: ClipInfo, metadata: Mapping[str, str]
+) -> Iterator[av.container.OutputContainer]:
+    """A new file of this kind with its tags, which becomes ``name``."""
     options = dict(container.options)
     if container.format in ("mp4", "mov"):
         if not COMMON_TAGS.issuperset(metadata):
             options["movflags"] += "+use_metadata_tags"  # else other names are dropped
         # A start later than 0 is stored in the movie's own ticks: as fine as the video's, so that it stays exact.
         options["movie_timescale"] = str(like.time_base.denominator)
-    with writing(part.stem):
+    with writing(name):
         output = av.open(str(part), "w", format=container.format, options=options)
     output.metadata.update(metadata)
-    return output
-
-
-@contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """Where to write a file that becomes ``path`` when it is whole; what was written until a stop is removed."""
-    part = path.with_name(path.name + ".part")
     try:
-        yield part
-        with writing(path.name):
-            part.replace(path)
+        yield output
+        with writing(name):
+            output.close()
     except BaseException:
-        if part.is_file():
-            part.unlink()
+        with suppress(Exception):  # the end of a file that is thrown away cannot be written either
+            output.close()
         raise
-
-
-@contextmanager
-def writing(name: str) -> Iterator[None]:
-    """Turn what FFmpeg or the disk says against a file into one sentence."""
-    try:
-        yield
-    except (av.FFmpegError, OSError) as error:
-        reason = error.strerror or error
-        raise FlashLipsError(
-            f"Writing {name} failed ({reason}); check the free space, the folder's permissions and the settings."
-        ) from error
 
 
 def _with_next(frames: Iterable[Frame]) -> Iterator[tuple[Frame, Frame | None]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import re
 from collections.abc import Callable
 
 import torch
@@ -46,9 +48,24 @@ class WithinMemory:
         return tuple(torch.cat(tensors) for tensors in zip(*done, strict=True))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is memory running out, on any device: CUDA has a class for it, the CPU allocator and MPS only words."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and ("out of memory" in words or "can't allocate memory" in words)
+# What allocators and libraries say, in lower case: CUDA, ROCm, MPS and glibc; torch's and oneDNN's on a CPU; cuBLAS and cuDNN;
+# FFmpeg and numpy; and what a limit on address space (``ulimit -v``) makes of threads and libraries.
+_WORDS = re.compile(
+    r"out of memory|out-of-memory|(can't|cannot|could not|couldn't|unable to|failed to|fail to) (be )?(allocate|map segment)"
+    r"|not enough memory|insufficient memory|memory allocation (failed|failure)|bad_alloc|alloc_failed|allocation failed"
+    r"|failed to create a memory|could not create a memory|can't start new thread|insufficient resources"
+)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether this is memory running out, on any device: some errors have a class for it, the others only words.
+
+    An error that hides another is judged by that one too.
+    """
+    while error is not None:
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or getattr(error, "errno", None) == errno.ENOMEM:
+            return True
+        if isinstance(error, (RuntimeError, OSError, ImportError)) and _WORDS.search(str(error).lower()):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
