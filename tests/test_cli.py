@@ -303,13 +303,15 @@ def test_train_passes_settings_on_and_refuses_unknown_ones(monkeypatch, capsys):
 def test_measuring_shows_how_far_it_is(command, options, monkeypatch, capsys):
     steps = []
 
-    def run(args, *rest):
-        rest[-1](1, 2)
-        steps.append(rest)
+    def run(*given):
+        progress = given[1].progress if command == "evaluate" else given[-1]  # of the session
+        progress(1, 2)
+        steps.append(given)
         return {"table": "measured"}
 
-    monkeypatch.setattr(f"flashlips_core.{command}.run", run)
-    monkeypatch.setattr("flashlips_core.cli.load_lipsync", lambda args: None)
+    monkeypatch.setattr("flashlips_core.bench.dubs.bench", run)
+    monkeypatch.setattr("flashlips_core.cli.evaluate._of_table", run)
+    monkeypatch.setattr("flashlips_core.cli.evaluate.load_lipsync", lambda args: None)
     assert main(options) == 0 and len(steps) == 1
     assert capsys.readouterr().out == "measured\n"
 

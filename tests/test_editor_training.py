@@ -7,11 +7,12 @@ from PIL import Image
 from tiny import TINY_EDITOR, encoded_frames, stored_crops, tiny_codec
 
 from flashlips_core import checkpoint
+from flashlips_core.cli import main
 from flashlips_core.loading import load_network
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.masks import lower_face_mask, mouth_mask
-from flashlips_core.train import average
+from flashlips_core.train.average import average
 from flashlips_core.train.batches import augment
 from flashlips_core.train.batches.frames import (
     draw_references,
@@ -251,16 +252,17 @@ def test_the_mean_of_two_editors_lies_between_them_and_is_as_deep_as_the_last(tm
     for name, network in (("shallow", shallow), ("deep", deep)):
         checkpoint.save(network, tmp_path / f"{name}.safetensors", "editor", {"crop_px": 384})
     paths = [str(tmp_path / f"{name}.safetensors") for name in ("shallow", "deep")]
-    average.main([*paths, "--out", str(tmp_path / "mean.safetensors")])
-    mean, info = load_network("editor", tmp_path / "mean.safetensors"), checkpoint.info(tmp_path / "mean.safetensors")
+    out = tmp_path / "mean.safetensors"
+    assert main(["average", *paths, "--out", str(out)]) == 0
+    mean, info = load_network("editor", out), checkpoint.info(out)
     assert mean.config == deep.config and info.notes == {"crop_px": 384, "averaged": ["shallow", "deep"]}
     for name in ("conv_in.weight", "up.1.0.conv_1.weight"):
         expected = (shallow.state_dict()[name] + deep.state_dict()[name]) / 2
         torch.testing.assert_close(mean.state_dict()[name], expected, atol=1e-3, rtol=1e-2)  # stored in fp16
     checkpoint.save(deep, tmp_path / "other.safetensors", "editor", {"crop_px": 256})
-    with pytest.raises(SystemExit, match="other was trained .* on other crops"):
-        average.main([str(tmp_path / "other.safetensors"), *paths, "--out", str(tmp_path / "mean.safetensors")])
-    with pytest.raises(SystemExit, match="two checkpoints"):
-        average.main([paths[0], "--out", str(tmp_path / "mean.safetensors")])
-    with pytest.raises(SystemExit, match="Choose another start"):
-        average.main([*reversed(paths), "--out", str(tmp_path / "mean.safetensors")])
+    with pytest.raises(FlashLipsError, match="other was trained .* on other crops"):
+        average([str(tmp_path / "other.safetensors"), *paths], out)
+    with pytest.raises(FlashLipsError, match="two checkpoints"):
+        average(paths[:1], out)
+    with pytest.raises(FlashLipsError, match="[Cc]hoose another start"):
+        average(paths[::-1], out)

@@ -20,7 +20,8 @@ from torch import nn
 from flashlips_core import checkpoint
 from flashlips_core import measures as m
 from flashlips_core.cli import COMMANDS, main
-from flashlips_core.evaluate import editors, parts
+from flashlips_core.cli.evaluate import command_of
+from flashlips_core.evaluate import editors
 from flashlips_core.evaluate.material import SUITES, TARGETS, Suite, gather
 from flashlips_core.evaluate.session import Session
 from flashlips_core.face.motion import FaceMotion
@@ -161,7 +162,7 @@ def test_the_command_chooses_and_writes_its_table(data, tmp_path, monkeypatch, c
 
     monkeypatch.setattr(editors, "before_and_after", before_and_after)
     lipsync = session_with(tmp_path / "models", tmp_path, CROP_PX).lipsync
-    monkeypatch.setattr("flashlips_core.cli.load_lipsync", lambda args: lipsync)
+    monkeypatch.setattr("flashlips_core.cli.evaluate.load_lipsync", lambda args: lipsync)
     common = ["eval", "--data", str(data), "--out", str(tmp_path / "o"), "--quiet"]
     assert main([*common, "--finetune", "20", "--suite", "full"]) == 0 and seen == [(SUITES["full"], 20, 0)]
     written = json.loads((tmp_path / "o" / "table.json").read_text())
@@ -184,6 +185,6 @@ def test_the_command_in_the_table_names_what_was_chosen_and_no_defaults():
     parser = argparse.ArgumentParser()
     COMMANDS["eval"].add(parser)
     command = "python -m flashlips_core eval --data 'my data' --suite quick"
-    assert parts.command_of(parser.parse_args(["--data", "my data"])) == command
+    assert command_of(parser.parse_args(["--data", "my data"])) == command
     chosen = ["--parts", "voice", "speech", "--targets", "strict", "--speech", "s", "--references", "4", "--sharpen", "0.5"]
-    assert parts.command_of(parser.parse_args(["--data", "my data", *chosen])) == f"{command} {' '.join(chosen)}"
+    assert command_of(parser.parse_args(["--data", "my data", *chosen])) == f"{command} {' '.join(chosen)}"

@@ -20,6 +20,7 @@ from flashlips_core.evaluate.videos import dubs as eval_videos
 from flashlips_core.evaluate.videos import measures as vm
 from flashlips_core.evaluate.videos import page
 from flashlips_core.evaluate.videos import rows as eval_videos_rows
+from flashlips_core.evaluate.videos.dubs import Request
 from flashlips_core.face.motion import EYE_CORNERS, INNER_PAIRS, MOUTH_CORNERS, OUTER_LIPS, FaceMotion, motion_from_faces
 from flashlips_core.pipeline import DubSettings, LipSync
 from flashlips_core.types import FlashLipsError
@@ -241,18 +242,13 @@ def test_the_page_holds_its_pictures_and_the_other_runs_numbers(tmp_path):
     ],
 )
 def test_what_is_missing_is_said_in_a_sentence(options, sentence, plain_clip, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("flashlips_core.cli.load_lipsync", lambda args: object())
+    monkeypatch.setattr("flashlips_core.cli.evaluate.load_lipsync", lambda args: object())
     (tmp_path / "empty").mkdir()
     places = {"EMPTY": str(tmp_path / "empty"), "CLIPS": str(plain_clip.parent), "CLIP": str(plain_clip)}
     arguments = [places.get(word, word) for word in options]
     assert main(["eval", *arguments, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
-
-
-def options(folder: Path, voice: Path, **more: object) -> SimpleNamespace:
-    names = ("frames", "only", "dubs", "against", "in_turn", "own_voice", "own_lips")
-    return SimpleNamespace(videos=folder, voice=[voice], **(dict.fromkeys(names) | more))
 
 
 @needs_mediapipe
@@ -265,7 +261,7 @@ def test_a_folder_is_dubbed_measured_and_shown_and_its_dubs_can_be_measured_agai
     (folder / "nobody.mp4").symlink_to(plain_clip)
     lipsync = LipSync.load(model_folder, device="cpu", detector=SteadyFace())
     session = Session(lipsync, LANDMARKER, tmp_path / "out", settings=DubSettings(preset="ultrafast", batch=4))
-    made = eval_videos.run(options(folder, clip, frames=10, own_voice=True, own_lips=True), session, "eval")
+    made = eval_videos.run(Request(folder, [clip], frames=10, own_voice=True, own_lips=True), session, "eval")
     assert [d["clip"] for d in made["dubs"]] == ["one"] and made["dubs"][0]["frames"] == 10
     assert [s["clip"] for s in made["skipped"]] == ["nobody.mp4"] and "no face in nobody.mp4" in made["table"]
     assert {"own_r", "read_r"} <= set(made["clips"][0]) and made["dubs"][0]["frames_per_second"] > 0
@@ -276,7 +272,8 @@ def test_a_folder_is_dubbed_measured_and_shown_and_its_dubs_can_be_measured_agai
 
     again = Session(lipsync, LANDMARKER, tmp_path / "again")
     result = tmp_path / "out" / "result.json"
-    found = eval_videos.run(options(folder, clip, frames=10, dubs=tmp_path / "out" / "dubs", against=result), again, "eval")
+    wanted = Request(folder, [clip], frames=10, dubs=tmp_path / "out" / "dubs", against=result)
+    found = eval_videos.run(wanted, again, "eval")
     assert found["dubs"] == made["dubs"]
 
 

@@ -9,6 +9,7 @@ import torch
 from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
 
+from flashlips_core.cli import main
 from flashlips_core.losses import IdentityLoss, PerceptualLoss, VGGFeatures
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet
@@ -121,6 +122,9 @@ def test_the_papers_networks_and_data_can_be_built_on_any_device():
 
 def test_the_command_counts_or_measures(monkeypatch, capsys):
     monkeypatch.setattr("flashlips_core.train.cost.speed.all_jobs", lambda device, batch: [toy_job(batch=batch)])
-    flops.main(["--measure", "--device", "cpu", "--batch", "2", "--json"])
+    assert main(["cost", "--measure", "--device", "cpu", "--batch", "2", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["rows"][0]["batch"] == 2 and "peak GB" in result["table"]
+    for options in (["--device", "cpu"], ["--within", "3"], ["--memory", "--device", "cpu"], ["--only", "editor"]):
+        assert main(["cost", *options]) == 2
+        assert "add " in capsys.readouterr().err

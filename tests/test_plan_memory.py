@@ -13,6 +13,7 @@ from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
 
 from flashlips_core.checkpoint import BUNDLED
+from flashlips_core.cli import main
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.train.cost import flops, memory
@@ -108,7 +109,7 @@ def test_every_bundled_fine_tuning_and_the_pose_transformer_are_counted():
 
 
 def test_the_command_counts_and_nothing_fake_stays_behind(capsys):
-    flops.main(["--memory", "--only", "decoder of bundled-fast", "--json"])
+    assert main(["cost", "--memory", "--only", "decoder of bundled-fast", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)["rows"]
     assert row["batch"] == 4 and 0.01 < row["gb"] < 0.5
     assert type(torch.rand(2)) is torch.Tensor

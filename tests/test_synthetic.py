@@ -7,10 +7,11 @@ import dataclasses
 import numpy as np
 import pytest
 
+from flashlips_core.cli import main
 from flashlips_core.dataset.store import Clip
 from flashlips_core.heads.mesh import Camera, HeadMesh, arkit_weights, from_arrays, load_head, rotation
 from flashlips_core.heads.render import HeadRenderer, Look
-from flashlips_core.heads.set import SetConfig, load_set, main, make_set
+from flashlips_core.heads.set import SetConfig, load_set, make_set
 from flashlips_core.heads.skin import fit_photo, texture_map
 from flashlips_core.heads.speech import PHONES, VISEMES, random_expression, speech_curves
 from flashlips_core.train.batches.labels import build_head_store
@@ -166,9 +167,9 @@ def test_arkit_names_take_sides_and_averages(head):
     assert arkit_weights(head, values, ["_neutral", "mouthSmileLeft", "mouthSmile"])[0].tolist() == pytest.approx([0, 0.4, 0.3])
 
 
-def test_a_missing_or_foreign_mesh_is_named_and_exits_with_2(tmp_path, caplog):
-    assert main(["set", "--mesh", str(tmp_path / "none.npz"), "--out", str(tmp_path / "out")]) == 2
-    assert "none.npz" in caplog.text and not (tmp_path / "out").exists()
+def test_a_missing_or_foreign_mesh_is_named_and_exits_with_2(tmp_path, capsys):
+    assert main(["heads", "set", "--mesh", str(tmp_path / "none.npz"), "--out", str(tmp_path / "out")]) == 2
+    assert "none.npz" in capsys.readouterr().err and not (tmp_path / "out").exists()
     np.savez(tmp_path / "other.npz", a=np.zeros(1))
     with pytest.raises(FlashLipsError, match="lacks"):
         load_head(tmp_path / "other.npz")

@@ -1,12 +1,11 @@
 """``python -m flashlips_core bench``: how fast, how big, how much memory; each number says what is inside it.
 
 A timed run is file to file: reading, tracking, audio, the networks, pasting, x264 and the container, but not loading the models.
-Editors of the paper's size, of which no weights are bundled, are timed without files (``bench_full``).
+Editors of the paper's size, of which no weights are bundled, are timed without files (``editors``).
 """
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import platform
 import statistics
@@ -28,7 +27,7 @@ from ..system.children import end_with_parent
 from ..types import POSE_DIM, FlashLipsError, Progress
 from .long_clip import write_long_clip, write_long_voice
 
-DEMO = Path(__file__).parent / "demo"
+DEMO = Path(__file__).parents[1] / "demo"
 
 
 def demo_clip() -> Path:
@@ -171,32 +170,30 @@ def conditions() -> dict:
     }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``bench``."""
-    parser.add_argument("--video", type=Path, help="clip to dub (default: the bundled face)")
-    parser.add_argument("--audio", type=Path, help="voice (default: the bundled voice)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed runs after one warm-up; 0 skips the timing")
-    parser.add_argument("--batch", type=int, default=8, help="frames edited at once")
-    parser.add_argument("--models", type=Path, metavar="DIR", help="folder with <role>.safetensors (default: the bundled)")
-    parser.add_argument("--long", type=float, metavar="MINUTES", help="also report the peak memory on a 1080p clip this long")
-    parser.add_argument("--full", action="store_true", help="instead, time editors of the paper's size on crops (random weights)")
-    parser.add_argument("--within", type=float, metavar="SECONDS", help="with --full: begin nothing further after these")
+def bench(
+    video: Path | None,
+    audio: Path | None,
+    models: Path | None,
+    repeats: int,
+    batch: int,
+    long_minutes: float | None,
+    progress: Progress | None = None,
+) -> dict:
+    """Measure everything but the editors of the paper's size; ``progress`` counts the timed runs.
 
-
-def run(args: argparse.Namespace, progress: Progress | None = None) -> dict:
-    """Measure; ``progress`` counts the timed runs. Returns everything as one dict."""
-    if args.within is not None and not args.full:
-        raise FlashLipsError("--within belongs to --full; add that, or leave --within out.")
-    if args.full:
-        from .editors import full_speed
-
-        return full_speed(progress=progress, within_s=args.within)
-    video, audio = args.video or demo_clip(), args.audio or demo_voice()
+    Args:
+        video, audio: what is dubbed; None: the bundled clip and voice.
+        models: folder with <role>.safetensors; None: the bundled ones.
+        repeats: timed dubs after one warm-up; 0 skips them.
+        batch: frames edited at once.
+        long_minutes: also report the peak memory on a 1080p clip this long.
+    """
+    video, audio = video or demo_clip(), audio or demo_voice()
     result: dict = {"conditions": conditions(), "networks": network_sizes()}
-    if args.repeats:
-        result["end to end"] = timed_runs(LipSync.load(args.models), video, audio, args.repeats, args.batch, progress)
-    if args.long:
-        result["long clip"] = long_clip_memory(args.long, video, audio, args.batch, args.models)
+    if repeats:
+        result["end to end"] = timed_runs(LipSync.load(models), video, audio, repeats, batch, progress)
+    if long_minutes:
+        result["long clip"] = long_clip_memory(long_minutes, video, audio, batch, models)
     return result
 
 

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from ..types import FlashLipsError, Progress
+
+FAILED, STOPPED = 2, 130  # exit codes; 128 + SIGINT, as shells do
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(FAILED, f"{message[:1].upper()}{message[1:]}; see '{self.prog} --help'.\n")
+
+
+def common_options() -> Parser:
+    """What every command has. Nothing is set where it is not given, so that it may stand on either side of a stage."""
+    common = Parser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--json", action="store_true", help="print the result as JSON")
+    common.add_argument("--quiet", action="store_true", help="no progress bar, errors only")
+    common.add_argument("--verbose", action="store_true", help="say what is being done")
+    return common
 
 
 def add_tracking(parser: argparse.ArgumentParser) -> None:
@@ -166,3 +185,8 @@ def progress_bar(name: str, args: argparse.Namespace, unit: str = " frames") -> 
             bar.update(done - bar.n)
 
         yield show
+
+
+def say_as_json(result: dict[str, Any]) -> str:
+    """A table where there is one, else all of it."""
+    return result["table"] if "table" in result else json.dumps(result, indent=2, default=str)

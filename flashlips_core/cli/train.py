@@ -1,4 +1,4 @@
-"""The settings of a training stage on the command line: ``--key=value``, or ``key=value`` as before."""
+"""``python -m flashlips_core train``: one stage; its settings are ``--key=value``, or ``key=value`` as before."""
 
 from __future__ import annotations
 
@@ -6,7 +6,51 @@ import argparse
 import ast
 from typing import Any
 
+from .finetune import add_finetune, run_finetune, say_finetune
+from .options import common_options, progress_bar
+
 PREFIX = "setting_"  # of a setting among the parsed arguments, where a name might mean something else
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """The options of ``train``: one command per stage, so that each has its own."""
+    from ..train import STAGES
+
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE", title="stages")
+    common = common_options()
+    text = "fit an editor to one person, from one clip of them"
+    add_finetune(stages.add_parser("finetune", help=text, description=run_finetune.__doc__, parents=[common]))
+    for name, what in STAGES.items():
+        sub = stages.add_parser(name, help=what, description=f"{what[:1].upper()}{what[1:]}.", parents=[common])
+        add_settings(sub, name)
+        sub.add_argument(
+            "--data", required=True, help="a set made by 'data build' with --landmarker, or a folder with grid_s1 and grid_people"
+        )
+        sub.add_argument("--weights", required=True, help="folder with the frozen teachers (TAESDXL, Whisper tiny)")
+        sub.add_argument(
+            "--folder", default="runs", help="where everything is cached and written; a run there is resumed (default runs)"
+        )
+
+
+def run_train(args: argparse.Namespace) -> dict[str, Any]:
+    """Run one training stage; a stopped one resumes when it is run again."""
+    if args.stage == "finetune":
+        return run_finetune(args)
+    from ..train import run_stage
+    from ..train.loop.processes import leave
+
+    settings = settings_given(args)
+    with progress_bar(args.stage, args, unit=" steps") as progress:
+        path = run_stage(args.stage, args.data, args.weights, args.folder, settings, progress, args.preset)
+    leave()
+    return {"stage": args.stage, "path": str(path)}
+
+
+def say_train(result: dict[str, Any]) -> str:
+    """The result for people."""
+    if "checks" in result:
+        return say_finetune(result)
+    return f"{result['stage']}: wrote {result['path']}."
 
 
 def add_settings(parser: argparse.ArgumentParser, stage: str) -> None:

@@ -1,30 +1,23 @@
 """``python -m flashlips_core eval``: dub held-out clips, let MediaPipe watch the results, fill the table.
 
 Every dub goes through the public pipeline, file to file, and motion is measured on the written video. With ``--videos`` the clips
-are any folder's, and so is the table: see :mod:`eval_videos`.
+are any folder's, and so is the table: see :mod:`.videos.dubs`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import NamedTuple
 
 from .. import measures as m
-from ..face.motion import LANDMARKER_FILE
 from ..measures import UNBOUNDED, Measure
-from ..pipeline import DubSettings, LipSync
-from ..steps import SHARPEN
-from ..types import FlashLipsError, Progress
+from ..types import FlashLipsError
 from . import editors, speech
 from . import rows as eval_rows
-from .material import SUITES, TARGETS, Material, gather
+from .material import Material
 from .session import SEED, Dub, Session, drivers_for, sheets, write_silence
-from .videos import dubs as eval_videos
 
 # ---- parts -----------------------------------------------------------------------------------------------------------------
 
@@ -131,110 +124,37 @@ def evaluate(session: Session, given: Material, parts: Sequence[str]) -> list[Me
     return [row for name in parts for row in PARTS[name].rows(session, given)]
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------------
+# ---- the table -------------------------------------------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``eval``."""
-    parser.add_argument("--data", type=Path, help="folder with grid_s1/test and grid_people/test")
-    needed = "MediaPipe's landmarker, TAESDXL and a face-recognition network"
-    parser.add_argument("--weights", type=Path, help=f"folder with {needed} (default: DATA/../weights)")
-    parser.add_argument("--suite", choices=sorted(SUITES), default="quick", help="quick: a few clips; full: every test clip")
-    parser.add_argument(
-        "--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="which rows are measured (default: all)"
-    )
-    parser.add_argument("--targets", choices=sorted(TARGETS), default="basic", help="what passes (default basic)")
-    parser.add_argument(
-        "--speech", type=Path, metavar="DIR", help="synthetic voices: NAME.wav with NAME.json: [[ARPAbet, start s, end s], ...]"
-    )
-    parser.add_argument("--out", type=Path, default=Path("output/eval"), help="folder for the dubs, contact sheets and the table")
-    instead = parser.add_argument_group("instead of the table").add_mutually_exclusive_group()
-    instead.add_argument(
-        "--compare", nargs=2, metavar="EDITOR", help="two editors side by side, masked ones (stage 1) in their own mode"
-    )
-    instead.add_argument(
-        "--finetune",
-        type=minutes,
-        metavar="MINUTES",
-        help="before and after so many CPU minutes of fine-tuning to an unseen person",
-    )
-    skipped = "of --finetune: leave out the person's first clips"
-    parser.add_argument("--skip", type=int, default=0, metavar="CLIPS", help=skipped)
-    eval_videos.add_arguments(parser)
+def measured(session: Session, given: Material, parts: Sequence[str], command: str) -> dict:
+    """The rows of these parts, and the table of them."""
+    found = evaluate(session, given, parts)
+    return {"measures": [row.as_dict() for row in found], "table": m.markdown_table(found, command)}
 
 
-def minutes(text: str) -> float:
-    """A time above 0."""
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
-    return value
+def compared(session: Session, given: Material, names: Sequence[str], command: str) -> dict:
+    """Editors side by side."""
+    columns = editors.compare(session, given, names)
+    return {"measures": _as_dicts(columns), "table": m.side_by_side_table(columns, command)}
 
 
-def run(
-    args: argparse.Namespace,
-    lipsync: LipSync | None = None,
-    settings: DubSettings | None = None,
-    progress: Progress | None = None,
-) -> dict:
-    """Evaluate; writes ``table.md`` and ``table.json`` under ``--out`` and returns what the latter holds."""
-    if (args.compare or args.finetune) and (args.speech or args.parts != list(PARTS) or args.targets != "basic"):
-        raise FlashLipsError("--parts, --targets and --speech belong to the table; leave them out with --compare or --finetune.")
-    videos = getattr(args, "videos", None)
-    if args.data is None and (videos is None or args.weights is None):
-        raise FlashLipsError("There is nothing to measure; give --data for the table, or --videos, --voice and --weights.")
-    if videos is not None and (args.compare or args.finetune):
-        raise FlashLipsError("--videos is a measurement of its own; leave out --compare and --finetune.")
-    if args.skip < 0 or args.skip and not args.finetune:
-        raise FlashLipsError(f"--skip is {args.skip}; give how many of the person's first clips --finetune leaves out, with it.")
-    weights = args.weights or args.data.parent / "weights"
-    session = Session(lipsync or LipSync.load(), weights / LANDMARKER_FILE, args.out, progress, settings or DubSettings())
-    if videos is not None:
-        return eval_videos.run(args, session, command_of(args))
-    given = gather(args.data, weights, args.speech, SUITES[args.suite], TARGETS[args.targets])
-    command = command_of(args)
-    result = {"command": command, "suite": args.suite} | _measured(args, session, given, command)
+def finetuned(session: Session, given: Material, cpu_minutes: float, skip: int, command: str) -> dict:
+    """Before and after a fine-tuning to an unseen person, whose first ``skip`` clips are left out."""
+    columns, tuning = editors.before_and_after(session, given, cpu_minutes, skip)
+    table = f"{m.side_by_side_table(columns, command)}\n{tuning.sentence()}\n"
+    return {"measures": _as_dicts(columns), "tuning": asdict(tuning), "table": table}
+
+
+def written(session: Session, result: dict) -> dict:
+    """The result with what else moves every row, in ``table.md`` and ``table.json``."""
     result |= {"codec": session.lipsync.codec.name, "detector": type(session.lipsync.detector).__name__}
     result["table"] += f"\nFaces were found by {result['detector']}.\n"  # another one crops otherwise, which moves every row
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "table.md").write_text(result["table"], encoding="utf-8")
-    (args.out / "table.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
+    session.out.mkdir(parents=True, exist_ok=True)
+    (session.out / "table.md").write_text(result["table"], encoding="utf-8")
+    (session.out / "table.json").write_text(json.dumps(result, indent=2), encoding="utf-8")
     return result
-
-
-def _measured(args: argparse.Namespace, session: Session, given: Material, command: str) -> dict:
-    """The table and what is in it."""
-    if args.compare:
-        columns = editors.compare(session, given, args.compare)
-        return {"measures": _as_dicts(columns), "table": m.side_by_side_table(columns, command)}
-    if args.finetune:
-        columns, tuning = editors.before_and_after(session, given, args.finetune, args.skip)
-        table = f"{m.side_by_side_table(columns, command)}\n{tuning.sentence()}\n"
-        return {"measures": _as_dicts(columns), "tuning": asdict(tuning), "table": table}
-    found = evaluate(session, given, args.parts)
-    return {"measures": [row.as_dict() for row in found], "table": m.markdown_table(found, command)}
 
 
 def _as_dicts(columns: editors.Columns) -> dict[str, list[dict]]:
     return {who: [row.as_dict() for row in rows] for who, rows in columns.items()}
-
-
-VIDEO_OPTIONS = ("videos", "voice", "in_turn", "frames", "only", "own_voice", "own_lips", "dubs", "against")
-DUB_OPTIONS = {"references": "num_references", "sharpen": "sharpen", "gain": "gain", "start": "start"}
-
-
-def command_of(args: argparse.Namespace) -> str:
-    """The command that repeats this evaluation: its own options and those that choose models."""
-    own = ("data", "weights", "suite", "parts", "targets", "speech", "compare", "finetune", "skip", *VIDEO_OPTIONS)
-    models = ("models", "codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "device", "crop_px")
-    given = {name: getattr(args, name, None) for name in (*own, *models)}
-    given |= {option: getattr(args, name, None) for option, name in DUB_OPTIONS.items()}
-    defaults = {"parts": list(PARTS), "targets": "basic", "sharpen": SHARPEN, "skip": 0, "start": DubSettings.start}
-    given |= {name: None for name, value in defaults.items() if given[name] == value}
-    given |= {"suite": None} if given["videos"] is not None else {}
-    words = ["python -m flashlips_core eval"]
-    for name, value in given.items():
-        if value is not None and value is not False:
-            values = [] if value is True else value if isinstance(value, list) else [value]
-            words += [f"--{name.replace('_', '-')}", *(shlex.quote(str(v)) for v in values)]
-    return " ".join(words)

@@ -1,24 +1,21 @@
 """Rendered heads for training: the same face, pose and light with different mouths, which no camera can film.
 
-``python -m flashlips_core.heads.set set --mesh ict_facekit_f16.npz --out folder`` writes one npz per person;
+``python -m flashlips_core heads set --mesh ict_facekit_f16.npz --out folder`` writes one npz per person;
 ``... clip --mesh ... --phones line.json --audio line.wav --out face.mp4`` films one head that says a line.
 N pictures, E expressions, S picture size, L = 99 MediaPipe points.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..face.crop import crop_box
 from ..types import FlashLipsError, Progress
-from .mesh import MEDIAPIPE_POINTS, Camera, HeadMesh, arkit_weights, load_head, rotation
+from .mesh import MEDIAPIPE_POINTS, Camera, HeadMesh, arkit_weights, rotation
 from .render import HeadRenderer, Look
 from .skin import SKIN_TONES, SkinPainter, photo_skin
 from .speech import random_expression
@@ -199,47 +196,8 @@ def load_set(folder: str | Path) -> dict[str, np.ndarray]:
     """Read the persons that ``make_set`` has written so far into one dictionary of arrays."""
     files = sorted(Path(folder).glob("*.npz"))
     if not files:
-        raise FlashLipsError(f"No rendered heads in '{folder}'; make them with 'python -m flashlips_core.heads.set set'.")
+        raise FlashLipsError(f"No rendered heads in '{folder}'; make them with 'python -m flashlips_core heads set'.")
     loaded = [np.load(file) for file in files]
     shared = {"expr_names", "arkit_names", "landmark_index"}
     joined = {name: np.concatenate([part[name] for part in loaded]) for name in loaded[0].files if name not in shared}
     return joined | {name: loaded[0][name] for name in shared}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m flashlips_core.heads.set", description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True)
-    pictures = commands.add_parser("set", help="pictures for training, one npz per person")
-    clip = commands.add_parser("clip", help="a video of a head that says a line")
-    for command in (pictures, clip):
-        command.add_argument("--mesh", required=True, help="ict_facekit_f16.npz")
-        command.add_argument("--out", required=True, help="folder (set) or .mp4 file (clip)")
-        command.add_argument("--seed", type=int, default=0)
-    for name in ("identities", "looks", "same-pose", "other-poses", "size", "skins"):
-        pictures.add_argument(f"--{name}", type=int, default=getattr(SetConfig, name.replace("-", "_")))
-    pictures.add_argument("--photos", help="npz of frontal faces (images, points) to take skins from")
-    clip.add_argument("--phones", required=True, help="JSON list of [ARPAbet phone, start s, end s]")
-    clip.add_argument("--audio", help="sound of the line, muxed as AAC")
-    clip.add_argument("--seconds", type=float, default=5.0)
-    clip.add_argument("--size", type=int, default=512)
-    options = vars(parser.parse_args(arguments))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        command, mesh = options.pop("command"), load_head(options.pop("mesh"))
-        if command == "set":
-            out, photos = options.pop("out"), options.pop("photos")
-            make_set(mesh, out, replace(SetConfig(), **options), photos, lambda done, total: logger.info("%d / %d", done, total))
-        else:
-            from .clip import film
-
-            options["phones"] = json.loads(Path(options["phones"]).read_text())
-            film(mesh, **options)
-    except FlashLipsError as error:
-        logger.error("%s", error)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""How many numbers a lip pose needs: ``python -m flashlips_core.train.ablation``, the paper's ablation at a small scale.
+"""How many numbers a lip pose needs: ``python -m flashlips_core ablation``, the paper's ablation at a small scale.
 
 The paper trains its whole method with poses of 8, 8+4 and 8+16 numbers and finds that more of them follow the lips better and
 keep the person's face worse, because appearance leaks into them. Here the lip teacher is trained with each, together with the
@@ -9,12 +9,8 @@ N pairs of frames, P numbers of a pose.
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -134,24 +130,3 @@ def table(rows: Sequence[Row]) -> str:
         named = f"{row.named:.2f} (chance {row.chance:.2f})"
         lines.append(f"| {row.size} | {row.redrawn_db:.2f} | {row.following:.2f} | {named} |")
     return "\n".join(lines)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Train the lip teacher with poses of several sizes and print what each is good for, on people and clips held out."""
-    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.ablation", description=main.__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="as for 'train'")
-    parser.add_argument("--folder", type=Path, required=True, help="of the run, in which 'train prepare' has cut the mouths")
-    parser.add_argument("--extra", type=int, nargs="+", default=list(EXTRA_DIMS), help="numbers beside the 8 main ones")
-    parser.add_argument("--steps", type=int, default=1500, help="of each training")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, with the table in it")
-    args = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        rows = ablate(stages.Run(args.data, args.data, args.folder, {}), args.extra, args.steps)
-    except FlashLipsError as error:
-        raise SystemExit(str(error)) from None
-    print(json.dumps({"rows": [asdict(row) for row in rows], "table": table(rows)}) if args.json else table(rows))
-
-
-if __name__ == "__main__":
-    main()

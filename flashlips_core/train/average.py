@@ -1,4 +1,4 @@
-"""The mean of checkpoints that one run led through: ``python -m flashlips_core.train.average A B C --out D``.
+"""The mean of checkpoints that one run led through: ``python -m flashlips_core average A B C --out D``.
 
 Weights along one line of training lie in one valley, and their mean is often better than each (model soups, Wortsman et al. 2022,
 arXiv:2203.05482): late weights know the training faces best, early ones strangers.
@@ -6,7 +6,6 @@ arXiv:2203.05482): late weights know the training faces best, early ones strange
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,19 +50,3 @@ def _like(network: torch.nn.Module, other: torch.nn.Module) -> torch.nn.Module:
     deeper = EditorUNet(other.config)
     deeper.start_from(network)
     return deeper
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the mean of editors, the newest named last."""
-    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.average", description=main.__doc__)
-    parser.add_argument("editors", nargs="+", metavar="EDITOR", help="checkpoints; the last one's size and notes are kept")
-    parser.add_argument("--out", required=True, help="the new checkpoint")
-    args = parser.parse_args(arguments)
-    try:
-        average(args.editors, args.out)
-    except FlashLipsError as error:
-        raise SystemExit(str(error)) from None
-
-
-if __name__ == "__main__":
-    main()

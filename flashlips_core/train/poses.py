@@ -6,7 +6,6 @@ One command, resumable; run again whenever labels or the audio encoder change:
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import logging
 from collections.abc import Callable
@@ -285,21 +284,3 @@ def silence_distance(
         poses = sample_poses(network, features, source, settings).values
         distances.append((poses - network.rest_pose).square().mean())
     return float(torch.stack(distances).mean().sqrt()) if distances else float("nan")
-
-
-# Command line
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """``--name=value`` for every field of :class:`PoseTraining`."""
-    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.poses", description="Train the pose model.")
-    for field in dataclasses.fields(PoseTraining):
-        is_needed = field.default is dataclasses.MISSING
-        kind = str if field.default in (dataclasses.MISSING, None) else type(field.default)
-        parser.add_argument(f"--{field.name}", type=kind, required=is_needed, default=None if is_needed else field.default)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(PoseTraining(**vars(parser.parse_args(arguments))))
-
-
-if __name__ == "__main__":
-    main()

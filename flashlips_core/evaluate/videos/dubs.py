@@ -6,7 +6,6 @@ Making dubs and measuring them are two things: :func:`measured` needs a source, 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -217,77 +216,78 @@ def dub_name(clip: Path, voice: Path) -> str:
     return f"{clip.stem}--{voice.stem}.mp4"
 
 
-# ---- the command -----------------------------------------------------------------------------------------------------------
+# ---- a folder of clips -----------------------------------------------------------------------------------------------------
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``eval`` that belong to ``--videos``."""
-    group = parser.add_argument_group("any folder of clips (--weights holds MediaPipe's landmarker, --data is not needed)")
-    group.add_argument("--videos", type=Path, metavar="DIR", help="dub and measure every clip of this folder")
-    group.add_argument("--voice", type=Path, nargs="+", metavar="FILE", help="sounds that each clip shall speak")
-    group.add_argument("--in-turn", action="store_true", help="one voice per clip, by turns, instead of every voice")
-    group.add_argument("--frames", type=int, metavar="N", help="the first N frames of each clip only")
-    group.add_argument("--only", nargs="+", metavar="WORD", help="clips whose names hold one of these words")
-    group.add_argument("--own-voice", action="store_true", help="also predict each clip's lips from its own sound")
-    group.add_argument("--own-lips", action="store_true", help="also read each clip's lips with the lip encoder")
-    group.add_argument("--dubs", type=Path, metavar="DIR", help="measure these dubs (CLIP--VOICE.mp4) instead of making some")
-    group.add_argument("--against", type=Path, metavar="RESULT.json", help="show another run's numbers beside these")
+@dataclass(frozen=True)
+class Request:
+    """What is dubbed with what, and what is measured beside the dubs."""
+
+    videos: Path  # folder
+    voice: Sequence[Path]
+    in_turn: bool = False  # one voice per clip, by turns, instead of every voice
+    frames: int | None = None  # the first ones of each clip only
+    only: Sequence[str] | None = None  # clips whose names hold one of these
+    own_voice: bool = False  # also predict each clip's lips from its own sound
+    own_lips: bool = False  # also read each clip's lips with the lip encoder
+    dubs: Path | None = None  # measure these instead of making some
+    against: Path | None = None  # another run's result.json
 
 
-def check(args: argparse.Namespace, landmarker: Path) -> list[Path]:
+def check(wanted: Request, landmarker: Path) -> list[Path]:
     """The clips; says what is missing before the long work."""
-    clips = clips_in(args.videos)
-    if args.only:
-        clips = [clip for clip in clips if any(word in clip.name for word in args.only)]
+    clips = clips_in(wanted.videos)
+    if wanted.only:
+        clips = [clip for clip in clips if any(word in clip.name for word in wanted.only)]
         if not clips:
-            raise FlashLipsError(f"No clip of {args.videos} is named after {' or '.join(args.only)}; check --only.")
-    if not args.voice:
+            raise FlashLipsError(f"No clip of {wanted.videos} is named after {' or '.join(wanted.only)}; check --only.")
+    if not wanted.voice:
         raise FlashLipsError("There is nothing to say; give a sound file or several as --voice.")
-    for file, option in [*((voice, "--voice") for voice in args.voice), (args.against, "--against")]:
+    for file, option in [*((voice, "--voice") for voice in wanted.voice), (wanted.against, "--against")]:
         if file is not None and not file.is_file():
             raise FlashLipsError(f"There is no file {file}; check {option}.")
-    if args.frames is not None and args.frames < 3:
-        raise FlashLipsError(f"--frames is {args.frames}; 3 or more are needed.")
+    if wanted.frames is not None and wanted.frames < 3:
+        raise FlashLipsError(f"--frames is {wanted.frames}; 3 or more are needed.")
     if not landmarker.is_file():
         raise FlashLipsError(f"No MediaPipe face landmarker at {landmarker}; name its folder with --weights.")
     return clips
 
 
-def run(args: argparse.Namespace, session: Session, command: str) -> dict:
+def run(wanted: Request, session: Session, command: str) -> dict:
     """Dub, measure, and write ``result.json``, ``clips.csv``, ``page.html`` and sheets under ``--out``."""
-    paths = check(args, session.landmarker)
-    session.total = len(paths) * (1 if args.in_turn else len(args.voice))
+    paths = check(wanted, session.landmarker)
+    session.total = len(paths) * (1 if wanted.in_turn else len(wanted.voice))
     session.out.mkdir(parents=True, exist_ok=True)
-    maker = Maker(session, args.frames)
+    maker = Maker(session, wanted.frames)
     dubs, clips, skipped = [], [], []
     for index, path in enumerate(paths):
-        voices = [args.voice[index % len(args.voice)]] if args.in_turn else args.voice
+        voices = [wanted.voice[index % len(wanted.voice)]] if wanted.in_turn else wanted.voice
         try:
-            numbers, of_clip = _one_clip(args, maker, path, voices)
+            numbers, of_clip = _one_clip(wanted, maker, path, voices)
         except FlashLipsError as error:
             skipped.append({"clip": path.name, "why": str(error)})
             continue
         dubs += numbers
         clips.append(of_clip)
-        _write(session.out, _result(command, dubs, clips, skipped), args.against)  # a stopped run leaves what it has
+        _write(session.out, _result(command, dubs, clips, skipped), wanted.against)  # a stopped run leaves what it has
     if not dubs:
         raise FlashLipsError(f"No clip could be measured; the first: {skipped[0]['why']}")
-    return _write(session.out, _result(command, dubs, clips, skipped), args.against)
+    return _write(session.out, _result(command, dubs, clips, skipped), wanted.against)
 
 
-def _one_clip(args: argparse.Namespace, maker: Maker, path: Path, voices: Sequence[Path]) -> tuple[list[Numbers], Numbers]:
+def _one_clip(wanted: Request, maker: Maker, path: Path, voices: Sequence[Path]) -> tuple[list[Numbers], Numbers]:
     session, cache = maker.session, maker.session.out.parent / "seen"
-    clip = seen_clip(session, path, args.frames, cache)
+    clip = seen_clip(session, path, wanted.frames, cache)
     of_clip: Numbers = {"clip": path.stem, "moving": clip.head.is_moving} | asdict(clip.head)
     of_clip["eyes_px"] = float(np.nanmedian(vm.eye_distance(clip.motion)))
-    if args.own_voice:
+    if wanted.own_voice:
         of_clip |= maker.own_voice(clip) or {}
-    if args.own_lips:
+    if wanted.own_lips:
         of_clip |= maker.own_lips(clip)
     found = []
     for voice in voices:
         out = session.out / "dubs" / dub_name(path, voice)
-        voiced = found_dub(args.dubs, path, voice) if args.dubs else maker.dub(clip, voice, out)
+        voiced = found_dub(wanted.dubs, path, voice) if wanted.dubs else maker.dub(clip, voice, out)
         numbers = measured(session, clip, voiced, session.out / "sheets" / f"{out.stem}.png")
         found.append({"clip": path.stem, "voice": voice.stem, "moving": clip.head.is_moving} | numbers)
         session.done += 1

@@ -1,20 +1,18 @@
-"""What the full preset's training steps cost, counted without data, weights or a GPU: ``python -m flashlips_core.train.cost.flops``.
+"""What the full preset's training steps cost, counted without data, weights or a GPU: ``python -m flashlips_core cost``.
 
 Everything lives on PyTorch's meta device, which knows shapes and no values. FLOPs are those of products, convolutions and
 attention (1 multiply-add = 2), forward and backward, with all judges. With ``--measure`` the same steps run on this machine's
-device (``plan_measure``); with ``--memory`` what they hold is counted (``plan_memory``). Both know fine-tunings too.
+device (``speed``); with ``--memory`` what they hold is counted (``memory``). Both know fine-tunings too.
 
 Builders make random weights and data on PyTorch's default device, whatever that is.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,34 +128,8 @@ def _cost(name: str, network: nn.Module, step: Callable[[], dict[str, Tensor]]) 
     return Cost(name, sum(p.numel() for p in network.parameters()), counter.get_total_flops())
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables of docs/training.md."""
-    parser = argparse.ArgumentParser(prog="python -m flashlips_core.train.cost.flops", description=main.__doc__)
-    ways = parser.add_mutually_exclusive_group()
-    ways.add_argument("--measure", action="store_true", help="run the steps on a device instead of counting their FLOPs")
-    ways.add_argument("--memory", action="store_true", help="count what the steps hold in a card's memory")
-    parser.add_argument("--device", help="with --measure: cuda, mps or cpu (default: the first there is)")
-    parser.add_argument("--only", default="", metavar="WORD", help="with --measure or --memory: steps whose name holds this")
-    parser.add_argument("--batch", type=int, help="of the same: samples per step (default: their own)")
-    parser.add_argument("--within", type=float, metavar="SECONDS", help="with --measure: start no further step after these")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON, with the table in it")
-    args = parser.parse_args(arguments)
-    if args.measure or args.memory:
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.memory:
-        from .memory import needs
-
-        result = needs(args.only, args.batch)
-    elif args.measure:
-        from .speed import measure
-
-        result = measure(args.device, only=args.only, batch=args.batch, within_s=args.within)
-    else:
-        costs = [cost for px in (256, 512) for recompute in (False, True) for cost in editor_costs(px, recompute=recompute)]
-        costs.append(pose_cost())
-        result = {"costs": [asdict(cost) for cost in costs], "table": table(costs)}
-    print(json.dumps(result) if args.json else result["table"])
-
-
-if __name__ == "__main__":
-    main()
+def counted() -> dict[str, Any]:
+    """The costs of both editors at 256 and 512 px and of the pose model, one by one and as the table of docs/training.md."""
+    costs = [cost for px in (256, 512) for recompute in (False, True) for cost in editor_costs(px, recompute=recompute)]
+    costs.append(pose_cost())
+    return {"costs": [asdict(cost) for cost in costs], "table": table(costs)}

@@ -1,4 +1,4 @@
-"""How much GPU memory training steps need, counted without a GPU: ``python -m flashlips_core.train.cost.flops --memory``.
+"""How much GPU memory training steps need, counted without a GPU: ``python -m flashlips_core cost --memory``.
 
 The steps run on fake tensors, which have shapes, types and lifetimes but no values. Counted are the bytes that live at once: the
 least that a card must have free. What its convolutions use for themselves, and the driver, come on top.

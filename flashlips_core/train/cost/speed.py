@@ -1,4 +1,4 @@
-"""What steps of the full preset and of fine-tunings take on this machine: ``python -m flashlips_core.train.cost.flops --measure``.
+"""What steps of the full preset and of fine-tunings take on this machine: ``python -m flashlips_core cost --measure``.
 
 The steps, settings and loop are those of a run. Networks and judges have the published shapes and random weights, pictures and
 poses are noise; neither changes the speed. Batches are made before: reading and augmenting pictures is outside the timer.
