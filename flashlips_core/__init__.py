@@ -17,7 +17,7 @@ _HOME = {
     "LipPoses": "types",
     "AudioFeatures": "types",
     "FlashLipsError": "types",
-    "SamplerSettings": "flow",
+    "SamplerSettings": "poses.sampling",
     "probe": "media",
     "read_frames": "media",
     "write_video": "media",

@@ -21,11 +21,12 @@ from .compose import cut, cut_batch
 from .editing import CropEditor, resized
 from .face.head_shape import OVAL
 from .face.readings import lip_gap
-from .flow import SamplerSettings, sample_poses
-from .loading import Parts
 from .media import open_sound, probe, read_frames
 from .models.lip_encoder import mouth_region
-from .poses.motion import fill_absent, fit_to_range, gain, silence_gate
+from .parts import Parts
+from .poses.motion import fill_absent, fit_to_range, gain
+from .poses.sampling import SamplerSettings, sample_poses
+from .poses.silence import silence_gate
 from .references import candidate_frames, choose_references, head_turns, mouth_frames
 from .retrieval import (
     RIM_PX,

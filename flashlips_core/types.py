@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 POSE_DIM = 12  # 8 expression + 4 mouth-crop numbers (paper, lip encoder)
+NUM_LANDMARKS = 99  # of a face, in the order of ``face.head_shape``
 SAMPLE_RATE = 16_000  # every audio encoder listens at 16 kHz
 AUDIO_PIECE = 1 << 16  # samples handed on at a time
 

@@ -11,11 +11,11 @@ from comfy_api.latest import io
 
 from ..flashlips_core.checks import check_whole_track
 from ..flashlips_core.codec import CELL_PX, SDXL_SCALE
-from ..flashlips_core.flow import SamplerSettings
 from ..flashlips_core.images.edit import check_images, check_references, edit_images
 from ..flashlips_core.images.latents import check_latents, edit_latents
 from ..flashlips_core.media import probe
 from ..flashlips_core.pipeline import DubSettings, Look
+from ..flashlips_core.poses.sampling import SamplerSettings
 from ..flashlips_core.steps import LIP_MOTION, SHARPEN, ClipSteps
 from ..flashlips_core.types import POSE_DIM, FaceTrack, FlashLipsError, LipPoses
 from . import bridge

@@ -22,11 +22,13 @@ from ..flashlips_core.audio import (
 )
 from ..flashlips_core.checks import check_whole_track
 from ..flashlips_core.drawings.poses import draw_poses
-from ..flashlips_core.flow import SOLVERS, SamplerSettings, sample_poses
+from ..flashlips_core.flow import SOLVERS
 from ..flashlips_core.images.poses import poses_from_images
 from ..flashlips_core.media import probe
-from ..flashlips_core.poses.motion import frame_rate, resample, silence_gate, spread
+from ..flashlips_core.poses.motion import frame_rate, resample, spread
 from ..flashlips_core.poses.operations import Surroundings, apply_operations, from_json, simple_operations
+from ..flashlips_core.poses.sampling import SamplerSettings, sample_poses
+from ..flashlips_core.poses.silence import silence_gate
 from ..flashlips_core.types import FaceTrack, FlashLipsError, LipPoses
 from . import bridge
 from . import bridge_models as models

@@ -12,10 +12,11 @@ import flashlips_core
 from flashlips_core import checkpoint
 from flashlips_core.compose import cut_batch
 from flashlips_core.editing import CropEditor
-from flashlips_core.flow import check_features, sample_poses
-from flashlips_core.loading import ROLES, Parts, bundled_pose_model, load_network
+from flashlips_core.loading import ROLES, bundled_pose_model, load_network
 from flashlips_core.media import probe, read_frames
+from flashlips_core.parts import Parts
 from flashlips_core.pipeline import LipSync
+from flashlips_core.poses.sampling import check_features, sample_poses
 from flashlips_core.types import Audio, AudioFeatures, FlashLipsError
 
 DEMO = Path(flashlips_core.__file__).parent / "demo"

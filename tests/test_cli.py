@@ -14,7 +14,7 @@ import pytest
 import torch
 from test_pipeline import SteadyFace, make_poses, make_track, model_folder, planes_of  # noqa: F401
 
-from flashlips_core import checkpoint, loading
+from flashlips_core import checkpoint, parts
 from flashlips_core.cli import COMMANDS, main
 from flashlips_core.face import detect
 from flashlips_core.pipeline import LipSync
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture(autouse=True)
 def steady_face(monkeypatch):
     """The default tracker, so that no test needs a real face."""
-    monkeypatch.setattr(loading, "load_tracker", lambda *a, **k: SteadyFace())
+    monkeypatch.setattr(parts, "load_tracker", lambda *a, **k: SteadyFace())
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def bad_input(talking_clip, audio_only, tmp_path, model_folder, clip, monkeypatc
         case "nothing to lip-sync to":
             return good, None, [], out
         case "no face":
-            monkeypatch.setattr(loading, "load_tracker", lambda *a, **k: Blind())
+            monkeypatch.setattr(parts, "load_tracker", lambda *a, **k: Blind())
         case "zero length":
             return good, write_wave(tmp_path / "empty.wav", np.zeros(0)), [], out
         case "NaN":

@@ -10,18 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from flashlips_core.flow import (
-    FlowBatch,
-    PoseStream,
-    SamplerSettings,
-    features_at_pose_rate,
-    flow_matching_loss,
-    frame_noise,
-    integrate,
-    sample_poses,
-    sample_window,
-)
+from flashlips_core.audio.rates import features_at_pose_rate
+from flashlips_core.flow import FlowBatch, flow_matching_loss, frame_noise, integrate
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
+from flashlips_core.poses.sampling import PoseStream, SamplerSettings, sample_poses, sample_window
 from flashlips_core.types import AudioFeatures, FlashLipsError
 
 CONFIG = PoseTransformerConfig(audio_kind="toy", audio_dim=6, width=32, depth=2, num_heads=2)

@@ -10,7 +10,7 @@ import torch
 
 from flashlips_core import checkpoint
 from flashlips_core.face.cascades import LandmarkDetector
-from flashlips_core.face.head_shape import EYES, IRISES, MOUTH_CORNERS, NOSE_TIP, NUM_POINTS, mean_shape
+from flashlips_core.face.head_shape import EYES, IRISES, MOUTH_CORNERS, NOSE_TIP, mean_shape
 from flashlips_core.face.landmarks import FaceLandmarker, cut_from, cut_square, rough_square, square_around, to_frame, to_square
 from flashlips_core.heads.mesh import Camera, load_head, rotation
 from flashlips_core.heads.render import HeadRenderer
@@ -23,7 +23,7 @@ from flashlips_core.train.landmarks.measure import jitter, measure
 from flashlips_core.train.landmarks.pictures import FaceStore, mirror, write_store
 from flashlips_core.train.landmarks.training import LandmarkStores, landmark_batches, landmark_step, train_landmarks
 from flashlips_core.train.landmarks.views import background_view, face_view, wrong_view
-from flashlips_core.types import FlashLipsError
+from flashlips_core.types import NUM_LANDMARKS, FlashLipsError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 MESH = SHARED / "synthetic" / "ict_facekit_f16.npz"
@@ -115,7 +115,7 @@ def test_the_bundled_size_is_below_a_million_parameters():
 
 
 def test_an_untrained_network_starts_at_the_given_points():
-    network, points = LandmarkNet(TINY), torch.rand(NUM_POINTS, 2)
+    network, points = LandmarkNet(TINY), torch.rand(NUM_LANDMARKS, 2)
     start_at(network, points)
     torch.nn.init.zeros_(network.readout.weight)
     found, logit = network(torch.rand(2, 3, 32, 32))

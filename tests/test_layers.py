@@ -18,9 +18,9 @@ CORE = ROOT / "flashlips_core"
 LEVELS = [
     {"types", "system", "checks", "pixels", "turned"},
     {"checkpoint", "compose"},
-    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "losses"},
+    {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "pretrained"},
     {"sharpen"},
-    {"references", "sidecar", "loading", "retrieval", "editing"},
+    {"references", "sidecar", "loading", "parts", "retrieval", "editing"},
     {"steps"},
     {"pipeline"},
 ]

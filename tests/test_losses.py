@@ -13,21 +13,18 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from flashlips_core.losses import (
-    VGG16_CONVS,
-    VGG19_CONVS,
+from flashlips_core.models.identity import DlibFaceNet, FaceNet, face_chip
+from flashlips_core.models.vgg import VGG16_CONVS, VGG19_CONVS, VGGFeatures
+from flashlips_core.pretrained import load_identity, load_vgg
+from flashlips_core.train.editor.losses import (
     IdentityLoss,
     PerceptualLoss,
-    VGGFeatures,
     l1,
     latent_mask,
     lips_l1,
-    load_identity,
-    load_perceptual,
     sharpness_loss,
     texture_loss,
 )
-from flashlips_core.models.identity import DlibFaceNet, FaceNet, face_chip
 from flashlips_core.types import FlashLipsError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -126,22 +123,22 @@ def test_vgg19_from_torchvisions_layout_equals_torchvisions_network(tmp_path, su
     }
     path = tmp_path / f"vgg19-dcbb9e9d{suffix}"
     save_file(tensors, path) if suffix == ".safetensors" else torch.save(tensors, path)
-    loss, images = load_perceptual(tmp_path), faces()
-    assert loss.name == "VGG19" and not loss.is_stand_in
+    vgg, images = load_vgg(tmp_path), faces()
+    assert vgg.name == "VGG19" and not vgg.is_stand_in
     mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     x, expected = ((images + 1) / 2 - mean) / deviation, []
     for i, layer in enumerate(network):
         x = layer(x)
         if i in (1, 6, 11, 20, 29):  # relu1_1, relu2_1, relu3_1, relu4_1, relu5_1
             expected.append(x)
-    for ours, theirs in zip(loss.features(images), expected, strict=True):
+    for ours, theirs in zip(vgg(images), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_vgg19_with_a_missing_layer_is_refused_by_name(tmp_path):
     save_file({"features.0.weight": torch.zeros(64, 3, 3, 3), "features.0.bias": torch.zeros(64)}, tmp_path / "vgg19.safetensors")
     with pytest.raises(FlashLipsError, match="features.2.weight"):
-        load_perceptual(tmp_path)
+        load_vgg(tmp_path)
 
 
 def test_vgg16_stand_in_takes_blue_first_caffe_range_and_says_what_it_is(tmp_path, caplog):
@@ -153,18 +150,18 @@ def test_vgg16_stand_in_takes_blue_first_caffe_range_and_says_what_it_is(tmp_pat
             inputs = outputs
     save_file(tensors, tmp_path / "vgg16_imagenet.safetensors")
     with caplog.at_level(logging.WARNING):
-        loss = load_perceptual(tmp_path / "vgg16_imagenet.safetensors")
-    assert loss.is_stand_in and "stand-in" in loss.name and "stands in" in caplog.text
+        vgg = load_vgg(tmp_path / "vgg16_imagenet.safetensors")
+    assert vgg.is_stand_in and "stand-in" in vgg.name and "stands in" in caplog.text
     images = faces()
     caffe = (images.flip(1) + 1) * 127.5 - torch.tensor([103.939, 116.779, 123.68]).view(1, 3, 1, 1)
     weight, bias = tensors["conv1_1.weight"].float(), tensors["conv1_1.bias"].float()
     first = F.relu(F.conv2d(caffe, weight, bias, padding=1))
-    torch.testing.assert_close(loss.features(images)[0], first, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(vgg(images)[0], first, rtol=1e-4, atol=1e-3)
 
 
-def tiny_perceptual(is_relative: bool = False) -> PerceptualLoss:
+def tiny_perceptual(is_stand_in: bool = False) -> PerceptualLoss:
     torch.manual_seed(0)
-    return PerceptualLoss(VGGFeatures((1, 2), mean=(0.5,) * 3, channels=(4, 4)), "tiny", is_relative=is_relative)
+    return PerceptualLoss(VGGFeatures((1, 2), mean=(0.5,) * 3, channels=(4, 4), is_stand_in=is_stand_in))
 
 
 def test_perceptual_loss_is_zero_on_itself_and_trains_the_image_alone():
@@ -175,12 +172,12 @@ def test_perceptual_loss_is_zero_on_itself_and_trains_the_image_alone():
     assert images.grad.abs().sum() > 0 and all(p.grad is None for p in loss.parameters())
 
 
-def test_relative_perceptual_loss_does_not_depend_on_the_size_of_activations():
-    loss, images, target = tiny_perceptual(is_relative=True), faces(), faces().flip(0)
+def test_the_perceptual_loss_of_a_stand_in_does_not_depend_on_the_size_of_activations():
+    loss, images, target = tiny_perceptual(is_stand_in=True), faces(), faces().flip(0)
     before = loss(images, target)
     loss.features.convs["conv1_1"].weight.data *= 7
     loss.features.convs["conv1_1"].bias.data *= 7
-    first_stage = PerceptualLoss(VGGFeatures((1,), mean=(0.5,) * 3, channels=(4,)), "tiny", is_relative=True)
+    first_stage = PerceptualLoss(VGGFeatures((1,), mean=(0.5,) * 3, channels=(4,), is_stand_in=True))
     first_stage.features.convs["conv1_1"].load_state_dict(loss.features.convs["conv1_1"].state_dict())
     scaled = first_stage(images, target)
     first_stage.features.convs["conv1_1"].weight.data /= 7
@@ -237,7 +234,7 @@ def test_face_chip_is_the_upper_middle_of_the_crop():
     assert face_chip(images, 216).abs().max().item() == 0
 
 
-@pytest.mark.parametrize("load", [load_perceptual, load_identity])
+@pytest.mark.parametrize("load", [load_vgg, load_identity])
 def test_missing_weights_say_what_is_looked_for(tmp_path, load):
     with pytest.raises(FlashLipsError, match="give the file, or a folder"):
         load(tmp_path)
@@ -246,7 +243,7 @@ def test_missing_weights_say_what_is_looked_for(tmp_path, load):
 def test_a_pickle_with_code_is_refused(tmp_path):
     torch.save({"features.0.weight": Path("x")}, tmp_path / "vgg19.pth")
     with pytest.raises(FlashLipsError, match="not a readable file of tensors"):
-        load_perceptual(tmp_path)
+        load_vgg(tmp_path)
 
 
 def test_dlib_stand_in_tells_real_people_apart():

@@ -25,7 +25,6 @@ from flashlips_core.audio import (
     to_mono_16k,
     with_emotion,
 )
-from flashlips_core.flow import SamplerSettings, sample_poses
 from flashlips_core.images.poses import poses_from_images
 from flashlips_core.loading import load_network
 from flashlips_core.media import load_audio
@@ -33,6 +32,8 @@ from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransfor
 from flashlips_core.pipeline import LipSync
 from flashlips_core.poses import motion as tracks
 from flashlips_core.poses.operations import Gain, Hold, Mix, Shift, Smooth, Surroundings, apply_operations
+from flashlips_core.poses.sampling import SamplerSettings, sample_poses
+from flashlips_core.poses.silence import silence_gate
 from flashlips_core.types import FaceTrack, FlashLipsError, LipPoses
 
 DEMO = Path(__file__).resolve().parents[1] / "flashlips_core" / "demo"
@@ -246,7 +247,7 @@ def test_the_nodes_give_the_poses_of_the_core(engine, graph) -> None:
     features, model = load_audio_encoder("bundled", device="cpu").encode(samples), load_network("pose-model")
     assert torch.allclose(encoded["flashlips"].values, features.values, atol=1e-4)
     assert encoded["audio_samples"] == len(samples) and encoded["encoded_audio"].shape == (1, 50, 48)
-    calm = tracks.silence_gate(sample_poses(model, features), features, model.rest_pose)
+    calm = silence_gate(sample_poses(model, features), features, model.rest_pose)
     assert made.fps == 25 and torch.allclose(made.values, calm.values, atol=1e-3)
     settings = SamplerSettings(2, "heun", 1.5, 0.5, 5)
     wild = tracks.resample(sample_poses(model, features, None, settings), Fraction(30000, 1001))

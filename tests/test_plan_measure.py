@@ -10,14 +10,15 @@ from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
 
 from flashlips_core.cli import main
-from flashlips_core.losses import IdentityLoss, PerceptualLoss, VGGFeatures
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
+from flashlips_core.models.vgg import VGGFeatures
 from flashlips_core.train.cost import flops
 from flashlips_core.train.cost.jobs import editor_job, finetune_jobs, full_jobs, pose_job
 from flashlips_core.train.cost.speed import measure
+from flashlips_core.train.editor.losses import IdentityLoss, PerceptualLoss
 from flashlips_core.train.editor.paper import PaperJudge
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -34,7 +35,7 @@ class Pixels(nn.Module):
 
 
 def toy_frozen():
-    perceptual = PerceptualLoss(VGGFeatures((1, 1), mean=(0.5, 0.5, 0.5), channels=(8, 8)), "VGG19")
+    perceptual = PerceptualLoss(VGGFeatures((1, 1), mean=(0.5, 0.5, 0.5), channels=(8, 8)))
     reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval().requires_grad_(False)
     return PaperJudge(tiny_codec(), perceptual, IdentityLoss(Pixels())), reader
 

@@ -28,6 +28,7 @@ from flashlips_core.poses.operations import (
     simple_operations,
     to_json,
 )
+from flashlips_core.poses.silence import silence_gate
 from flashlips_core.types import AudioFeatures, FlashLipsError, LipPoses
 
 REST = torch.linspace(-1, 1, 12)
@@ -64,13 +65,13 @@ def test_whole_track_operations_equal_the_functions_they_are_made_of() -> None:
     assert torch.equal(edited(poses, Shift(frames=-1.5)), tracks.shift(poses, -1.5 / 25).values)
     features = speech_then_silence()
     around = replace(AROUND, features=features)
-    assert torch.equal(edited(poses, Gate(), around=around), tracks.silence_gate(poses, features, REST).values)
+    assert torch.equal(edited(poses, Gate(), around=around), silence_gate(poses, features, REST).values)
 
 
 def test_gate_times_are_frames_of_the_track() -> None:
     poses, around = random_track(50, fps=Fraction(25)), replace(AROUND, features=speech_then_silence())
     slow = edited(poses, Gate(hold=5, release=10), around=around)
-    expected = tracks.silence_gate(poses, around.features, REST, hold_s=0.2, release_s=0.4).values
+    expected = silence_gate(poses, around.features, REST, hold_s=0.2, release_s=0.4).values
     assert torch.allclose(slow, expected, atol=1e-6)
     assert not torch.equal(slow, edited(poses, Gate(), around=around))
 

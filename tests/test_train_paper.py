@@ -12,13 +12,14 @@ from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
 
 from flashlips_core.face.expression import NUM_FEATURES
-from flashlips_core.losses import VGG19_CONVS, IdentityLoss, PerceptualLoss, VGGFeatures
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
 from flashlips_core.models.masks import lower_face_mask
+from flashlips_core.models.vgg import VGG19_CONVS, VGGFeatures
 from flashlips_core.train.batches.pictures import PictureSource, inside, picture_batches
 from flashlips_core.train.editor import paper
+from flashlips_core.train.editor.losses import IdentityLoss, PerceptualLoss
 from flashlips_core.train.loop.logs import read_rows
 from flashlips_core.train.loop.trainer import TrainConfig, Trainer, step_generator
 from flashlips_core.types import FlashLipsError
@@ -68,7 +69,7 @@ def randomised(network, seed=0):
 
 def judge(recompute=False):
     codec, vgg = tiny_codec(), VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5))
-    return paper.PaperJudge(codec, PerceptualLoss(vgg, "VGG"), IdentityLoss(Pixels()), recompute)
+    return paper.PaperJudge(codec, PerceptualLoss(vgg), IdentityLoss(Pixels()), recompute)
 
 
 def lip_encoder():

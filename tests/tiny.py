@@ -10,9 +10,9 @@ import torch
 
 from flashlips_core.codec import Codec
 from flashlips_core.dataset.store import CropStore
-from flashlips_core.losses import VGG19_CONVS, PerceptualLoss, VGGFeatures
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
+from flashlips_core.models.vgg import VGG19_CONVS, VGGFeatures
 from flashlips_core.train import paper_stages
 from flashlips_core.train.batches.frames import EditorFrames, window_of
 from flashlips_core.train.editor import paper
@@ -37,9 +37,9 @@ def put_tiny_judges_in(patch: pytest.MonkeyPatch) -> None:
     class Embedding(torch.nn.Flatten):
         name, is_stand_in = "flat", True
 
-    perceptual = PerceptualLoss(VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5)), "VGG19")
+    vgg = VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5))
     patch.setattr(paper_stages, "load_codec", lambda source, device: codec)
-    patch.setattr(paper, "load_perceptual", lambda weights, device: perceptual)
+    patch.setattr(paper, "load_vgg", lambda weights, device: vgg)
     patch.setattr(paper, "load_identity", lambda weights, device: Embedding())
     patch.setitem(paper.NETWORKS, "tiny", lambda: EditorUNet(TINY_EDITOR))
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .emotion import EmotionEncoder, is_classifier, load_emotion_encoder
-from .encoders import AudioEncoder, AudioStream, LogMelEncoder, MelConvAudioEncoder, WindowPlan, load_audio_encoder
+from .encoders import LogMelEncoder, MelConvAudioEncoder, load_audio_encoder
 from .exchange import emotion_for, encoded_audio, features_for, known_features, with_emotion
 from .samples import level_db, to_mono_16k
+from .windows import AudioEncoder, AudioStream, WindowPlan
 
 __all__ = [
     "AudioEncoder",

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..flow import rows_per_pose
 from ..models.audio_encoder import ROW_HZ, ROW_SAMPLES
 from ..types import AudioFeatures, FlashLipsError
+from .rates import rows_per_pose
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..models.audio_encoder import ROW_SAMPLES
 from ..types import SAMPLE_RATE, FlashLipsError
-from .encoders import AudioEncoder, WindowedEncoder, WindowPlan
+from .windows import AudioEncoder, WindowedEncoder, WindowPlan
 
 WAVEFORM_MODELS = ("wav2vec2", "hubert", "wavlm")
 SECONDS_4 = WindowPlan(hop=200, before=50, after=50, is_fixed=True)  # 4 s from 6 s

@@ -56,7 +56,8 @@ def add_tracking(parser: argparse.ArgumentParser) -> None:
 
 def add_sampler(parser: argparse.ArgumentParser) -> None:
     """How poses are drawn; defaults are SamplerSettings' own."""
-    from ..flow import SOLVERS, SamplerSettings
+    from ..flow import SOLVERS
+    from ..poses.sampling import SamplerSettings
 
     default = SamplerSettings()
     group = parser.add_argument_group("sound to lips")
@@ -144,8 +145,8 @@ def load_lipsync(args: argparse.Namespace) -> Any:
 
 def settings_from(args: argparse.Namespace) -> Any:
     """DubSettings from those of the options that this command has."""
-    from ..flow import SamplerSettings
     from ..pipeline import DubSettings
+    from ..poses.sampling import SamplerSettings
 
     given = vars(args)
     sampler = {f.name: given[f.name] for f in fields(SamplerSettings) if f.name in given}

@@ -84,7 +84,7 @@ def identity_rows(session: Session, dubs: Sequence[Dub], weights: Path, frames: 
 
 def _identity(weights: Path) -> tuple[nn.Module | None, str]:
     """The face embedding under ``weights``, or why there is none."""
-    from ..losses import load_identity
+    from ..pretrained import load_identity
 
     try:
         return load_identity(weights), ""

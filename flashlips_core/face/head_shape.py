@@ -45,7 +45,6 @@ MEAN_SHAPE = (
     (1.51, 9.61, 0.53),
 )  # fmt: skip
 
-NUM_POINTS = len(MEAN_SHAPE)
 LIPS, OVAL, EYES, NOSE, BROWS = slice(0, 40), slice(40, 76), slice(76, 86), slice(86, 93), slice(93, 99)
 MOUTH_CORNERS = (0, 10)  # image left, image right
 OUTER_EYES = (76, 81)  # outer corners, image left, image right

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..face.head_shape import NUM_POINTS
-from ..types import FlashLipsError
+from ..types import NUM_LANDMARKS, FlashLipsError
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class LandmarkNetConfig:
     channels: tuple[int, ...] = (16, 32, 64, 128)
     blocks: tuple[int, ...] = (0, 0, 1, 1)
     squeezed: int = 40
-    num_points: int = NUM_POINTS
+    num_points: int = NUM_LANDMARKS
 
 
 LANDMARKS_MINI = LandmarkNetConfig()

@@ -1,7 +1,6 @@
-"""Edit lip poses in time: resample, gain, smooth, shift, gate in silence, mix. Pure functions from LipPoses to LipPoses.
+"""Edit lip poses in time: resample, gain, smooth, shift, mix. Pure functions from LipPoses to LipPoses.
 
-T frames, N feature rows. Frame k stands for the instant (k + 1/2) / fps, feature row n for (n + 1/2) / rate_hz. Before the
-first and after the last frame the pose is held.
+T frames. Frame k stands for the instant (k + 1/2) / fps. Before the first and after the last frame the pose is held.
 """
 
 from __future__ import annotations
@@ -15,14 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..types import POSE_DIM, AudioFeatures, FlashLipsError, LipPoses
+from ..types import POSE_DIM, FlashLipsError, LipPoses
 
 EXPRESSION = slice(0, 8)  # the lip encoder's main vector
 MOUTH = slice(8, POSE_DIM)  # its residual from the mouth crop
 RANGE_QUANTILES = (0.02, 0.98)  # between which a mouth is said to move
 WIDENED = 0.2  # of the range that a person shows: so much further the mouth may open
 SPEECH_RANGE = 0.05  # of the eyes' distance: a mouth that moves less is not speaking, and its range says nothing
-QUIET_DB = -60.0  # dB full scale: nothing below counts as speech, however quiet the clip
 
 
 def resample(poses: LipPoses, fps: Fraction, num_frames: int | None = None) -> LipPoses:
@@ -35,7 +33,7 @@ def resample(poses: LipPoses, fps: Fraction, num_frames: int | None = None) -> L
         return poses
     ratio = float(poses.fps / fps)
     times = (torch.arange(num_frames, dtype=torch.float64) + 0.5) * ratio - 0.5
-    return LipPoses(_at(poses.values, times), fps)
+    return LipPoses(at_rows(poses.values, times), fps)
 
 
 def frame_rate(fps: float) -> Fraction:
@@ -63,13 +61,13 @@ def spread(poses: LipPoses, count: int) -> Tensor:
 
 def at_times(poses: LipPoses, times_s: Tensor) -> Tensor:
     """The pose at each instant, for clips whose frames are not evenly spaced. (K,) seconds -> (K, 12)."""
-    return _at(poses.values, times_s.double() * float(poses.fps) - 0.5)
+    return at_rows(poses.values, times_s.double() * float(poses.fps) - 0.5)
 
 
 def shift(poses: LipPoses, seconds: float | Fraction) -> LipPoses:
     """Move the motion later (positive) or earlier (negative); the clip keeps its length."""
     times = torch.arange(len(poses), dtype=torch.float64) - float(seconds * poses.fps)
-    return replace(poses, values=_at(poses.values, times))
+    return replace(poses, values=at_rows(poses.values, times))
 
 
 def gain(poses: LipPoses, expression: float = 1.0, mouth: float = 1.0, rest: Tensor | None = None) -> LipPoses:
@@ -112,12 +110,11 @@ def smooth(poses: LipPoses, seconds: float) -> LipPoses:
     return replace(poses, values=F.conv1d(padded, (kernel / kernel.sum())[None, None])[:, 0].T.contiguous())
 
 
-def mix(first: LipPoses, second: LipPoses, amount: float | Tensor, frames: range | None = None) -> LipPoses:
+def mix(first: LipPoses, second: LipPoses, amount: float | Tensor) -> LipPoses:
     """From ``first`` (0) to ``second`` (1).
 
     Args:
         amount: One number, or a mask: (T,) per frame, (12,) per pose number as (1, 12), or (T, 12).
-        frames: Where to mix; outside it ``first`` stays.
     """
     if first.fps != second.fps or len(first) != len(second):
         raise FlashLipsError(
@@ -126,78 +123,15 @@ def mix(first: LipPoses, second: LipPoses, amount: float | Tensor, frames: range
     weight = torch.as_tensor(amount, dtype=torch.float32)
     weight = weight[:, None] if weight.ndim == 1 else weight
     try:
-        weight = weight.expand(len(first), POSE_DIM).clone()
+        weight = weight.expand(len(first), POSE_DIM)
     except RuntimeError as error:
         raise FlashLipsError(
             f"The mixing mask has shape {tuple(weight.shape)}; ({len(first)},) or ({len(first)}, {POSE_DIM}) is needed."
         ) from error
-    if frames is not None:
-        inside = torch.zeros(len(first), 1)
-        inside[max(frames.start, 0) : max(frames.stop, 0)] = 1
-        weight = weight * inside
     return replace(first, values=torch.lerp(first.values, second.values, weight))
 
 
-def speech_level_db(level_db: Tensor) -> float:
-    """How loud the speech of a clip is: the level that only its loudest twentieth exceeds, in dB full scale."""
-    return torch.quantile(level_db, 0.95).item() if len(level_db) else QUIET_DB
-
-
-def speech_gate(
-    features: AudioFeatures,
-    threshold_db: float = -32.0,
-    hysteresis_db: float = 6.0,
-    attack_s: float = 0.12,
-    hold_s: float = 0.16,
-    release_s: float = 0.2,
-    speech_db: float | None = None,
-) -> Tensor:
-    """How much each feature row belongs to speech, (N,) in [0, 1].
-
-    Args:
-        threshold_db: Speech ends below this level, relative to the clip's speech level.
-        hysteresis_db: It begins only this much higher.
-        attack_s: The gate starts to open this long before the sound, as lips do.
-        hold_s: Pauses up to this long, the closures of p and t among them, stay open.
-        release_s: Then it takes this long to shut.
-        speech_db: The clip's speech level in dB full scale; measured where not given.
-    """
-    level = features.level_db
-    speech = speech_level_db(level) if speech_db is None else speech_db
-    low = max(speech + threshold_db, QUIET_DB)
-    is_speech = _hysteresis(level, low, low + hysteresis_db)
-    rate = float(features.rate_hz)
-    since, until = _rows_since(is_speech), _rows_since(is_speech.flip(0)).flip(0)
-    closing = 1 - (since - hold_s * rate) / max(release_s * rate, 1.0)
-    opening = 1 - until / max(attack_s * rate, 1.0)
-    return torch.maximum(closing, opening).clamp(0, 1)
-
-
-def silence_gate(poses: LipPoses, features: AudioFeatures, rest: Tensor, **settings: float) -> LipPoses:
-    """Bring the lips to ``rest`` (12,) where the sound holds no speech; ``settings`` are those of :func:`speech_gate`."""
-    gate = speech_gate(features, **settings)
-    if not len(gate):
-        return poses
-    times = (torch.arange(len(poses), dtype=torch.float64) + 0.5) * float(features.rate_hz / poses.fps) - 0.5
-    weight = _at(gate[:, None], times, cubic=False)  # T 1
-    return replace(poses, values=torch.lerp(rest.to(poses.values).expand_as(poses.values), poses.values, weight))
-
-
-def _hysteresis(level: Tensor, low: float, high: float) -> Tensor:
-    """True from where ``level`` reaches ``high`` until it falls below ``low``. (N,) -> (N,) bool."""
-    index = torch.arange(len(level))
-    switched = (level >= high) | (level < low)
-    last = torch.where(switched, index, -1).cummax(0).values  # the row that decided last, -1 before any
-    return (last >= 0) & (level >= high)[last.clamp_min(0)]
-
-
-def _rows_since(is_speech: Tensor) -> Tensor:
-    """Rows since the last True, 0 on it, very many before the first."""
-    index = torch.arange(len(is_speech))
-    return (index - torch.where(is_speech, index, -(10**6)).cummax(0).values).float() if len(is_speech) else index.float()
-
-
-def _at(values: Tensor, times: Tensor, cubic: bool = True) -> Tensor:
+def at_rows(values: Tensor, times: Tensor, cubic: bool = True) -> Tensor:
     """Values at fractional rows, ends held: (T, D), (K,) -> (K, D); Catmull-Rom keeps peaks where linear would blunt them."""
     if not len(values):
         raise FlashLipsError("There are no poses to read; the sound or the video behind them is empty.")

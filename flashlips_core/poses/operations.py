@@ -47,6 +47,7 @@ from torch import Tensor
 
 from ..types import POSE_DIM, AudioFeatures, FlashLipsError, LipPoses
 from . import motion as tracks
+from .silence import silence_gate
 
 Check = Callable[[Any], str]  # a field's value -> what is allowed, or "" where the value is
 MOST_FRAMES = 10_000_000  # 4 days at 25 frames per second
@@ -247,7 +248,7 @@ class Gate(Operation):
         for name in ("attack", "hold", "release"):
             if (frames := getattr(self, name)) is not None:
                 settings[f"{name}_s"] = float(frames / poses.fps)
-        return tracks.silence_gate(poses, around.features, around.rest, **settings).values
+        return silence_gate(poses, around.features, around.rest, **settings).values
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 
 from ..codec import Codec, load_codec
 from ..dataset.store import STORED_MARGIN, CropStore, is_head
-from ..losses import sharpness_loss
 from ..models.codec_mini import MiniCodec, MiniCodecConfig
 from ..models.layers import ConvBlock
 from ..pixels import from_bytes, to_bytes
 from ..types import FlashLipsError, Progress
 from .batches import augment
+from .editor.losses import sharpness_loss
 from .loop.trainer import MakeBatch, TrainConfig, fit
 
 OWN_LATENTS = 0.65  # share of images that are decoded from the encoder's own latents rather than the teacher's

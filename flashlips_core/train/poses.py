@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from .. import checkpoint
 from ..audio import AudioEncoder, load_audio_encoder
-from ..flow import FlowBatch, SamplerSettings, flow_matching_loss, sample_poses
+from ..flow import FlowBatch, flow_matching_loss
 from ..loading import load_network
 from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
+from ..poses.sampling import SamplerSettings, sample_poses
 from ..types import SAMPLE_RATE, AudioFeatures, FlashLipsError, Progress
 from .audio import half_whitening, read_corpus
 from .batches.material import Material, open_material

@@ -18,13 +18,14 @@ from ..codec import CELL_PX, Codec, load_codec
 from ..dataset.store import Clip, CropStore, has_store, load_clips
 from ..face.motion import LANDMARKER_FILE, LANDMARKS
 from ..loading import load_network, load_part
-from ..losses import load_perceptual
+from ..pretrained import load_vgg
 from ..types import FlashLipsError
 from . import lip_faces as lips
 from .batches import labels
 from .batches.aligned import build_aligned
 from .batches.portraits import crop_portrait, read_picture, read_portraits
 from .batches.starts import encode_retrieved, load_retrieved
+from .editor.losses import PerceptualLoss
 from .editor.retrieved import train_retrieved
 from .landmarks.pictures import FaceStore
 from .loop.trainer import TrainConfig
@@ -83,7 +84,7 @@ def portraits(run: Run) -> Path:
     if not tiles.is_file():
         stores = list(_stores(run).values())
         build_tiles(draw_crops(learnt, stores), codec, tiles, count, seed=options["seed"], progress=run.progress)
-    perceptual = load_perceptual(run.weights, run.device, stages=stages) if stages else None
+    perceptual = PerceptualLoss(load_vgg(run.weights, run.device, stages)) if stages else None
     run_dir, check = str(run.folder / "run_portraits"), _check(held_out, codec)
     network = train_portraits(codec, [tiles], run_dir, perceptual, validate=check, progress=run.progress, **options)
     return run.save(network, "codec", "codec-portraits", teacher=CODEC_TEACHER)
@@ -157,7 +158,7 @@ def retrieved(run: Run) -> Path:
     network = train_retrieved(
         part.network, frames, load_codec(codec_name or str(run.folder / "codec.safetensors")),
         str(run.folder / "run_retrieved"), load_network("lip-encoder", reader or run.folder),
-        load_perceptual(run.weights, stages=stages) if stages else None, progress=run.progress, **options,
+        PerceptualLoss(load_vgg(run.weights, stages=stages)) if stages else None, progress=run.progress, **options,
     )  # fmt: skip
     crop_px = CELL_PX * frames.frames.latents.shape[-1]
     return run.save(network, "editor", "editor-retrieved", crop_px=crop_px, codec=part.codec)

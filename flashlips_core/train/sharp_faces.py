@@ -18,7 +18,6 @@ from torch.nn import functional as F
 from ..codec import CELL_PX, Codec
 from ..dataset.store import NUM_LIP_POINTS, STORED_MARGIN, CropStore
 from ..face.motion import LANDMARKS, padded_box
-from ..losses import PerceptualLoss, sharpness_loss
 from ..measures import box_slices, detail, psnr, true_detail
 from ..models.codec_mini import MiniCodec
 from ..pixels import from_bytes, to_bytes
@@ -26,6 +25,7 @@ from ..types import Progress
 from .batches import augment
 from .batches.aligned import wider
 from .batches.portraits import MOUTH_PLACE, Portrait, cut_square, read_picture, upright_square
+from .editor.losses import PerceptualLoss, sharpness_loss
 from .loop.trainer import MakeBatch, Step, TrainConfig, Validate, fit
 
 WEIGHTS = {"pixel": 3.0, "squared": 6.0, "sharpness": 6.0, "missing": 3.0, "excess": 20.0, "perceptual": 0.15}

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..audio import AudioEncoder, to_mono_16k
-from ..flow import features_at_pose_rate
+from ..audio.rates import features_at_pose_rate
 from ..media import load_audio
 from ..models.audio_encoder import ROW_SAMPLES, MelConvConfig, MelConvEncoder
 from ..types import SAMPLE_RATE, FlashLipsError, Progress

@@ -22,8 +22,8 @@ from ..dataset.store import Clip, CropStore, has_store
 from ..face.motion import LANDMARKER_FILE
 from ..heads.set import load_set
 from ..loading import STAGE_1, load_network, load_part
-from ..losses import load_perceptual
 from ..models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipTeacher, LipTeacherConfig
+from ..pretrained import load_vgg
 from ..types import FlashLipsError, Progress
 from . import lip
 from .batches import labels
@@ -32,6 +32,7 @@ from .batches.material import FIRST, HEADS, MOUTHS, PEOPLE, SET_FACES, Material,
 from .codec import train_codec
 from .detail import train_detail
 from .editor.distil import STUDENTS, distil_editor
+from .editor.losses import PerceptualLoss
 from .editor.pairs import refine_editor, train_editor
 from .loop.processes import is_first_process
 
@@ -274,7 +275,7 @@ def stage_1(run: Run) -> Path:
 def _judges(run: Run, vgg_stages: int) -> dict[str, Any]:
     """What the editor is trained against; ``vgg_stages`` of VGG are compared (0: none, the fastest)."""
     codec = load_codec(str(run.folder / "codec.safetensors"), run.device)
-    perceptual = load_perceptual(run.weights, run.device, stages=vgg_stages) if vgg_stages else None
+    perceptual = PerceptualLoss(load_vgg(run.weights, run.device, vgg_stages)) if vgg_stages else None
     return {"codec": codec, "lip_encoder": load_network("lip-encoder", run.folder, run.device), "perceptual": perceptual}
 
 

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 
 from ...audio import AudioEncoder
-from ...flow import POSE_RATE, FlowBatch, features_at_pose_rate
+from ...audio.rates import POSE_RATE, features_at_pose_rate
+from ...flow import FlowBatch
 from ...types import SAMPLE_RATE, FlashLipsError, Progress
 from .material import UNSYNCED
 from .voices import shifted_voice

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 from ...bench.editors import sdxl_vae
 from ...codec import KLCodec
 from ...flow import FlowBatch, flow_matching_loss
-from ...losses import VGG19_CONVS, IdentityLoss, PerceptualLoss, VGGFeatures
 from ...models.identity import FaceNet
 from ...models.lip_encoder import LipEncoder
 from ...models.pose_transformer import POSE_150M, PoseTransformer
+from ...models.vgg import VGG19_CONVS, VGGFeatures
 from ...types import POSE_DIM
 from ..batches.pictures import PictureBatch
 from ..editor import paper
+from ..editor.losses import IdentityLoss, PerceptualLoss
 from ..loop.trainer import Step, frozen_copy, recompute_blocks
 
 META = torch.device("meta")
@@ -76,7 +77,7 @@ def pose_cost(num_frames: int = 100) -> Cost:
 def frozen_networks(recompute: bool = False) -> tuple[paper.PaperJudge, LipEncoder]:
     """The paper's judges with the shapes of their published networks, and the ResNet-34 that reads poses."""
     vgg = VGGFeatures(VGG19_CONVS, mean=(0.485, 0.456, 0.406), deviation=(0.229, 0.224, 0.225))
-    perceptual, identity = PerceptualLoss(vgg, "VGG19"), IdentityLoss(_frozen(FaceNet()))
+    perceptual, identity = PerceptualLoss(vgg), IdentityLoss(_frozen(FaceNet()))
     return paper.PaperJudge(KLCodec(sdxl_vae()), perceptual, identity, recompute), _frozen(LipEncoder())
 
 

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...codec import CELL_PX, Codec
-from ...losses import PerceptualLoss, sharpness_loss, texture_loss
 from ...models.editor_unet import UNET_MINI, UNET_MINI_384, EditorUNet, EditorUNetConfig
 from ...models.lip_encoder import MOUTH_REGION, LipEncoder
 from ...models.masks import lower_face_mask, mouth_mask
@@ -47,6 +46,7 @@ from ..loop.trainer import (
     one_by_one,
     step_generator,
 )
+from .losses import PerceptualLoss, sharpness_loss, texture_loss
 
 WEIGHTS = {
     "latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "texture": 350.0,

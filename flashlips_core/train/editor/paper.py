@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from ...codec import Codec
-from ...losses import PAPER_WEIGHTS, IdentityLoss, PerceptualLoss, l1, latent_mask, lips_l1, load_identity, load_perceptual
 from ...models.editor_transformer import TRANSFORMER_300M, EditorTransformer
 from ...models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
 from ...models.lip_encoder import LipEncoder, LipTeacher, mouth_region
 from ...models.masks import lower_face_mask
+from ...pretrained import load_identity, load_vgg
 from ...types import FlashLipsError, Progress
 from ..batches.pictures import PictureBatch
 from ..loop.trainer import SHEET_BATCH, MakeBatch, Step, TrainConfig, fit, frozen_copy, one_by_one, step_generator
+from .losses import PAPER_WEIGHTS, IdentityLoss, PerceptualLoss, l1, latent_mask, lips_l1
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class PaperJudge:
 def load_judge(codec: Codec, weights: str | Path, device: torch.device | str, recompute: bool = False) -> PaperJudge:
     """VGG19 and VGGFace2 from a folder, or the stand-ins that lie there; the log says which."""
     identity = IdentityLoss(load_identity(weights, device))
-    judge = PaperJudge(codec, load_perceptual(weights, device), identity, recompute)
+    judge = PaperJudge(codec, PerceptualLoss(load_vgg(weights, device)), identity, recompute)
     if identity.is_stand_in:
         log.warning("%s stands in for the paper's VGGFace2: its identity loss is not comparable with the paper's.", identity.name)
     log.info("judged by %s", ", ".join(f"{what} {name}" for what, name in judge.names().items()))

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ...checks import check_output
 from ...codec import Codec
 from ...drawings.sheets import spread
-from ...losses import sharpness_loss, texture_loss
 from ...models.codec_mini import MiniCodec
 from ...types import FlashLipsError, Progress
 from ..batches.frames import EditorFrames, window_cells, window_pixels
+from ..editor.losses import sharpness_loss, texture_loss
 from ..editor.pairs import without_edge
 from ..loop.trainer import MakeBatch
 from .best_so_far import BestSoFar, Tuned, Tuning, key_of, trainable

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...audio.rates import POSE_RATE, features_at_pose_rate
 from ...checks import check_output
-from ...flow import POSE_RATE, FlowBatch, SamplerSettings, check_features, features_at_pose_rate, flow_matching_loss, sample_poses
+from ...flow import FlowBatch, flow_matching_loss
 from ...loading import LoadedPart
 from ...poses.motion import resample
+from ...poses.sampling import SamplerSettings, check_features, sample_poses
 from ...types import AudioFeatures, FlashLipsError, LipPoses, Progress
 from ..batches.tracks import PoseTracks, pose_correlation
 from ..loop.trainer import MakeBatch, Step, step_generator

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...face.head_shape import EYES, LIPS, NUM_POINTS, OVAL, mean_shape
+from ...face.head_shape import EYES, LIPS, OVAL, mean_shape
 from ...face.landmarks import CENTRE_ABOVE_MOUTH_CM, SIDE_CM, square_around
 from ...models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
 from ...pixels import from_bytes
-from ...types import FlashLipsError, Progress
+from ...types import NUM_LANDMARKS, FlashLipsError, Progress
 from ..loop.trainer import MakeBatch, TrainConfig, fit
 from .measure import measure
 from .pictures import STILLS, TEST, TRAIN, FaceStore
@@ -106,7 +106,7 @@ def landmark_batches(stores: LandmarkStores, batch_size: int, size: int) -> Make
 
 def point_weights() -> Tensor:
     """Lips and eyes count more; the outline is where MediaPipe itself is least sure. (L,), mean 1."""
-    weights = torch.ones(NUM_POINTS)
+    weights = torch.ones(NUM_LANDMARKS)
     weights[LIPS], weights[EYES], weights[OVAL] = 1.3, 1.4, 0.5
     return weights / weights.mean()
 
