@@ -13,12 +13,13 @@ from fractions import Fraction
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .codec import CELL_PX, Codec, crop_decode, encode_part
 from .compose import alpha_from_latents, cut_batch, paste
 from .face.region import face_region
+from .models.editor import Editor, EditorContext
 from .models.masks import lips_region, lower_face_mask, mouth_mask
 from .poses.motion import at_times
 from .retrieval import Mouths, lay
@@ -54,7 +55,7 @@ class CropEditor:
     def __init__(
         self,
         codec: Codec,
-        editor: nn.Module,
+        editor: Editor,
         references: Tensor,
         reference_poses: Tensor | None = None,
         is_masked: bool = False,
@@ -244,7 +245,7 @@ def _redrawn(source: Tensor, edited: Tensor) -> Tensor:
     return ramp * ramp * (3 - 2 * ramp)
 
 
-def edit_once(editor: nn.Module, context: object, source: Tensor, poses: Tensor, mask: Tensor | None) -> Tensor:
+def edit_once(editor: Editor, context: EditorContext, source: Tensor, poses: Tensor, mask: Tensor | None) -> Tensor:
     """Edited latents of (B, 4, h, w) and (B, 12); ``mask`` is what a stage-1 editor must not see, None for a refined one."""
     if mask is None:
         return torch.lerp(source, editor(source, context, poses), mouth_mask(*source.shape[-2:]).to(source))

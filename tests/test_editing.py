@@ -11,7 +11,7 @@ from torch import nn
 from flashlips_core import editing
 from flashlips_core.editing import CropEditor, FrameEditor, FrameRows, changed_region
 from flashlips_core.media import read_frames
-from flashlips_core.models.editor import WHOLE_CROP, WindowedEditor
+from flashlips_core.models.editor import Editor, EditorConfig, EditorContext
 from flashlips_core.models.masks import mouth_mask
 from flashlips_core.retrieval import fine_size
 from flashlips_core.sharpen import UnsharpMask
@@ -99,20 +99,20 @@ def test_softness_is_measured_once_for_a_clip_and_can_be_left(lipsync, loaded, m
         lipsync.crop_editor(path, track, references=[0], sharpen=1.5)
 
 
-class OneCellEditor(WindowedEditor):
+class OneCellEditor(Editor):
     """Changes one latent cell and nothing else."""
 
     def __init__(self):
-        super().__init__(WHOLE_CROP)
+        super().__init__(EditorConfig())
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
 
-    def prepare_references(self, z_refs, poses=None):
-        return None
+    def prepare_references(self, z_ref, poses=None):
+        return EditorContext(z_ref, poses)
 
-    def forward(self, z, context, poses):
-        change = torch.zeros_like(z)
+    def residual(self, z_masked, context, poses):
+        change = torch.zeros_like(z_masked)
         change[..., 9, 5] = 1
-        return z + change
+        return change
 
 
 def test_pixels_outside_alpha_are_bit_identical(lipsync, loaded):  # noqa: F811

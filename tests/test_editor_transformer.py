@@ -15,14 +15,15 @@ from flashlips_core.models.editor_transformer import (
     TRANSFORMER_300M,
     TRANSFORMER_MINI,
     TRANSFORMER_TINY,
-    EditorContext,
     EditorTransformer,
     EditorTransformerConfig,
+    TransformerContext,
     modulate,
     rope_2d,
-    rotate,
 )
-from flashlips_core.models.editor_unet import UNET_MINI, EditorUNet
+from flashlips_core.models.editor_unet import COPIED_FROM as UNET_COPIED_FROM
+from flashlips_core.models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
+from flashlips_core.models.layers import rotate
 from flashlips_core.types import FlashLipsError
 
 
@@ -103,7 +104,7 @@ def test_order_of_references_does_not_matter():
 def test_context_does_not_depend_on_the_pose_and_the_result_does():
     editor, (z_input, z_refs, poses) = trained_like(), sample()
     context = editor.prepare_references(z_refs)
-    assert isinstance(context, EditorContext) and len(context.keys) == TRANSFORMER_TINY.depth
+    assert isinstance(context, TransformerContext) and len(context.keys) == TRANSFORMER_TINY.depth
     assert (editor(z_input, context, poses) - editor(z_input, context, -poses)).abs().max() > 1e-3
 
 
@@ -137,9 +138,10 @@ def test_positions_are_places_in_the_crop_at_either_size():
 
 def test_an_editor_that_copies_wants_more_references_than_the_papers_four():
     with torch.device("meta"):
-        editors = [EditorTransformer(TRANSFORMER_300M), EditorTransformer(TRANSFORMER_MINI), EditorUNet(UNET_MINI)]
-    assert [editor.num_references for editor in editors] == [4, COPIED_FROM, EditorUNet.num_references]
-    assert 4 < COPIED_FROM < EditorUNet.num_references  # of the Transformer every frame sees all of them, which costs
+        papers = [EditorTransformer(TRANSFORMER_300M), EditorUNet(UNET_250M)]
+        copying = [EditorTransformer(TRANSFORMER_MINI), EditorUNet(UNET_MINI)]
+    assert [editor.num_references for editor in papers + copying] == [4, 4, COPIED_FROM, UNET_COPIED_FROM]
+    assert 4 < COPIED_FROM < UNET_COPIED_FROM  # of the Transformer every frame sees all of them, which costs
 
 
 def test_a_copying_editor_takes_most_from_the_reference_whose_lips_fit():

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from flashlips_core import checkpoint
 from flashlips_core.models.copying import compare_poses
 from flashlips_core.models.editor_unet import UNET_250M, UNET_MINI, EditorUNet, EditorUNetConfig
 from flashlips_core.types import FlashLipsError
@@ -18,13 +19,17 @@ TINY = EditorUNetConfig(
 )
 
 
-@pytest.fixture
-def editor():
+def random_editor(config=TINY):
     torch.manual_seed(0)
-    network = EditorUNet(TINY).eval()
+    network = EditorUNet(config).eval()
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return network.requires_grad_(False)
+
+
+@pytest.fixture
+def editor():
+    return random_editor()
 
 
 def inputs(batch=3, references=2, cells=16):
@@ -85,6 +90,25 @@ def test_the_reference_with_the_wanted_pose_is_copied():
     likeness, missing = compare_poses(poses[1:2], context.poses, network.pose_metric)
     assert likeness.softmax(1)[0].tolist() == pytest.approx([0, 1, 0], abs=1e-6)
     assert missing.abs().max() < 1e-5
+
+
+def test_the_papers_editor_reads_equation_1_alone_and_copies_nothing():
+    """Concat[z_masked, f_ref(z_ref), z_lips]: no reference's latents beside f_ref's features, and no reference's pose."""
+    network = random_editor(dataclasses.replace(TINY, is_copying=False))
+    latents, references, poses = inputs()
+    assert network.conv_in.in_channels == 4 + TINY.reference_channels + 12 and network.conv_out.out_channels == 4
+    context = network.prepare_references(references, torch.randn(1, 2, 12))
+    edited = network(latents, context, poses)
+    assert torch.equal(edited, network(latents, network.prepare_references(references), poses))
+    assert torch.equal(edited, network(latents, dataclasses.replace(context, latents=context.latents + 1), poses))
+    assert torch.equal(edited, latents + network.residual(latents, context, poses))  # Eq. 3
+    assert not torch.allclose(edited, network(latents, network.prepare_references(references + 1), poses), atol=1e-3)
+    assert {name for name, _ in EditorUNet(TINY).named_parameters()} - dict(network.named_parameters()).keys() == {"pose_metric"}
+
+
+def test_a_config_of_version_0_1_0_copies():
+    fields = {"channels": [16, 32], "encoder_blocks": [1, 1], "decoder_blocks": [1, 1], "pose_dim": 12, "latent_channels": 4}
+    assert checkpoint.config_from_dict(EditorUNetConfig, fields).is_copying and not UNET_250M.is_copying
 
 
 def test_poses_of_references_are_optional_and_matter(editor):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..editing import edit_once
+from ..models.editor import Editor
 from ..models.masks import lower_face_mask
 from ..system.memory import WithinMemory
 from ..types import FlashLipsError, LipPoses, Progress
@@ -15,7 +16,7 @@ from ..types import FlashLipsError, LipPoses, Progress
 
 @torch.inference_mode()
 def edit_latents(
-    editor: nn.Module,
+    editor: Editor,
     target: Tensor,
     references: Tensor,
     poses: LipPoses,

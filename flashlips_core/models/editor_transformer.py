@@ -1,4 +1,4 @@
-"""The Transformer editor: a ViT on latent patches that edits in one pass (paper, stage 1, "Transformer, 300 M").
+"""The Transformer editor: a ViT on latent patches (paper, "ViT-style Transformer, 300 M"; letters and equations: ``editor``).
 
 B batch, R references, C latent channels (4), P pose dims (12), h w latent height and width, N = hw / patch^2 target tokens,
 M = R N reference tokens, H heads, D head size. Latents are scaled, poses standardised.
@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from ..types import FlashLipsError
 from .copying import blend, compare_poses
-from .editor import WHOLE_CROP, Window, WindowedEditor
+from .editor import NUM_REFERENCES, Editor, EditorConfig, EditorContext
 from .editor_unet import UNET_MINI
-from .layers import RecomputedBlock
+from .layers import RecomputedBlock, rotate
 
 COPIED_FROM = 8  # references, where there is a copying path; frames attend to all of them, and more distract the bundled network
 ROPE_THETA = 100.0  # vision transformers with axial RoPE use 100: positions run to tens, not thousands
@@ -29,20 +29,16 @@ ROPE_EXTENT = 16.0  # the crop is this many units wide at any latent size: 256 p
 
 
 @dataclass(frozen=True)
-class EditorTransformerConfig:
+class EditorTransformerConfig(EditorConfig):
     width: int = 1024
     depth: int = 24
     num_heads: int = 16
     mlp_ratio: int = 4
     patch: int = 2  # latent cells per token side
-    pose_dim: int = 12
     pose_width: int = 64
     adapter_channels: int = 64
     adapter_blocks: int = 3
-    latent_channels: int = 4
-    max_references: int = 4  # what a caller should choose where nothing is copied from them
-    window: Window = WHOLE_CROP
-    is_copying: bool = False  # what a reference already shows is copied rather than redrawn, see ``copying``
+    max_references: int = NUM_REFERENCES  # what a caller should choose where nothing is copied from them
 
 
 TRANSFORMER_300M = EditorTransformerConfig()
@@ -55,25 +51,24 @@ TRANSFORMER_TINY = EditorTransformerConfig(width=64, depth=3, num_heads=2, pose_
 
 
 @dataclass(frozen=True)
-class EditorContext:
-    """What the references of one clip come to: keys (rotated and normalised) and values for each block."""
+class TransformerContext(EditorContext):
+    """Keys (rotated and normalised) and values of the references' tokens for each block."""
 
     keys: tuple[Tensor, ...]  # depth x (B, H, M, D)
     values: tuple[Tensor, ...]  # depth x (B, H, M, D)
-    latents: Tensor  # (B, R, C, h', w') the references themselves, inside the window
-    poses: Tensor | None = None  # (B, R, P), None where nobody has read them
 
 
-class EditorTransformer(WindowedEditor):
-    """Give ``z_hat = z_input + residual`` (Eq. 3) from the frame's latents, the clip's references and the lip pose."""
+class EditorTransformer(Editor):
+    """The editor of Eqs. 1-3 with a Transformer. Starts as the identity: its head is zero."""
+
+    config: EditorTransformerConfig
 
     def __init__(self, config: EditorTransformerConfig = TRANSFORMER_300M) -> None:
-        super().__init__(config.window)
+        super().__init__(config)
         if config.width % config.num_heads or (config.width // config.num_heads) % 4:
             raise FlashLipsError(
                 f"Head size {config.width}/{config.num_heads} must be a multiple of 4 (pairs for rows and columns)."
             )
-        self.config = config
         self.num_references = COPIED_FROM if config.is_copying else config.max_references
         width, patch, channels = config.width, config.patch, config.latent_channels
         self.adapter = ReferenceAdapter(channels, config.adapter_channels, config.adapter_blocks)
@@ -92,56 +87,45 @@ class EditorTransformer(WindowedEditor):
         self.head = nn.Linear(width, (channels + copied) * patch * patch)
         self._initialise()
 
-    def prepare_references(self, z_refs: Tensor, poses: Tensor | None = None) -> EditorContext:
-        """Latents of the reference frames (B, R, C, h, w) -> their keys and values in every block, once per clip.
-
-        Args:
-            poses: (B, R, P) what their lips do; with it the frames' tokens know which of them to look at.
-        """
+    def prepare_references(self, z_ref: Tensor, poses: Tensor | None = None) -> TransformerContext:
+        """As for every :class:`Editor`; with their poses the frames' tokens know which references to look at."""
         # Co-located tokens of all references share a position
-        rope = tuple(part.repeat(z_refs.shape[1], 1) for part in self._rope(z_refs))
-        seen = self.cut(z_refs)
+        rope = tuple(part.repeat(z_ref.shape[1], 1) for part in self._rope(z_ref))
+        seen = self.cut(z_ref)
         x = self.embed_reference(self.adapter(seen.flatten(0, 1)))  # (B R) width h/p w/p
         if poses is not None:
             x = x + self.embed_reference_pose(poses.flatten(0, 1))[..., None, None]
-        x = rearrange(x, "(b r) d y x -> b (r y x) d", r=z_refs.shape[1])
+        x = rearrange(x, "(b r) d y x -> b (r y x) d", r=z_ref.shape[1])
         keys, values = [], []
         for block in self.blocks:
             x, key, value = block(x, rope)
             keys.append(key)
             values.append(value)
-        return EditorContext(tuple(keys), tuple(values), seen, poses)
+        return TransformerContext(seen, poses, tuple(keys), tuple(values))
 
-    def forward(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
-        """Edit frames.
-
-        Args:
-            z_input: (B, C, h, w), masked latents in stage 1, the frame's own latents in the mask-free stage.
-            context: from :meth:`prepare_references`, of batch B, or of batch 1 for B frames of one clip.
-            poses: (B, P).
-        """
-        rope, given = self._rope(z_input), [self.cut(z_input)]
+    def residual(self, z_masked: Tensor, context: TransformerContext, poses: Tensor) -> Tensor:
+        """As for every :class:`Editor`: the estimate of z_target (Eq. 2)."""
+        rope, shown, asked = self._rope(z_masked), [self.cut(z_masked)], poses
         if self.config.is_copying:
             copied, missing = self._copied(context, poses)
-            given.append(copied)
-            wanted = torch.cat([poses, missing], 1)
-        else:
-            wanted = poses
-        pose_map = poses[..., None, None].expand(-1, -1, *given[0].shape[-2:])
-        x = self.embed_target(torch.cat([*given, pose_map], dim=1))  # Eq. 1 without f_ref(z_ref): references come as tokens
+            shown.append(copied)
+            asked = torch.cat([poses, missing], 1)
+        z_lips = poses[..., None, None].expand(-1, -1, *shown[0].shape[-2:])
+        z_input = torch.cat([*shown, z_lips], dim=1)  # Eq. 1, but for f_ref(z_ref): references come as tokens
+        x = self.embed_target(z_input)
         rows = x.shape[2]
         x = rearrange(x, "b d y x -> b (y x) d")
-        pose = self.embed_pose(wanted)  # B pose_width
+        pose = self.embed_pose(asked)  # B pose_width
         for block, key, value in zip(self.blocks, context.keys, context.values, strict=True):
             x, _, _ = block(x, rope, pose, (key, value))
         shift, scale = self.modulation(pose)[:, None].chunk(2, dim=-1)
         x = self.head(modulate(self.norm(x), shift, scale))
         patch = self.config.patch
-        residual = rearrange(x, "b (y x) (c p q) -> b c (y p) (x q)", y=rows, p=patch, q=patch)
-        if self.config.is_copying:
-            drawn, share = residual.chunk(2, dim=1)
-            residual = drawn + share * (given[1] - given[0])
-        return self.added(z_input, residual)
+        z_target = rearrange(x, "b (y x) (c p q) -> b c (y p) (x q)", y=rows, p=patch, q=patch)
+        if not self.config.is_copying:
+            return z_target
+        drawn, share = z_target.chunk(2, dim=1)
+        return drawn + share * (shown[1] - shown[0])
 
     def _copied(self, context: EditorContext, poses: Tensor) -> tuple[Tensor, Tensor]:
         """The references' latents, (B, C, h', w'), most of those whose lips do what is wanted; and what they lack, (B, P)."""
@@ -162,7 +146,7 @@ class EditorTransformer(WindowedEditor):
         return tuple(part.unflatten(0, (height // patch, -1))[rows, columns].flatten(0, 1) for part in whole)
 
     def _initialise(self) -> None:
-        """Residual branches start small, modulation and head at zero: the network starts as ``z_hat = z_input``."""
+        """Residual branches start small, modulation and head at zero: the network starts as ``z_hat = z_masked``."""
         branch_std = 0.02 / (2 * self.config.depth) ** 0.5  # GPT-2
         for block in self.blocks:
             branches = (block.qkv, 0.02), (block.attention_out, branch_std), (block.mlp[0], 0.02), (block.mlp[2], branch_std)
@@ -266,10 +250,3 @@ def rope_2d(rows: int, columns: int, config: EditorTransformerConfig, device: to
         dim=-1,
     ).flatten(0, 1)  # N D/2
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + D/2) of x (B, H, N, D) by the angles of each token, in float32."""
-    cos, sin = rope
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)

@@ -1,6 +1,10 @@
-"""The U-Net lip editor (paper, stage 1 and LipsChange): one pass from a frame's latents and a lip pose to the edited latents.
+"""The U-Net lip editor (paper, "U-Net, 250 M"; letters and equations: ``editor``).
 
-B batch, R references, C latent channels (4), F reference features, D condition size, P pose numbers (12), h w latent size.
+B batch, R references, C latent channels (4), F reference features, D condition size, P pose numbers (12), h' w' window cells.
+
+The paper does not say how several references are joined. Ours: at each place they are weighed by attention, whose query is the
+wanted pose. With ``is_copying`` (ours) the weights also know how near each reference's pose is to the wanted one, and the network
+may copy what the weighed references show; without it this is the paper's editor.
 """
 
 from __future__ import annotations
@@ -12,14 +16,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..types import POSE_DIM, FlashLipsError
+from ..types import FlashLipsError
 from .copying import blend, compare_poses
-from .editor import WHOLE_CROP, Window, WindowedEditor
+from .editor import NUM_REFERENCES, WHOLE_CROP, Editor, EditorConfig, EditorContext
 from .layers import ModulatedBlock
+
+# The more, the nearer one of them is to the wanted pose; each costs a run of f_ref per clip, and per frame next to nothing
+COPIED_FROM = 20
 
 
 @dataclass(frozen=True)
-class EditorUNetConfig:
+class EditorUNetConfig(EditorConfig):
     """Channels and residual blocks per resolution, finest first; the coarsest one attends over the whole face."""
 
     channels: tuple[int, ...] = (192, 448, 960, 1024)
@@ -29,12 +36,10 @@ class EditorUNetConfig:
     reference_blocks: int = 3
     condition_dim: int = 512
     head_dim: int = 64
-    pose_dim: int = POSE_DIM
-    latent_channels: int = 4
-    window: Window = WHOLE_CROP
+    is_copying: bool = True  # the checkpoints of version 0.1.0 do, and do not say so
 
 
-UNET_250M = EditorUNetConfig()
+UNET_250M = EditorUNetConfig(is_copying=False)  # the paper's
 UNET_MINI = EditorUNetConfig(
     channels=(64, 128, 192), encoder_blocks=(1, 2, 2), decoder_blocks=(2, 2, 2), reference_channels=32, reference_blocks=2,
     condition_dim=128, head_dim=32, window=(0.1875, 0.375, 0.8125, 1.0),
@@ -45,17 +50,15 @@ UNET_MINI_384 = replace(UNET_MINI, encoder_blocks=(2, 2, 2), decoder_blocks=(3, 
 
 
 @dataclass(frozen=True)
-class EditorContext:
-    """What the references contribute inside the editor's window of h' x w' cells, computed once per clip."""
+class UNetContext(EditorContext):
+    """What each place of the references offers, and when to use it."""
 
     cells: tuple[int, int]  # latent height and width of the whole crops
-    latents: Tensor  # (1 or B, R, C, h', w') the references themselves
-    keys: Tensor  # (1 or B, R, D, h', w')
+    keys: Tensor  # (1 or B, R, F, h', w')
     values: Tensor  # (1 or B, R, F, h', w')
-    poses: Tensor | None = None  # (1 or B, R, P) lip poses of the references, None where nobody has read them
 
 
-class ReferenceAdapter(nn.Module):
+class ReferenceMemory(nn.Module):
     """f_ref of Eq. 1: residual blocks at latent size, then what each place of a reference offers and when to use it."""
 
     def __init__(self, config: EditorUNetConfig):
@@ -96,24 +99,23 @@ class SelfAttention(nn.Module):
         return x + self.out(rearrange(attended, "b n (h w) d -> b (n d) h w", h=height))
 
 
-class EditorUNet(WindowedEditor):
-    """The residual editor of Eqs. 1-3 with a U-Net. Starts as the identity: its last layer is zero."""
+class EditorUNet(Editor):
+    """The editor of Eqs. 1-3 with a U-Net. Starts as the identity: its last layer is zero."""
 
-    # The more, the nearer one of them is to the wanted pose; each costs a run of f_ref per clip, and per frame next to nothing
-    num_references = 20
+    config: EditorUNetConfig
 
     def __init__(self, config: EditorUNetConfig = UNET_250M):
-        super().__init__(config.window)
-        self.config = config
+        super().__init__(config)
+        self.num_references = COPIED_FROM if config.is_copying else NUM_REFERENCES
         widths, condition = config.channels, config.condition_dim
-        self.reference = ReferenceAdapter(config)
-        # The wanted pose, and what the best reference lacks of it.
-        self.pose = nn.Sequential(
-            nn.Linear(2 * config.pose_dim, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU()
-        )
-        self.pose_metric = nn.Parameter(torch.zeros(config.pose_dim))  # log weight of each pose number in their distance
+        self.reference = ReferenceMemory(config)
+        # The wanted pose; with copying also what the best reference lacks of it
+        asked = (1 + config.is_copying) * config.pose_dim
+        self.pose = nn.Sequential(nn.Linear(asked, condition), nn.SiLU(), nn.Linear(condition, condition), nn.SiLU())
+        if config.is_copying:
+            self.pose_metric = nn.Parameter(torch.zeros(config.pose_dim))  # log weight of each pose number in their distance
         self.to_query = nn.Linear(condition, config.reference_channels)
-        inputs = 2 * config.latent_channels + config.reference_channels + config.pose_dim
+        inputs = (1 + config.is_copying) * config.latent_channels + config.reference_channels + config.pose_dim
         self.conv_in = nn.Conv2d(inputs, widths[0], 3, padding=1)
         self.down = nn.ModuleList(
             nn.ModuleList(ModulatedBlock(w, w, condition) for _ in range(n))
@@ -127,7 +129,7 @@ class EditorUNet(WindowedEditor):
         )
         self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
         self.norm_out = nn.GroupNorm(16, widths[0])
-        self.conv_out = nn.Conv2d(widths[0], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], (1 + config.is_copying) * config.latent_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
@@ -146,36 +148,35 @@ class EditorUNet(WindowedEditor):
             )
         self.load_state_dict(self.state_dict() | other.state_dict())
 
-    def prepare_references(self, references: Tensor, poses: Tensor | None = None) -> EditorContext:
-        """Run f_ref on a clip's references, (1 or B, R, C, h, w); their order does not matter.
-
-        Args:
-            poses: (1 or B, R, P) what their lips do; with it the editor knows which of them to copy from.
-        """
-        batch, cells = references.shape[0], (references.shape[3], references.shape[4])
-        seen = self.cut(references)
+    def prepare_references(self, z_ref: Tensor, poses: Tensor | None = None) -> UNetContext:
+        """As for every :class:`Editor`."""
+        batch, cells = z_ref.shape[0], (z_ref.shape[3], z_ref.shape[4])
+        seen = self.cut(z_ref)
         keys, values = self.reference(rearrange(seen, "b r c h w -> (b r) c h w"))
         keys, values = (rearrange(x, "(b r) d h w -> b r d h w", b=batch) for x in (keys, values))
-        return EditorContext(cells, seen, keys, values, poses)
+        return UNetContext(seen, poses, cells, keys, values)
 
-    def forward(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
-        """Edit latents.
-
-        Args:
-            z_input: (B, C, h, w) scaled latents: z_masked (stage 1) or the whole frame's z_src (mask-free).
-            poses: (B, 12) standardised lip poses.
-        Returns: z_hat (B, C, h, w) = z_input + the estimated residual (Eq. 3), which is zero outside the window.
-        """
-        self._check(z_input, context, poses)
-        return self.added(z_input, self._residual(self.cut(z_input), context, poses))
-
-    def _residual(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
-        likeness, missing = compare_poses(poses, context.poses, self.pose_metric)
-        condition = self.pose(torch.cat([poses, missing], 1))
-        maps = poses[..., None, None].expand(-1, -1, *z_input.shape[2:])
+    def residual(self, z_masked: Tensor, context: UNetContext, poses: Tensor) -> Tensor:
+        """As for every :class:`Editor`: the estimate of z_target (Eq. 2)."""
+        self._check(z_masked, context, poses)
+        shown, asked, likeness = [self.cut(z_masked)], poses, None
+        if self.config.is_copying:
+            likeness, missing = compare_poses(poses, context.poses, self.pose_metric)
+            asked = torch.cat([poses, missing], 1)
+        condition = self.pose(asked)
         weights = self._suitability(context, condition, likeness)
-        blended = blend(weights, context.latents)
-        x = self.conv_in(torch.cat([z_input, blended, blend(weights, context.values), maps], 1))  # Eq. 1
+        if self.config.is_copying:
+            shown.append(blend(weights, context.latents))
+        z_lips = poses[..., None, None].expand(-1, -1, *shown[0].shape[2:])
+        z_input = torch.cat([*shown, blend(weights, context.values), z_lips], 1)  # Eq. 1
+        z_target = self.conv_out(F.silu(self.norm_out(self._backbone(self.conv_in(z_input), condition))))
+        if not self.config.is_copying:
+            return z_target
+        drawn, copied = z_target.chunk(2, dim=1)
+        return drawn + copied * (shown[1] - shown[0])
+
+    def _backbone(self, x: Tensor, condition: Tensor) -> Tensor:
+        """Down, over the whole face, and up again. (B, widths[0], h', w'), (B, D)"""
         skips = []
         for level, blocks in enumerate(self.down):
             for block in blocks:
@@ -189,11 +190,9 @@ class EditorUNet(WindowedEditor):
                 x = skips[level] + self.grow[level](F.interpolate(x, scale_factor=2))
             for block in self.up[level]:
                 x = block(x, condition)
-        # What a reference already shows is copied rather than redrawn, see ``copying``
-        drawn, copied = self.conv_out(F.silu(self.norm_out(x))).chunk(2, dim=1)
-        return drawn + copied * (blended - z_input)
+        return x
 
-    def _suitability(self, context: EditorContext, condition: Tensor, likeness: Tensor | None) -> Tensor:
+    def _suitability(self, context: UNetContext, condition: Tensor, likeness: Tensor | None) -> Tensor:
         """How well each reference suits the wanted pose at each place, (B, R, h', w'), 1 in sum over references."""
         query = self.to_query(condition) * context.keys.shape[2] ** -0.5
         if context.keys.shape[0] == 1:  # one clip's references serve the whole batch
@@ -202,10 +201,10 @@ class EditorUNet(WindowedEditor):
             logits = torch.einsum("bd,brdhw->brhw", query, context.keys)
         return (logits if likeness is None else logits + likeness[..., None, None]).softmax(1)
 
-    def _check(self, z_input: Tensor, context: EditorContext, poses: Tensor) -> None:
-        if tuple(z_input.shape[2:]) != context.cells:
+    def _check(self, z_masked: Tensor, context: UNetContext, poses: Tensor) -> None:
+        if tuple(z_masked.shape[2:]) != context.cells:
             raise FlashLipsError(
-                f"References have {context.cells} latent cells, the frame {tuple(z_input.shape[2:])}; "
+                f"References have {context.cells} latent cells, the frame {tuple(z_masked.shape[2:])}; "
                 "use crops of one size for both."
             )
         multiple = 2 ** (len(self.config.channels) - 1)

@@ -19,6 +19,17 @@ class RecomputedBlock(nn.Module):
         return super().__call__(*inputs)
 
 
+def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotary positions: turn the pairs (i, i + D/2) of x (B, H, N, D) by each token's angles, in float32.
+
+    Args:
+        rotation: cosines and sines, (N, D/2) float32 each.
+    """
+    cosine, sine = rotation
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], dim=-1).to(x.dtype)
+
+
 class ConvBlock(nn.Module):
     """Residual pair of 3x3 convolutions without normalisation: local, so that crops with a halo are exact. (B C h w)"""
 

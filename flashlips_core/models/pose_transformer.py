@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..types import POSE_DIM
-from .layers import RecomputedBlock
+from .layers import RecomputedBlock, rotate
 
 ROWS_PER_FRAME = 2  # encoder rows side by side in a pose frame: 50 Hz into 25
 TIME_FEATURES = 128  # sinusoids of the flow time, fed to a small MLP
@@ -115,7 +115,7 @@ class PoseTransformer(nn.Module):
             x = x + known[..., None].to(x.dtype) * self.is_known
         c = self.time_in(time_features(t).to(x.dtype))[:, None]  # B 1 D
         shared = self.modulation(c)  # B 1 6D
-        rotation = rotary(x.shape[1], self.config.width // self.config.num_heads, x)
+        rotation = rotary(x.shape[1], self.config.width // self.config.num_heads, x.device)
         for block in self.blocks:
             x = block(x, shared, rotation)
         scale, shift = self.out_modulation(c).chunk(2, dim=-1)
@@ -202,18 +202,11 @@ def time_features(t: Tensor) -> Tensor:
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
-def rotary(num_frames: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, each (T, head_dim / 2).
+def rotary(num_frames: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of the rotary angles, each (T, head_dim / 2) float32.
 
     The slowest pair turns once in about 1000 frames: base 200 spreads the rates over the few seconds of a window.
     """
-    rates = 200.0 ** -(torch.arange(head_dim // 2, device=like.device, dtype=torch.float32) * 2 / head_dim)
-    angle = torch.arange(num_frames, device=like.device, dtype=torch.float32)[:, None] * rates
-    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
-
-
-def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the halves of each head's vector by the frame's angles. (B, H, T, head_dim) -> same."""
-    cosine, sine = rotation
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cosine - b * sine, a * sine + b * cosine], dim=-1)
+    rates = 200.0 ** -(torch.arange(head_dim // 2, device=device, dtype=torch.float32) * 2 / head_dim)
+    angle = torch.arange(num_frames, device=device, dtype=torch.float32)[:, None] * rates
+    return angle.cos(), angle.sin()

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from ..codec import Codec
-from ..losses import sharpness_loss
 from ..models.codec_mini import MiniCodec
 from ..models.masks import mouth_mask
 from ..types import Progress
 from .batches.frames import EditorFrames, window_cells, window_of
 from .critic import WithCritic
+from .editor.losses import sharpness_loss
 from .editor.pairs import EDGE, EditorBatch, edit_neighbours, editor_batches, pair_target
 from .loop.trainer import Step, TrainConfig, fit
 
