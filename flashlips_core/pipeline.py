@@ -13,7 +13,7 @@ from typing import Any
 
 from .checks import check_output, check_track
 from .editing import FrameEditor, FrameRows
-from .face.head_shape import OVAL
+from .face.points import OVAL
 from .media import CONTAINERS, FramePlan, plan_frames, probe, read_planned, shown_seconds, write_video
 from .poses.motion import resample
 from .steps import DECODED_AHEAD, ClipSteps, DubSettings, Look, Show, Source, opened

@@ -19,7 +19,7 @@ from torch import Tensor
 from .checks import check_track, no_face_in
 from .compose import cut, cut_batch
 from .editing import CropEditor, resized
-from .face.head_shape import OVAL
+from .face.points import OVAL
 from .face.readings import lip_gap
 from .media import open_sound, probe, read_frames
 from .models.lip_encoder import mouth_region

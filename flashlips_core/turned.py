@@ -75,9 +75,13 @@ def _frames_of(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     """Centres (..., 2), sides (...), and axes (..., 2, 2) whose columns are right and down of each square."""
     squares = np.asarray(squares, dtype=np.float64)
     roll = squares[..., 4] if squares.shape[-1] == 5 else np.zeros(squares.shape[:-1])
+    return (squares[..., 0:2] + squares[..., 2:4]) / 2, squares[..., 2] - squares[..., 0], axes_of(roll)
+
+
+def axes_of(roll: np.ndarray) -> np.ndarray:
+    """Right and down of a turned square in the picture, the columns of (..., 2, 2); ``roll`` (...) in radians."""
     cos, sin = np.cos(roll), np.sin(roll)
-    turn = np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
-    return (squares[..., 0:2] + squares[..., 2:4]) / 2, squares[..., 2] - squares[..., 0], turn
+    return np.stack([np.stack([cos, -sin], -1), np.stack([sin, cos], -1)], -2)
 
 
 def turned_cut(plane: np.ndarray, square: Square, size: int, grid: Grid = Grid()) -> np.ndarray:

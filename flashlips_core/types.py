@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 POSE_DIM = 12  # 8 expression + 4 mouth-crop numbers (paper, lip encoder)
-NUM_LANDMARKS = 99  # of a face, in the order of ``face.head_shape``
+NUM_LANDMARKS = 99  # of a face, in the order of ``face.points``
 SAMPLE_RATE = 16_000  # every audio encoder listens at 16 kHz
 AUDIO_PIECE = 1 << 16  # samples handed on at a time
 
@@ -106,7 +106,7 @@ class FaceTrack:
     height: int
     fps: Fraction
     roll: np.ndarray | None = None  # (T,) float32 radians, clockwise on screen; None: all upright
-    landmarks: np.ndarray | None = None  # (T, 99, 2) float32 pixels, see ``face.landmarks``; None: nobody has looked
+    landmarks: np.ndarray | None = None  # (T, 99, 2) float32 pixels, see ``face.points``; None: nobody has looked
     scene: np.ndarray | None = None  # (T,) int32, which of the clip's scenes a frame belongs to; None: there is one
 
     def __post_init__(self) -> None:

@@ -8,11 +8,11 @@ from test_face import BLUE, RED, PatchDetector, clip_of, draw
 
 from flashlips_core.face import track_all, track_faces
 from flashlips_core.face.following import Follower
-from flashlips_core.face.head_shape import OVAL, mean_shape
-from flashlips_core.face.landmarks import square_around, to_frame
+from flashlips_core.face.landmarks import square_around
+from flashlips_core.face.points import OVAL, mean_shape
 from flashlips_core.face.readings import box_around, five_points, lip_gap
 from flashlips_core.face.region import face_region
-from flashlips_core.turned import to_shares
+from flashlips_core.turned import to_pixels, to_shares
 
 PX_PER_SIDE = 1 / 20.0  # of the drawn square's side is a centimetre of the mean head
 
@@ -38,7 +38,7 @@ class ToyLandmarker:
             if len(rows) > 60:
                 centre = np.array([[float(columns.float().mean()) + 0.5, float(rows.float().mean()) + 0.5]]) / 64
                 side = float(len(rows)) ** 0.5 / 64 * (squares[k, 2] - squares[k, 0])
-                points[k], sure[k] = landmarks_at(*to_frame(centre, squares[k])[0], side), 0.9
+                points[k], sure[k] = landmarks_at(*to_pixels(centre, squares[k])[0], side), 0.9
         return points, sure
 
 

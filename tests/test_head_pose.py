@@ -17,14 +17,12 @@ from flashlips_core.face.head_pose import (
     mouth_rest,
     rotations,
 )
-from flashlips_core.face.head_shape import ICT_MOUTH, IRISES, MOUTH_CORNERS, NOSE_TIP, mean_shape, mirror_order
-from flashlips_core.face.landmarks import to_square
-from flashlips_core.face.motion import LANDMARKS
-from flashlips_core.heads.mesh import MEDIAPIPE_POINTS, Camera, load_head, rotation
-from flashlips_core.types import FlashLipsError
+from flashlips_core.face.points import FIVE, ICT_MOUTH, LANDMARKS, MOUTH_CORNERS, mean_shape, mirror_order
+from flashlips_core.heads.mesh import ICT_MEDIAPIPE_VERTICES, Camera, load_head, rotation
+from flashlips_core.turned import to_shares
+from flashlips_core.types import NUM_LANDMARKS, FlashLipsError
 
 MESH = Path(__file__).resolve().parents[2] / "shared" / "data" / "synthetic" / "ict_facekit_f16.npz"
-FIVE = [*IRISES, NOSE_TIP, *MOUTH_CORNERS]
 needs_mesh = pytest.mark.skipif(not MESH.is_file(), reason="the head mesh lies in ../shared, which is not here")
 
 
@@ -46,7 +44,7 @@ def mesh_points(mesh, vertices: np.ndarray, camera: Camera) -> np.ndarray:
 
 
 def test_the_table_holds_the_points_that_data_and_evaluation_use():
-    assert LANDMARKS == MEDIAPIPE_POINTS
+    assert len(LANDMARKS) == len(ICT_MEDIAPIPE_VERTICES) == NUM_LANDMARKS
     assert [LANDMARKS[i] for i in FIVE] == [468, 473, 4, 61, 291]
     order = list(mirror_order())
     assert [order[i] for i in order] == list(range(len(LANDMARKS)))
@@ -105,7 +103,7 @@ def test_a_persons_own_mouth_lies_where_the_square_wants_it(mesh):
     camera = [Camera(rotation(*turn), 120.0) for turn in rng.normal(0, (0.2, 0.1, 0.3), (12, 3))]
     points = np.stack([mesh_points(mesh, rest, c) for c in camera])
     squares, poses = canonical_squares(points, np.ones(12, bool))
-    mouths = to_square(points[:, list(MOUTH_CORNERS)].mean(1, keepdims=True), squares)[:, 0]
+    mouths = to_shares(points[:, list(MOUTH_CORNERS)].mean(1, keepdims=True), squares)[:, 0]
     assert np.abs(mouths - MOUTH_AT).max() < 0.02
     assert np.allclose(squares[:, 4], poses.roll, atol=1e-6)
 
@@ -113,7 +111,7 @@ def test_a_persons_own_mouth_lies_where_the_square_wants_it(mesh):
 def test_the_square_of_the_frontal_mean_head_is_about_todays():
     points = seen(np.zeros((1, 3)))
     square = canonical_square(fit_poses(points))[0]
-    box = crop_box(points[0, FIVE])
+    box = crop_box(points[0, list(FIVE)])
     side = box[2] - box[0]
     assert abs((square[2] - square[0]) / side - 1) < 0.04
     assert np.abs((square[:2] + square[2:4] - box[:2] - box[2:]) / 2).max() < 0.04 * side

@@ -10,8 +10,8 @@ import torch
 
 from flashlips_core import checkpoint
 from flashlips_core.face.cascades import LandmarkDetector
-from flashlips_core.face.head_shape import EYES, IRISES, MOUTH_CORNERS, NOSE_TIP, mean_shape
-from flashlips_core.face.landmarks import FaceLandmarker, cut_from, cut_square, rough_square, square_around, to_frame, to_square
+from flashlips_core.face.landmarks import FaceLandmarker, cut_from, cut_square, rough_square, square_around
+from flashlips_core.face.points import EYES, FIVE, mean_shape
 from flashlips_core.heads.mesh import Camera, load_head, rotation
 from flashlips_core.heads.render import HeadRenderer
 from flashlips_core.heads.set import random_look
@@ -23,12 +23,12 @@ from flashlips_core.train.landmarks.measure import jitter, measure
 from flashlips_core.train.landmarks.pictures import FaceStore, mirror, write_store
 from flashlips_core.train.landmarks.training import LandmarkStores, landmark_batches, landmark_step, train_landmarks
 from flashlips_core.train.landmarks.views import background_view, face_view, wrong_view
+from flashlips_core.turned import to_pixels, to_shares
 from flashlips_core.types import NUM_LANDMARKS, FlashLipsError
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 MESH = SHARED / "synthetic" / "ict_facekit_f16.npz"
 TINY = LandmarkNetConfig(size=32, channels=(4, 8), blocks=(0, 1), squeezed=4)
-FIVE = [*IRISES, NOSE_TIP, *MOUTH_CORNERS]
 bundled = pytest.mark.skipif(
     not (checkpoint.BUNDLED_DIR / "landmarks.safetensors").is_file(), reason="the bundled landmark network is not trained yet"
 )
@@ -65,26 +65,26 @@ def store(tmp_path) -> FaceStore:
 def test_points_go_into_a_square_and_back():
     rng = np.random.default_rng(0)
     points, squares = rng.normal(100, 40, (5, 99, 2)), np.array([[20, 30, 120, 130, a] for a in (-1, -0.3, 0, 0.4, 3)])
-    assert np.allclose(to_frame(to_square(points, squares), squares), points, atol=1e-3)
+    assert np.allclose(to_pixels(to_shares(points, squares), squares), points, atol=1e-3)
 
 
 def test_a_square_turns_clockwise_by_its_roll():
     square = np.array([0.0, 0.0, 10.0, 10.0, np.pi / 2])
-    assert np.allclose(to_frame(np.array([[1.0, 0.5]]), square), [[5, 10]], atol=1e-5)  # the crop's right is the picture's down
+    assert np.allclose(to_pixels(np.array([[1.0, 0.5]]), square), [[5, 10]], atol=1e-5)  # the crop's right is the picture's down
 
 
 @pytest.mark.parametrize("roll", [-0.8, 0.0, 0.5])
 def test_the_square_around_a_face_turns_it_upright_at_one_size(roll):
     upright, square = square_around(face()), square_around(face(20.0, roll, (400.0, 300.0)))
     assert square[4] == pytest.approx(roll, abs=1e-5)
-    assert np.allclose(to_square(face(20.0, roll, (400.0, 300.0)), square), to_square(face(), upright), atol=1e-5)
-    inside = to_square(face(), upright)
+    assert np.allclose(to_shares(face(20.0, roll, (400.0, 300.0)), square), to_shares(face(), upright), atol=1e-5)
+    inside = to_shares(face(), upright)
     assert 0.1 < inside.min() and inside.max() < 0.9
 
 
 def test_five_points_and_a_detectors_box_give_nearly_the_square_of_all_landmarks():
     points = face(10.0, 0.4, (300.0, 300.0))
-    square, rough = square_around(points), rough_square(points[FIVE])
+    square, rough = square_around(points), rough_square(points[list(FIVE)])
     assert np.abs(rough - square)[:4].max() < 0.03 * (square[2] - square[0])
     assert rough[4] == pytest.approx(0.4, abs=1e-3)
     upright = face(10.0, 0.0, (300.0, 300.0))
@@ -103,7 +103,7 @@ def test_a_square_is_cut_where_it_lies():
     points = face(6.0, 0.6, (110.0, 120.0))
     square = square_around(points)
     crop = cut_square(drawn(points, 240), square, 240)
-    rows, columns = (to_square(points, square) * 240).round().astype(int).T[::-1]
+    rows, columns = (to_shares(points, square) * 240).round().astype(int).T[::-1]
     assert (crop[rows, columns] > 128).all()
 
 
@@ -154,8 +154,8 @@ def test_a_second_look_starts_where_the_first_one_ended():
             self.config, self.readout = TINY, torch.nn.Linear(1, 1)
 
         def forward(self, crops):
-            shares = to_square(np.stack([face(6.0, 0.5)] * len(crops)), self.squares)
-            return torch.from_numpy(shares), torch.full((len(crops),), 5.0)
+            shares = to_shares(np.stack([face(6.0, 0.5)] * len(crops)), self.squares)
+            return torch.from_numpy(shares).float(), torch.full((len(crops),), 5.0)
 
     landmarker, looked_at = FaceLandmarker(Oracle()), []
 
@@ -273,7 +273,7 @@ def test_landmarks_of_a_still_face_hardly_tremble(rendered):
 def test_cascades_and_network_find_faces_that_turn_and_tilt(rendered, yaw, roll):
     picture, true = rendered(yaw, roll)
     faces = LandmarkDetector(FaceLandmarker(load_network("landmarks"))).find(picture[None])[0]
-    eyes_and_mouth = true[FIVE]
+    eyes_and_mouth = true[list(FIVE)]
     far = np.linalg.norm(faces[0].points - eyes_and_mouth, axis=-1).mean() / np.ptp(true, axis=0).max()
     assert far < 0.08
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from flashlips_core.face.expression import MIRROR_LIPS, OUTER_LIP
-from flashlips_core.face.head_shape import IRISES, mean_shape
+from flashlips_core.face.points import IRISES, LIPS, MIRROR_LIPS, mean_shape
 from flashlips_core.face.readings import lip_gap
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.train.lip import STORED_PX
@@ -89,5 +88,5 @@ def test_the_mirror_of_an_outline_is_the_outline_of_the_mirror() -> None:
 
     points = faces(np.array([0.2])) + np.random.default_rng(1).normal(0, 0.01, (1, 99, 2))
     other = points.copy()
-    other[:, : 2 * OUTER_LIP] = (points * [-1, 1] + [1, 0])[:, : 2 * OUTER_LIP][:, MIRROR_LIPS]
+    other[:, LIPS] = (points * [-1, 1] + [1, 0])[:, LIPS][:, MIRROR_LIPS]
     assert np.allclose(_mirrored(outline_features(points)), outline_features(other), atol=1e-6)

@@ -9,7 +9,7 @@ import torch
 from test_pipeline import CROP_PX, lipsync, make_track, model_folder  # noqa: F401
 
 from flashlips_core.face.head_pose import rotations
-from flashlips_core.face.head_shape import mean_shape
+from flashlips_core.face.points import mean_shape
 from flashlips_core.references import candidate_frames, choose_references, head_pose, head_turns, mouth_frames
 
 

@@ -22,8 +22,9 @@ from flashlips_core.dataset.build import build
 from flashlips_core.dataset.filters import Limits
 from flashlips_core.dataset.read import ShardCrops, ShardReader
 from flashlips_core.dataset.store import STORED_MARGIN, CropStore
-from flashlips_core.face.expression import MEDIAPIPE_BLENDSHAPES
-from flashlips_core.face.motion import INNER_PAIRS, LANDMARKS, OUTER_LIPS, FaceMotion
+from flashlips_core.face.expression import BLENDSHAPES
+from flashlips_core.face.motion import INNER_PAIRS, OUTER_LIPS, FaceMotion
+from flashlips_core.face.points import LANDMARKS
 from flashlips_core.loading import STAGE_1, load_network
 from flashlips_core.media import load_audio, read_frames
 from flashlips_core.models.codec_mini import MiniCodec
@@ -58,7 +59,7 @@ def fake_landmarker(model):
         for x, (top, bottom) in zip((0.46, 0.5, 0.54), INNER_PAIRS, strict=True):
             points[[top, bottom]] = (x, 0.7 - opening / 2), (x, 0.7 + opening / 2)
         shapes = np.random.default_rng(len(looks)).uniform(0, 0.3, 52).astype(np.float32)
-        shapes[MEDIAPIPE_BLENDSHAPES.index("jawOpen")] = 10 * opening
+        shapes[BLENDSHAPES.index("jawOpen")] = 10 * opening
         return (points + (STORED_MARGIN - 1) / 2) / STORED_MARGIN * len(image), shapes
 
     yield find
@@ -310,7 +311,7 @@ def test_landmarks_jaw_sound_and_mouths_of_a_frame_are_its_samples_own(trained, 
         assert np.array_equal(clip.landmarks[frames], sample.labels["landmarks"].numpy()[rows])
         assert np.array_equal(clip.points[frames[0], 3], clip.landmarks[frames[0], LANDMARKS.index(61)])
         jaw = material.jaw(sample.key)
-        shapes = sample.labels["blendshapes"].numpy()[rows, MEDIAPIPE_BLENDSHAPES.index("jawOpen")]
+        shapes = sample.labels["blendshapes"].numpy()[rows, BLENDSHAPES.index("jawOpen")]
         assert np.array_equal(jaw[frames], shapes) and np.isnan(jaw[~clip.found]).all()
         assert np.array_equal(material.sound(sample.key), sample.samples.numpy()) and len(sample.samples) == FRAMES * 640
         own = np.flatnonzero(store.clip_ids[store.clip_of] == sample.key)

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..compose import cut, cut_batch
 from ..face.expression import mouth_opening
-from ..face.motion import LANDMARKS, Face
+from ..face.motion import Face
+from ..face.points import LANDMARKS
 from ..measures import detail
 from ..pipeline import LipSync
 from ..pixels import from_bytes, to_bytes
@@ -46,7 +47,7 @@ class Labellers:
 
     lipsync: LipSync
     crop_px: int  # side of the editor's square
-    landmarker: Callable[[np.ndarray], Face | None] | None = None  # MediaPipe's, see face_motion
+    landmarker: Callable[[np.ndarray], Face | None] | None = None  # MediaPipe's, see ``face.motion``
     has_latents: bool = False
 
     @property

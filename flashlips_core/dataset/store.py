@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..face.crop import crop_box, smooth_boxes
+from ..face.motion import IRISES, MOUTH_CORNERS, NOSE_TIP
 from ..pixels import from_bytes
 from ..turned import to_shares
 from ..types import FlashLipsError, Progress
@@ -29,9 +30,7 @@ log = logging.getLogger(__name__)
 CROP_PX = 256
 STORED_MARGIN = 1.25  # stored crops are this much wider than the editor's, so that augmentation can shift and turn them
 FACE_REGION = (-0.125, -0.125, 1.125, 1.125)  # of a stored face crop, as shares of the editor's square: left, top, right, bottom
-IRISES, NOSE_TIP, MOUTH_CORNERS = (468, 473), 4, (61, 291)  # MediaPipe's indices; 468 and 61 lie image-left
 HEAD = "head"  # how the names of rendered heads begin, and nobody else's
-NUM_LIP_POINTS = 40  # the first landmarks of the files: outer then inner lip outline
 
 
 @dataclass(frozen=True)

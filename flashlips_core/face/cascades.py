@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from ..turned import to_pixels
 from ..types import FlashLipsError
 from .detect import Detection, Detector, overlap, widened
-from .head_shape import IRISES, MOUTH_CORNERS, NOSE_TIP
-from .landmarks import FaceLandmarker, cut_from, cut_square, make_square, square_around, to_frame
+from .landmarks import FaceLandmarker, cut_from, cut_square, make_square, square_around
+from .points import FIVE
 
-FIVE = (*IRISES, NOSE_TIP, *MOUTH_CORNERS)
 FRONTAL, PROFILE = "haarcascade_frontalface_alt2.xml", "haarcascade_profileface.xml"
 # Centre x, y and side of the square around the landmarks, as shares of a cascade's box: medians over 192 rendered heads turned
 # by up to 62 degrees. The profile cascade knows faces that look to image left.
@@ -70,7 +70,7 @@ class LandmarkDetector(Detector):
             whole = make_square(np.array([width, height]) / 2, np.array(side), np.array(roll))
             tilted = cut_square(grey, whole, round(side))
             for square in (*self._frontal(tilted, least_px), *self._profiles(tilted, least_px)):
-                centre = to_frame((square[:2] + square[2:4])[None] / 2 / round(side), whole)[0]
+                centre = to_pixels((square[:2] + square[2:4])[None] / 2 / round(side), whole)[0]
                 turned.append(make_square(centre, square[2] - square[0], np.array(roll)))
         yield turned
 

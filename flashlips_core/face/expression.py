@@ -1,35 +1,29 @@
 """Expression features from face landmarks: MediaPipe's mouth blendshapes and the lip outline, freed of head and identity.
 
-T frames, L landmarks (the first 40 are the outer, then the inner lip outline, as in ``data``), E features.
+T frames, 40 lip points (the outer, then the inner outline, see ``points``), E features.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-OUTER_LIP = 20  # points of the outer outline; the inner one has as many
-# MediaPipe's order is counter-clockwise from the image-left corner: 11 points below, 9 above. Its mirror, per outline:
-_MIRROR = [*range(10, -1, -1), *range(19, 10, -1)]
-MIRROR_LIPS = np.array(_MIRROR + [OUTER_LIP + i for i in _MIRROR])
-INNER_TOP, INNER_BOTTOM = 35, 25  # landmarks 13 and 14
+from .points import LIPS, MIDDLE_PAIR, MIRROR_LIPS
 
+# What MediaPipe's face landmarker calls its 52 blendshapes, in its order (ARKit's names)
 BLENDSHAPES = (
-    "jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose", "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft",
-    "mouthFrownRight", "mouthFunnel", "mouthLeft", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft",
-    "mouthPressRight",
-    "mouthPucker", "mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft",
-    "mouthSmileRight", "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight",
-)  # fmt: skip
-_BEFORE = (
     "_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
-    "cheekSquintLeft",
-    "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight", "eyeLookInLeft", "eyeLookInRight",
-    "eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight", "eyeSquintLeft", "eyeSquintRight", "eyeWideLeft",
-    "eyeWideRight",
+    "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight",
+    "eyeLookInLeft", "eyeLookInRight", "eyeLookOutLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight", "eyeSquintLeft",
+    "eyeSquintRight", "eyeWideLeft", "eyeWideRight", "jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose",
+    "mouthDimpleLeft", "mouthDimpleRight", "mouthFrownLeft", "mouthFrownRight", "mouthFunnel", "mouthLeft",
+    "mouthLowerDownLeft", "mouthLowerDownRight", "mouthPressLeft", "mouthPressRight", "mouthPucker", "mouthRight",
+    "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper", "mouthSmileLeft", "mouthSmileRight",
+    "mouthStretchLeft", "mouthStretchRight", "mouthUpperUpLeft", "mouthUpperUpRight", "noseSneerLeft", "noseSneerRight",
 )  # fmt: skip
-MEDIAPIPE_BLENDSHAPES = (*_BEFORE, *BLENDSHAPES, "noseSneerLeft", "noseSneerRight")  # all 52, in MediaPipe's order
-FIRST_BLENDSHAPE = len(_BEFORE)
-NUM_FEATURES = 2 * 2 * OUTER_LIP + len(BLENDSHAPES)
+OF_MOUTH = slice(BLENDSHAPES.index("jawForward"), BLENDSHAPES.index("mouthUpperUpRight") + 1)
+MOUTH_SHAPES = BLENDSHAPES[OF_MOUTH]
+NUM_LIPS = LIPS.stop
+NUM_FEATURES = 2 * NUM_LIPS + len(MOUTH_SHAPES)
 _SWAP = {"Left": "Right", "Right": "Left"}
 
 
@@ -53,12 +47,13 @@ def normalised_lips(lips: np.ndarray, points: np.ndarray) -> np.ndarray:
 def mouth_opening(lips: np.ndarray, points: np.ndarray) -> np.ndarray:
     """Inner-lip gap over eye distance, (T,)."""
     distance = np.maximum(np.linalg.norm(points[:, 1] - points[:, 0], axis=1), 1e-6)
-    return np.linalg.norm(lips[:, INNER_BOTTOM] - lips[:, INNER_TOP], axis=1) / distance
+    above, below = MIDDLE_PAIR
+    return np.linalg.norm(lips[:, below] - lips[:, above], axis=1) / distance
 
 
 def raw_features(lips: np.ndarray, points: np.ndarray, blendshapes: np.ndarray) -> np.ndarray:
     """Lip outline and blendshapes of each frame side by side. (T, 40, 2), (T, 5, 2), (T, 52) -> (T, E)."""
-    shapes = blendshapes[:, FIRST_BLENDSHAPE : FIRST_BLENDSHAPE + len(BLENDSHAPES)]
+    shapes = blendshapes[:, OF_MOUTH]
     return np.concatenate([normalised_lips(lips, points).reshape(len(lips), -1), shapes], 1).astype(np.float32)
 
 
@@ -69,9 +64,9 @@ def neutral_features(features: np.ndarray, opening: np.ndarray) -> np.ndarray:
 
 def mirrored(features: np.ndarray) -> np.ndarray:
     """Features of the mirrored face; subtract the neutral first. (T, E) -> (T, E)."""
-    lips = features[:, : 4 * OUTER_LIP].reshape(len(features), 2 * OUTER_LIP, 2)[:, MIRROR_LIPS] * np.array([-1, 1], np.float32)
-    order = [BLENDSHAPES.index(_mirror_name(name)) for name in BLENDSHAPES]
-    return np.concatenate([lips.reshape(len(features), -1), features[:, 4 * OUTER_LIP :][:, order]], 1)
+    lips = features[:, : 2 * NUM_LIPS].reshape(len(features), NUM_LIPS, 2)[:, MIRROR_LIPS] * np.array([-1, 1], np.float32)
+    order = [MOUTH_SHAPES.index(_mirror_name(name)) for name in MOUTH_SHAPES]
+    return np.concatenate([lips.reshape(len(features), -1), features[:, 2 * NUM_LIPS :][:, order]], 1)
 
 
 def _mirror_name(name: str) -> str:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..types import FlashLipsError
-from .head_shape import BROWS, EYE_CORNERS, INNER_PAIRS, MOUTH_CORNERS, NOSE, mean_shape
 from .landmarks import make_square
+from .points import BROWS, EYE_CORNERS, INNER_PAIRS, MOUTH_CORNERS, NOSE, mean_shape
 
 # What jaw and lips hardly move, and how much each point is believed. On ICT's head an open jaw lowers the nose's wings by
 # 3 mm and a raised upper lip lifts them by 6, the point below the nose by 2; brows rise.

@@ -1,6 +1,6 @@
 """The 99 landmarks of a face in any rough square, and the squares themselves.
 
-T faces, L = 99 landmarks in the order of ``face_motion.LANDMARKS``. A *square* is five numbers ``x0 y0 x1 y1 roll``: an upright
+T faces, L = 99 landmarks in the order of ``points.LANDMARKS``. A *square* is five numbers ``x0 y0 x1 y1 roll``: an upright
 box in pixels, turned about its own centre by ``roll`` radians, positive clockwise on screen, so that the crop's right is
 (cos roll, sin roll) in the picture. Points in a crop are shares of its side, (0, 0) at its top left corner.
 """
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from ..models.landmark_net import LandmarkNet, fused
 from ..pixels import from_bytes
+from ..turned import axes_of, to_pixels
 from ..types import FlashLipsError
 from .crop import EYE_DISTANCE_WEIGHT
-from .head_shape import mean_shape
+from .points import mean_shape
 
 SIDE_CM = 21.0  # side of a square around a face of the mean head's size: its outline takes 1 / 1.3 of it
 CENTRE_ABOVE_MOUTH_CM = 3.9  # the middle of the outline
@@ -34,31 +35,11 @@ def make_square(centre: np.ndarray, side: np.ndarray, roll: np.ndarray) -> np.nd
     return np.concatenate([centre - half, centre + half, np.asarray(roll)[..., None]], -1).astype(np.float32)
 
 
-def _parts(square: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centre (..., 1, 2), side (..., 1, 1) and the crop's right and down in the picture (..., 2, 2)."""
-    square = np.asarray(square, np.float64)
-    cos, sin = np.cos(square[..., 4]), np.sin(square[..., 4])
-    axes = np.stack([np.stack([cos, sin], -1), np.stack([-sin, cos], -1)], -2)
-    return ((square[..., :2] + square[..., 2:4]) / 2)[..., None, :], (square[..., 2] - square[..., 0])[..., None, None], axes
-
-
-def to_frame(shares: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """Shares of a crop to pixels of the picture. (..., K, 2), (..., 5) -> (..., K, 2) float32."""
-    centre, side, axes = _parts(square)
-    return (centre + (np.asarray(shares, np.float64) - 0.5) @ axes * side).astype(np.float32)
-
-
-def to_square(points: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """Pixels of the picture to shares of a crop. (..., K, 2), (..., 5) -> (..., K, 2) float32."""
-    centre, side, axes = _parts(square)
-    return ((np.asarray(points, np.float64) - centre) @ axes.swapaxes(-1, -2) / side + 0.5).astype(np.float32)
-
-
 def cut_square(picture: np.ndarray, square: np.ndarray, size: int) -> np.ndarray:
     """A turned square of a picture whose edge repeats outside. (H, W, 3) uint8, (5,) -> (size, size, 3) uint8."""
     import cv2
 
-    corners = to_frame(np.array([[0, 0], [1, 0], [0, 1]]), square)
+    corners = to_pixels(np.array([[0, 0], [1, 0], [0, 1]]), square)
     shrink = max(float(square[2] - square[0]) / size, 1.0)
     if shrink > 1.25:  # by area first, else details flicker
         small = [max(round(n / shrink), 1) for n in picture.shape[1::-1]]
@@ -114,8 +95,7 @@ def square_around(points: np.ndarray) -> np.ndarray:
     seen = (points - mean[..., None, :]) @ (1, 1j)  # ... L
     roll = np.angle((seen * model.conj()).sum(-1))
     scale = np.sqrt((np.abs(seen) ** 2).mean(-1) / (np.abs(model) ** 2).mean())  # pixels per cm
-    axes = _parts(make_square(mean, scale, roll))[2]
-    centre = mean - (middle @ axes) * scale[..., None]
+    centre = mean - (axes_of(roll) @ middle) * scale[..., None]
     return make_square(centre, SIDE_CM * scale, roll)
 
 
@@ -151,5 +131,5 @@ class FaceLandmarker:
         """
         rows = np.arange(len(squares))
         shares, confidence = self.read(cut(rows, squares, self.size))
-        points = to_frame(shares, squares)
+        points = to_pixels(shares, squares).astype(np.float32)
         return (points, confidence) if looks <= 1 else self.find(cut, square_around(points), looks - 1)

@@ -12,26 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from ..types import FlashLipsError, Progress
+from . import points
+from .expression import BLENDSHAPES
+from .points import in_mesh
 
 LANDMARKER_FILE = "face_landmarker_v2_with_blendshapes.task"
-# MediaPipe's face mesh: outer lips, then three facing pairs of inner lip points, mouth corners, outer eye corners
-OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409)
-INNER_PAIRS = ((82, 87), (13, 14), (312, 317))
-MOUTH_CORNERS = (61, 291)
-EYE_CORNERS = (33, 263)
-FACE_OVAL = (
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
-    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-)  # fmt: skip
-
-# Outer lips, inner lips, face oval, eyes, irises, nose, brows: MediaPipe's indices, in the order that data and expression use.
-LANDMARKS = (
-    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409,
-    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415,
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
-    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-    33, 133, 159, 145, 362, 263, 386, 374, 468, 473, 168, 6, 4, 1, 2, 98, 327, 70, 105, 107, 300, 334, 336,
-)  # fmt: skip
+# Numbers of MediaPipe's face mesh, see ``points``
+OUTER_LIPS, FACE_OVAL = in_mesh(points.OUTER_LIPS), in_mesh(points.OVAL)
+MOUTH_CORNERS, EYE_CORNERS, IRISES = (in_mesh(rows) for rows in (points.MOUTH_CORNERS, points.OUTER_EYES, points.IRISES))
+(NOSE_TIP,) = in_mesh((points.NOSE_TIP,))
+INNER_PAIRS = tuple(in_mesh(pair) for pair in points.INNER_PAIRS)
+JAW_OPEN = BLENDSHAPES.index("jawOpen")
 
 Face = tuple[np.ndarray, np.ndarray]  # landmarks (478, 2) in pixels, blendshapes (52,)
 
@@ -100,8 +91,8 @@ def open_landmarker(model: str | Path) -> Iterator[Callable[[np.ndarray], Face |
         if not result.face_landmarks:
             return None
         height, width = frame.shape[:2]
-        points = np.array([(p.x * width, p.y * height) for p in result.face_landmarks[0]], dtype=np.float32)
-        return points, np.array([c.score for c in result.face_blendshapes[0]], dtype=np.float32)
+        landmarks = np.array([(p.x * width, p.y * height) for p in result.face_landmarks[0]], dtype=np.float32)
+        return landmarks, np.array([c.score for c in result.face_blendshapes[0]], dtype=np.float32)
 
     try:
         yield detect
@@ -114,12 +105,12 @@ def motion_from_faces(faces: list[Face | None]) -> FaceMotion:
     """The mouth's curves from what :func:`open_landmarker` found in each frame."""
     blank = np.full((478, 2), np.nan, np.float32), np.full(52, np.nan, np.float32)
     filled = [face or blank for face in faces]
-    landmarks = np.stack([points for points, _ in filled]) if filled else np.zeros((0, 478, 2), np.float32)
+    landmarks = np.stack([found for found, _ in filled]) if filled else np.zeros((0, 478, 2), np.float32)
     blendshapes = np.stack([scores for _, scores in filled]) if filled else np.zeros((0, 52), np.float32)
     gap = np.mean([_distance(landmarks, a, b) for a, b in INNER_PAIRS], axis=0)
     lips = landmarks[:, OUTER_LIPS]
     return FaceMotion(
-        jaw_open=blendshapes[:, 25],  # 25: "jawOpen" in MediaPipe's list
+        jaw_open=blendshapes[:, JAW_OPEN],
         lip_gap=gap / _distance(landmarks, *EYE_CORNERS),
         mouth_aspect=gap / _distance(landmarks, *MOUTH_CORNERS),
         mouth_box=np.concatenate([lips.min(axis=1), lips.max(axis=1)], axis=1),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .head_shape import INNER_PAIRS, IRISES, MOUTH_CORNERS, NOSE_TIP
-
-FIVE = (*IRISES, NOSE_TIP, *MOUTH_CORNERS)  # in the order of a detector's points
+from .points import FIVE, IRISES, MIDDLE_PAIR
 
 
 def five_points(landmarks: np.ndarray) -> np.ndarray:
@@ -21,6 +19,6 @@ def box_around(landmarks: np.ndarray) -> np.ndarray:
 
 def lip_gap(landmarks: np.ndarray) -> np.ndarray:
     """The gap in the middle of the lips over the irises' distance, as ``expression.mouth_opening``. (T, L, 2) -> (T,)"""
-    (below, above), (left, right) = INNER_PAIRS[1], IRISES
+    (above, below), (left, right) = MIDDLE_PAIR, IRISES
     gap = np.linalg.norm(landmarks[:, below] - landmarks[:, above], axis=-1)
     return gap / np.linalg.norm(landmarks[:, left] - landmarks[:, right], axis=-1).clip(min=1e-6)

@@ -31,15 +31,8 @@ ICT_POINTS_68 = (
     1518, 1511, 3742, 3751, 3756, 3721, 3725, 3732, 5708, 5695, 2081, 0, 4275, 6200, 6213, 6346, 6461, 5518, 5957, 5841,
     5702, 5711, 5533, 6216, 6207, 6470, 5517, 5966,
 )  # fmt: skip
-# MediaPipe's points: lips outer and inner, face oval, eyes, irises, nose, brows; and the visible ICT vertex nearest to
-# each over 45 renders (3 people, 5 mouths, 3 head turns) that MediaPipe looked at; lips within 1.6 pixels of a 256 crop
-MEDIAPIPE_POINTS = (
-    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409,
-    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415,
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377, 152, 148,
-    176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109, 33, 133, 159, 145,
-    362, 263, 386, 374, 468, 473, 168, 6, 4, 1, 2, 98, 327, 70, 105, 107, 300, 334, 336,
-)  # fmt: skip
+# The visible ICT vertex nearest to each of the 99 landmarks (``face.points``) over 45 renders (3 people, 5 mouths, 3 head turns)
+# that MediaPipe looked at; lips within 1.6 pixels of a 256 crop
 ICT_MEDIAPIPE_VERTICES = (
     5681, 5732, 5826, 5870, 5975, 5520, 6479, 6375, 6331, 6237, 6213, 5601, 5665, 5719, 2081, 0, 4275, 6225, 6142, 6127,
     5917, 5820, 5847, 5966, 6009, 5517, 6513, 6470, 6352, 6325, 6102, 5569, 5604, 5683, 6025, 5527, 6542, 6131, 6111, 6074,
@@ -69,7 +62,7 @@ class HeadMesh:
     corner_uv: np.ndarray  # (C, 2) float32
     corner_part: np.ndarray  # (C,) int8 into PARTS
     points_68: np.ndarray  # (68,) int32 vertices
-    mediapipe: np.ndarray  # (L,) int32 vertices of MEDIAPIPE_POINTS
+    mediapipe: np.ndarray  # (L,) int32 vertices of the 99 landmarks
 
     def shape(self, identity: np.ndarray, expression: np.ndarray) -> np.ndarray:
         """Vertices of one face. (I,), (E,) -> (V, 3) float32."""

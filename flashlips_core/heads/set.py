@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ..face.crop import crop_box
+from ..face.expression import BLENDSHAPES
+from ..face.points import LANDMARKS
 from ..types import FlashLipsError, Progress
-from .mesh import MEDIAPIPE_POINTS, Camera, HeadMesh, arkit_weights, rotation
+from .mesh import Camera, HeadMesh, arkit_weights, rotation
 from .render import HeadRenderer, Look
 from .skin import SKIN_TONES, SkinPainter, photo_skin
 from .speech import random_expression
@@ -24,17 +26,6 @@ logger = logging.getLogger(__name__)
 
 HAIR_COLOURS = ((26, 20, 17), (48, 34, 26), (78, 54, 36), (120, 88, 54), (168, 136, 92), (120, 62, 36), (130, 128, 126))  # sRGB
 IRIS_COLOURS = ((0.05, 0.03, 0.015), (0.10, 0.055, 0.025), (0.13, 0.11, 0.05), (0.10, 0.16, 0.20), (0.14, 0.17, 0.12))  # linear
-
-# What MediaPipe's face landmarker calls its 52 blendshapes, in its order
-ARKIT_NAMES = tuple(
-    "_neutral browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft cheekSquintRight "
-    "eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight eyeLookOutLeft eyeLookOutRight "
-    "eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft eyeWideRight jawForward jawLeft jawOpen jawRight "
-    "mouthClose mouthDimpleLeft mouthDimpleRight mouthFrownLeft mouthFrownRight mouthFunnel mouthLeft mouthLowerDownLeft "
-    "mouthLowerDownRight mouthPressLeft mouthPressRight mouthPucker mouthRight mouthRollLower mouthRollUpper mouthShrugLower "
-    "mouthShrugUpper mouthSmileLeft mouthSmileRight mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight "
-    "noseSneerLeft noseSneerRight".split()
-)
 
 
 @dataclass(frozen=True)
@@ -158,10 +149,10 @@ def render_person(renderer: HeadRenderer, config: SetConfig, person: int, skins:
     arrays |= {name: arrays[name].astype(np.float32) for name in ("points", "landmarks")}
     return arrays | {
         "identity": np.full(len(arrays["group"]), person),
-        "arkit": arkit_weights(mesh, arrays["expr"], list(ARKIT_NAMES)),
+        "arkit": arkit_weights(mesh, arrays["expr"], list(BLENDSHAPES)),
         "expr_names": np.array(mesh.expression_names),
-        "arkit_names": np.array(ARKIT_NAMES),
-        "landmark_index": np.array(MEDIAPIPE_POINTS),
+        "arkit_names": np.array(BLENDSHAPES),
+        "landmark_index": np.array(LANDMARKS),
     }
 
 

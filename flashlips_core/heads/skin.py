@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..face.points import OVAL
 from .mesh import PARTS, HeadMesh
 
 OUTER_LIPS, INNER_LIPS = range(48, 60), range(60, 68)  # in the 68 landmarks
 BROWS, UPPER_LIDS = (range(17, 22), range(22, 27)), ((36, 37, 38, 39), (42, 43, 44, 45))
-FACE_OVAL = slice(40, 76)  # in MEDIAPIPE_POINTS
 NOSTRILS = ((0.456, 0.442), (0.543, 0.442))  # uv, y down, ICT's face
 
 SKIN_TONES = np.array(  # sRGB, from light to dark, our choice
@@ -191,7 +191,7 @@ class SkinPainter:
 def fit_photo(mesh: HeadMesh, points: np.ndarray, num_modes: int = 30) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fit pose, identity and mouth to a photograph's landmarks, seen from afar (scaled orthographic).
 
-    points: (L, 2) pixels of MEDIAPIPE_POINTS. -> vertices (V, 3), projection (2, 3), shift (2,):
+    points: (L, 2) pixels of the 99 landmarks. -> vertices (V, 3), projection (2, 3), shift (2,):
     pixel = projection @ vertex + shift.
     """
     movable = ("jaw", "mouth", "brow", "eyeSquint", "eyeWide")
@@ -220,7 +220,7 @@ def photo_skin(
 ) -> tuple[np.ndarray, np.ndarray]:
     """A texture taken from a frontal photograph with closed lips, painted where it does not reach.
 
-    image (h, w, 3) uint8 RGB, points (L, 2) pixels of MEDIAPIPE_POINTS. -> (U, U, 4) uint8, tone (3,) sRGB.
+    image (h, w, 3) uint8 RGB, points (L, 2) pixels of the 99 landmarks. -> (U, U, 4) uint8, tone (3,) sRGB.
     """
     import cv2
     from scipy.interpolate import RBFInterpolator
@@ -236,9 +236,9 @@ def photo_skin(
     facing = np.cross(projection[0], projection[1])
     facing = painter.map.spread(mesh.normals(vertices) @ (-facing / np.linalg.norm(facing))[:, None].astype(np.float32))[..., 0]
     oval = np.zeros(image.shape[:2], np.uint8)
-    centre = points[FACE_OVAL].mean(0)
-    cv2.fillPoly(oval, [np.round(centre + (points[FACE_OVAL] - centre) * 0.90).astype(np.int32)], 255)
-    oval = cv2.GaussianBlur(oval, (0, 0), 0.03 * np.ptp(points[FACE_OVAL, 1]))
+    centre = points[OVAL].mean(0)
+    cv2.fillPoly(oval, [np.round(centre + (points[OVAL] - centre) * 0.90).astype(np.int32)], 255)
+    oval = cv2.GaussianBlur(oval, (0, 0), 0.03 * np.ptp(points[OVAL, 1]))
     seen = cv2.remap(oval, place, None, cv2.INTER_LINEAR).astype(np.float32) / 255
     cover = seen * np.clip((np.abs(facing) - 0.15) / 0.35, 0, 1) * (1 - np.clip(painter.mouth * 1.5, 0, 1))
     photo = cv2.remap(image, place, None, cv2.INTER_CUBIC).astype(np.float32)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..checks import no_face_in
 from ..editing import CropEditor, started
-from ..face.head_shape import OVAL
+from ..face.points import OVAL
 from ..pipeline import LipSync
 from ..poses.motion import resample
 from ..steps import SHARPEN, Cutter, DubSettings

@@ -1,6 +1,6 @@
 """A small network that reads a face's 99 landmarks from a rough crop: plain convolutions, batch norms, one linear readout.
 
-B batch, S side of the crop, L landmarks in the order of ``face_motion.LANDMARKS``.
+B batch, S side of the crop, L landmarks in the order of ``face.points.LANDMARKS``.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from ..dataset.store import STORED_MARGIN, CropStore
 from ..face import head_pose
-from ..face.expression import OUTER_LIP, mouth_opening
-from ..face.head_shape import IRISES, NOSE
+from ..face.expression import mouth_opening
+from ..face.points import INNER_LIPS, IRISES, LIPS, MIRROR_LIPS, NOSE, OUTER_LIPS
 from ..face.readings import five_points
 from ..models.lip_encoder import LipEncoder
 from ..pixels import from_bytes
@@ -81,7 +81,7 @@ def bearded(crops: np.ndarray, landmarks: np.ndarray, margin: float, seed: int =
         centre = (spots[0] + spots[10]) / 2 + [0, rng.uniform(0, 0.15) * reach]
         radii = (int(reach), int(reach * rng.uniform(0.8, 1.3)))
         cv2.ellipse(hair, tuple(centre.round().astype(int).tolist()), radii, 0, 0, 360, 1.0, -1)
-        cv2.fillPoly(lips, [spots[:OUTER_LIP].round().astype(np.int32)], 1.0)
+        cv2.fillPoly(lips, [spots[OUTER_LIPS].round().astype(np.int32)], 1.0)
         lips = cv2.dilate(lips, np.ones((3, 3), np.uint8), iterations=int(rng.integers(0, 4)))
         hair[: max(int(spots[NOSE_FLOOR, 1]), 0)] = 0
         hair = cv2.GaussianBlur(hair * (1 - lips), (0, 0), rng.uniform(1, 4))
@@ -95,14 +95,14 @@ def bearded(crops: np.ndarray, landmarks: np.ndarray, margin: float, seed: int =
 
 def outline_features(landmarks: np.ndarray) -> np.ndarray:
     """Inner lips about their own middle, over the eyes' distance of an aligned face. (N, 99, 2) shares -> (N, 40)."""
-    inner = landmarks[:, OUTER_LIP : 2 * OUTER_LIP] / EYES_SHARE
+    inner = landmarks[:, INNER_LIPS] / EYES_SHARE
     return (inner - inner.mean(1, keepdims=True)).reshape(len(landmarks), -1)
 
 
 def openings_of(landmarks: np.ndarray) -> np.ndarray:
     """The gap of the lips over the eyes' distance, as an aligned crop has it however the head is turned. (N, 99, 2) -> (N,)"""
     eyes = np.linalg.norm(landmarks[:, IRISES[0]] - landmarks[:, IRISES[1]], axis=-1)
-    gap = mouth_opening(landmarks[:, : 2 * OUTER_LIP], five_points(landmarks))
+    gap = mouth_opening(landmarks[:, LIPS], five_points(landmarks))
     return (gap * np.maximum(eyes, 1e-6) / np.maximum(eyes, EYES_SHARE)).astype(np.float32)
 
 
@@ -224,10 +224,8 @@ def train_faces(
 
 
 def _mirrored(outlines: np.ndarray) -> np.ndarray:
-    from ..face.expression import MIRROR_LIPS
-
-    points = outlines.reshape(len(outlines), OUTER_LIP, 2) * np.array([-1, 1])
-    return points[:, MIRROR_LIPS[OUTER_LIP:] - OUTER_LIP].reshape(len(outlines), -1)
+    points = outlines.reshape(len(outlines), -1, 2) * np.array([-1, 1])
+    return points[:, MIRROR_LIPS[OUTER_LIPS]].reshape(len(outlines), -1)
 
 
 def _narrowed(images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,8 @@ import numpy as np
 
 from ..codec import CELL_PX, Codec, load_codec
 from ..dataset.store import Clip, CropStore, has_store, load_clips
-from ..face.motion import LANDMARKER_FILE, LANDMARKS
+from ..face.motion import LANDMARKER_FILE
+from ..face.points import LANDMARKS
 from ..loading import load_network, load_part
 from ..pretrained import load_vgg
 from ..types import FlashLipsError

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..codec import CELL_PX, Codec
-from ..dataset.store import NUM_LIP_POINTS, STORED_MARGIN, CropStore
-from ..face.motion import LANDMARKS, padded_box
+from ..dataset.store import STORED_MARGIN, CropStore
+from ..face.motion import padded_box
+from ..face.points import LIPS, in_mesh
 from ..measures import box_slices, detail, psnr, true_detail
 from ..models.codec_mini import MiniCodec
 from ..pixels import from_bytes, to_bytes
@@ -194,7 +195,7 @@ def finest_power(image: Tensor, box: np.ndarray) -> float:
 
 def mouth_boxes(points: list[np.ndarray], size: int, margin: float = 0.25) -> list[np.ndarray]:
     """Boxes (4,) xyxy in pixels around the lips of MediaPipe's points (478, 2), shares of crops of ``size`` px."""
-    lips = [shares[list(LANDMARKS[:NUM_LIP_POINTS])] * size for shares in points]
+    lips = [shares[list(in_mesh(LIPS))] * size for shares in points]
     return [padded_box(np.concatenate([p.min(0), p.max(0)]), margin) for p in lips]
 
 

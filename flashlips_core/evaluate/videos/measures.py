@@ -18,12 +18,13 @@ from torch.nn import functional as F
 from ... import measures as m
 from ...drawings.sheets import cut_pixels, spread
 from ...face.expression import mouth_opening
-from ...face.motion import EYE_CORNERS, LANDMARKS, MOUTH_CORNERS, FaceMotion, padded_box, rgb_frames
+from ...face.motion import EYE_CORNERS, IRISES, MOUTH_CORNERS, FaceMotion, padded_box, rgb_frames
+from ...face.points import LIPS, in_mesh
 from ...media import probe
 from ...pixels import laplacian
 from ...references import head_pose
 
-IRISES, NOSE_TIP, LOWER_LIP, CHIN = (468, 473), 1, 17, 152  # MediaPipe's indices; image left first
+NOSE_TIP, LOWER_LIP, CHIN = 1, 17, 152  # MediaPipe's numbers
 # Crops of 384 px show outer eye corners about this far apart: larger faces are measured at that size too, and there first
 EYES_PX = 150.0
 LEAST_PX = 8  # sides of boxes below tell nothing about detail
@@ -87,7 +88,7 @@ def smoothed(curve: np.ndarray, reach: int = 2) -> np.ndarray:
 
 def opening(motion: FaceMotion) -> np.ndarray:
     """Inner-lip gap over the distance of the irises: what a lip encoder's opening is fitted to. (T,)"""
-    lips = motion.landmarks[:, list(LANDMARKS[:40])]
+    lips = motion.landmarks[:, list(in_mesh(LIPS))]
     return mouth_opening(lips, five_points(motion))
 
 

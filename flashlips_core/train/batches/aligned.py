@@ -15,7 +15,7 @@ import numpy as np
 
 from ...dataset.store import IRISES, MOUTH_CORNERS, STORED_MARGIN, Clip, CropStore
 from ...face.crop import CENTRE_SIGMA_S, SIDE_SIGMA_S, local_linear
-from ...face.motion import LANDMARKS
+from ...face.points import LANDMARKS
 from ...types import Progress
 from .portraits import Square, cut_square, upright_square
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ...dataset.store import HEAD, STORED_MARGIN, Clip, CropStore
-from ...face.expression import MEDIAPIPE_BLENDSHAPES
-from ...face.motion import LANDMARKS, FaceMotion, measure_frames, measure_video
+from ...face.expression import BLENDSHAPES
+from ...face.motion import FaceMotion, measure_frames, measure_video
+from ...face.points import FIVE, LANDMARKS, in_mesh
 from ...types import Progress
-
-FIVE = (468, 473, 4, 61, 291)
 
 
 def label_videos(folder: str | Path, model: str | Path, out: str | Path, progress: Progress | None = None) -> None:
@@ -29,7 +28,7 @@ def label_videos(folder: str | Path, model: str | Path, out: str | Path, progres
     landmarks = np.concatenate([m.landmarks[:, LANDMARKS] for m in motions])
     np.savez(
         out, ids=[p.relative_to(folder).with_suffix("").as_posix() for p in paths], num_frames=[len(m) for m in motions],
-        found=np.concatenate([m.found for m in motions]), blendshape_names=MEDIAPIPE_BLENDSHAPES,
+        found=np.concatenate([m.found for m in motions]), blendshape_names=BLENDSHAPES,
         landmark_index=np.array(LANDMARKS),
         blendshapes=np.nan_to_num(np.concatenate([m.blendshapes for m in motions])).astype(np.float16),
         landmarks_px_x32=np.nan_to_num(landmarks * 32).round().astype(np.int16),
@@ -50,7 +49,7 @@ def head_clips(
         rows = np.flatnonzero((group == number) & motion.found)
         if len(rows) >= 4:
             rows_of_clip.append(rows)
-            five = motion.landmarks[rows][:, FIVE]
+            five = motion.landmarks[rows][:, in_mesh(FIVE)]
             clips.append(Clip(
                 f"heads/train/{number:04d}", f"{HEAD}{identity[rows[0]]:03d}", "", np.ones(len(rows), bool),
                 motion.landmarks[rows][:, LANDMARKS], motion.blendshapes[rows], five,

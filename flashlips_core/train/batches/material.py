@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from ...audio import to_mono_16k
 from ...dataset.read import FEWEST_FACES, SampleTable, ShardCrops, read_tables, to_crops
 from ...dataset.store import STORED_MARGIN, Clip, CropStore, has_store, load_clips
-from ...face.expression import MEDIAPIPE_BLENDSHAPES
-from ...face.motion import LANDMARKER_FILE, LANDMARKS
+from ...face.expression import BLENDSHAPES
+from ...face.motion import LANDMARKER_FILE
+from ...face.points import FIVE
 from ...media import load_audio
 from ...pixels import to_bytes
 from ...types import FlashLipsError, Progress
@@ -186,7 +187,7 @@ class BuiltSet:
         table = self._table(clip_id)
         if "blendshapes" not in table.labels:
             return None
-        jaw = table.labels["blendshapes"][:, MEDIAPIPE_BLENDSHAPES.index("jawOpen")].numpy()
+        jaw = table.labels["blendshapes"][:, BLENDSHAPES.index("jawOpen")].numpy()
         return spread(table, jaw, fill=np.nan)
 
     @functools.cached_property
@@ -212,7 +213,7 @@ def to_clip(table: SampleTable) -> Clip:
     return Clip(
         id=table.about["key"], speaker=IN_A_SET + table.about["identity"], path="", found=spread(table, True),
         landmarks=landmarks, blendshapes=spread(table, table.labels["blendshapes"].numpy()),
-        points=landmarks[:, [LANDMARKS.index(i) for i in labels.FIVE]],
+        points=landmarks[:, list(FIVE)],
         split=table.about["split"], has_voice=table.sound is not None,
     )  # fmt: skip
 

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ...dataset.store import CropStore
-from ...face.expression import OUTER_LIP, mirrored
+from ...face.expression import mirrored
+from ...face.points import OUTER_LIPS
 from ...types import FlashLipsError
 from ..loop.trainer import MakeBatch
 from . import augment
 
 # The outer lip outline as a closed line: MediaPipe lists its lower part, then its upper part, both from the left.
-OUTLINE = (*range(11), *range(OUTER_LIP - 1, 10, -1))
+OUTLINE = (*range(11), *range(OUTER_LIPS.stop - 1, 10, -1))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Rendered heads for the landmark network: turned far, with the mesh's own landmarks, wearing the skins of photographs.
 
-L = 99 landmarks. The mean head's landmarks lie where MediaPipe sees them (``face.head_shape``); every head's lie off its
+L = 99 landmarks. The mean head's landmarks lie where MediaPipe sees them (``face.points``); every head's lie off its
 vertices by the same.
 """
 
@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ...face.head_shape import ICT_MOUTH, mean_shape
-from ...face.landmarks import to_square
+from ...face.points import ICT_MOUTH, mean_shape
 from ...heads.mesh import Camera, HeadMesh, load_head, rotation
 from ...heads.render import HeadRenderer
 from ...heads.set import HAIR_COLOURS, random_look, upper_face
 from ...heads.skin import SKIN_TONES, SkinPainter, photo_skin
 from ...heads.speech import random_expression
+from ...turned import to_shares
 from ...types import Progress
 from .pictures import STORED_PX, TEST, TRAIN, FaceStore, has_faces, stored_square, write_store
 
@@ -121,7 +121,7 @@ def _render(
     camera = Camera(rotation(*random_turn(rng), 0.0), float(rng.uniform(45, 150)), tuple(rng.normal(0, 4, 2)))
     points = camera.project(vertices[mesh.mediapipe] + vertex_offsets(mesh))
     square = stored_square(points)
-    return renderer.draw(vertices, camera, square[:4]), to_square(points, square)
+    return renderer.draw(vertices, camera, square[:4]), to_shares(points, square).astype(np.float32)
 
 
 HEAD_STORES = {"heads-1": (170, TRAIN, 1), "heads-2": (170, TRAIN, 2), "heads-test": (24, TEST, 7)}

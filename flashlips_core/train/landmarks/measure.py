@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from ...face.head_pose import fit_poses
-from ...face.head_shape import BROWS, EYES, LIPS, NOSE, OUTER_EYES, OVAL, mean_shape
 from ...face.landmarks import FaceLandmarker, cut_from, make_square, square_around
+from ...face.points import BROWS, EYES, LIPS, NOSE, OUTER_EYES, OVAL, mean_shape
 from ...models.landmark_net import LandmarkNet
 from .pictures import STILLS, TEST, FaceStore
 

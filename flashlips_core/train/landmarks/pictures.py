@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ...face.head_shape import mirror_order
-from ...face.landmarks import cut_square, square_around, to_square
-from ...face.motion import LANDMARKER_FILE, LANDMARKS, open_landmarker, rgb_frames
+from ...face.landmarks import cut_square, square_around
+from ...face.motion import LANDMARKER_FILE, open_landmarker, rgb_frames
+from ...face.points import LANDMARKS, mirror_order
+from ...turned import to_shares
 from ...types import FlashLipsError, Progress
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ def store_faces(folder: str | Path, faces: Iterable[Face]) -> FaceStore:
     def parts() -> Iterator[tuple[np.ndarray, np.ndarray, str, str]]:
         for face in faces:
             square = stored_square(face.points)
-            yield cut_square(face.picture, square, STORED_PX), to_square(face.points, square), face.person, face.split
+            points = to_shares(face.points, square).astype(np.float32)
+            yield cut_square(face.picture, square, STORED_PX), points, face.person, face.split
 
     return write_store(folder, parts())
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...face.head_shape import EYES, LIPS, OVAL, mean_shape
 from ...face.landmarks import CENTRE_ABOVE_MOUTH_CM, SIDE_CM, square_around
+from ...face.points import EYES, LIPS, OVAL, mean_shape
 from ...models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
 from ...pixels import from_bytes
 from ...types import NUM_LANDMARKS, FlashLipsError, Progress

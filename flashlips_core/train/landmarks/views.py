@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ...face.head_shape import EYE_CORNERS, LIPS, NOSE_TIP, OVAL
-from ...face.landmarks import cut_square, make_square, to_square
+from ...face.landmarks import cut_square, make_square
+from ...face.points import EYE_CORNERS, LIPS, NOSE_TIP, OVAL
+from ...turned import to_shares
 from .pictures import FaceStore, mirror
 
 HIDDEN_FACE = 0.6  # share of the points behind something: more is no face any more
@@ -31,7 +32,7 @@ def face_view(store: FaceStore, row: int, rng: np.random.Generator, size: int) -
     """A face through a rough box (as from a detector) or a refined one (from an earlier look)."""
     picture, px = store.pictures[row], store.pictures.shape[1]
     square = random_square(store.squares[row], rng)
-    crop, points = cut_square(np.asarray(picture), square, size), to_square(store.points[row] * px, square)
+    crop, points = cut_square(np.asarray(picture), square, size), to_shares(store.points[row] * px, square).astype(np.float32)
     if rng.random() < 0.5:
         crop, points = np.ascontiguousarray(crop[:, ::-1]), mirror(points)
     clean = crop.copy()

@@ -1,17 +1,43 @@
-"""The mean head's 99 landmarks in space, of which head pose and crops are made.
+"""The 99 landmarks of a face: which of MediaPipe's points they are, what they are called, and where they lie on the mean head.
 
-Computed here from ICT-FaceKit's mean head (MIT, USC Institute for Creative Technologies): the vertices that MediaPipe's points
-lie on, each moved by what MediaPipe's landmarker sees beside its vertex in the mean over 144 renders of 16 people turned by up
-to 40 degrees, and made symmetric. Centimetres; x to image right, y up, z to the camera; the origin lies half-way between
-the corners of the closed mouth. The order is that of ``face_motion.LANDMARKS``.
+Every index of a landmark stands here. "Rows" count the 99; MediaPipe's own numbers go up to 478, see :func:`in_mesh`. Image left
+comes before image right.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
+# MediaPipe's numbers of outer lips, inner lips, face oval, eyes, irises, nose, brows
+LANDMARKS = (
+    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 185, 40, 39, 37, 0, 267, 269, 270, 409,
+    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 191, 80, 81, 82, 13, 312, 311, 310, 415,
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+    33, 133, 159, 145, 362, 263, 386, 374, 468, 473, 168, 6, 4, 1, 2, 98, 327, 70, 105, 107, 300, 334, 336,
+)  # fmt: skip
+
+LIPS, OVAL, EYES, NOSE, BROWS = slice(0, 40), slice(40, 76), slice(76, 86), slice(86, 93), slice(93, 99)
+OUTER_LIPS, INNER_LIPS = slice(0, 20), slice(20, 40)
+MOUTH_CORNERS = (0, 10)
+OUTER_EYES = (76, 81)  # outer corners
+EYE_CORNERS = ((76, 77), (81, 80))  # outer and inner corner of each eye
+IRISES = (84, 85)
+NOSE_TIP = 88
+FIVE = (*IRISES, NOSE_TIP, *MOUTH_CORNERS)  # in the order of a detector's points
+INNER_PAIRS = ((34, 24), (35, 25), (36, 26))  # facing points of the inner lips, above and below
+MIDDLE_PAIR = INNER_PAIRS[1]
+# Either outline begins at its image-left corner and runs below first: 11 points below, 9 above. Its mirror:
+_OUTLINE_MIRROR = (*range(10, -1, -1), *range(19, 10, -1))
+MIRROR_LIPS = np.array([start + i for start in (0, 20) for i in _OUTLINE_MIRROR])
+
+# The mean head is computed here from ICT-FaceKit's (MIT, USC Institute for Creative Technologies): the vertices that MediaPipe's
+# points lie on, each moved by what MediaPipe's landmarker sees beside its vertex in the mean over 144 renders of 16 people turned
+# by up to 40 degrees, and made symmetric. Centimetres; x to image right, y up, z to the camera; the origin lies half-way between
+# the corners of the closed mouth.
 ICT_MOUTH = (0.000, -3.458, 10.098)  # where the origin lies in ICT-FaceKit's own space, cm
 
 MEAN_SHAPE = (
@@ -45,13 +71,10 @@ MEAN_SHAPE = (
     (1.51, 9.61, 0.53),
 )  # fmt: skip
 
-LIPS, OVAL, EYES, NOSE, BROWS = slice(0, 40), slice(40, 76), slice(76, 86), slice(86, 93), slice(93, 99)
-MOUTH_CORNERS = (0, 10)  # image left, image right
-OUTER_EYES = (76, 81)  # outer corners, image left, image right
-EYE_CORNERS = ((76, 77), (81, 80))  # outer and inner corner of each eye
-IRISES = (84, 85)  # image left, image right
-NOSE_TIP = 88
-INNER_PAIRS = ((24, 34), (25, 35), (26, 36))  # facing points of the inner lips, below and above
+
+def in_mesh(rows: slice | Sequence[int]) -> tuple[int, ...]:
+    """MediaPipe's numbers of some of the 99."""
+    return LANDMARKS[rows] if isinstance(rows, slice) else tuple(LANDMARKS[row] for row in rows)
 
 
 def mean_shape() -> np.ndarray:
