@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -49,20 +48,13 @@ def _file(module: str) -> Path:
     return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-def _nodes(tree: ast.AST, is_deferred_too: bool) -> Iterator[ast.AST]:
-    for node in ast.iter_child_nodes(tree):
-        if is_deferred_too or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            yield node
-            yield from _nodes(node, is_deferred_too)
-
-
 @cache
-def _imports(module: str, is_deferred_too: bool = True) -> set[str]:
-    """Modules of the core that this one imports: anywhere in the file, or only when it is itself imported."""
+def _imports(module: str) -> set[str]:
+    """Modules of the core that this one imports, anywhere in the file."""
     known = set(_modules())
     package = module.split(".") if _file(module).name == "__init__.py" else module.split(".")[:-1]
     found = set()
-    for node in _nodes(ast.parse(_file(module).read_text()), is_deferred_too):
+    for node in ast.walk(ast.parse(_file(module).read_text())):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
             home = ".".join([*base, *(node.module or "").split(".")]).strip(".")
