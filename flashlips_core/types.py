@@ -112,7 +112,17 @@ class FaceTrack:
     def __post_init__(self) -> None:
         counts = {name: len(value) for name, value in self.arrays().items()}
         if len(set(counts.values())) != 1:
-            raise ValueError(f"Track arrays disagree: {', '.join(f'{count} {name}' for name, count in counts.items())}.")
+            raise FlashLipsError(
+                f"A track's arrays must have a row per frame, got {', '.join(f'{n} {name}' for name, n in counts.items())}."
+            )
+        for name, shape in {"boxes": (4,), "points": (5, 2), "present": (), "roll": (), "landmarks": (99, 2), "scene": ()}.items():
+            value = getattr(self, name)
+            if value is not None and value.shape[1:] != shape:
+                raise FlashLipsError(f"A track's {name} must be (frames, {', '.join(map(str, shape))}), got {value.shape}.")
+            if value is not None and value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise FlashLipsError(f"A track's {name} hold values that are not numbers (NaN or infinite); track the clip again.")
+        if self.fps <= 0:
+            raise FlashLipsError(f"A track's frames per second must be above 0, got {float(self.fps):g}.")
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -198,8 +208,13 @@ class LipPoses:
     fps: Fraction  # poses per second
 
     def __post_init__(self) -> None:
-        if self.values.ndim != 2:
-            raise ValueError(f"Poses must be (frames, {POSE_DIM}), got {tuple(self.values.shape)}.")
+        if self.values.ndim != 2 or not self.values.is_floating_point():
+            kind = f"{tuple(self.values.shape)} {self.values.dtype}"
+            raise FlashLipsError(f"Poses must be (frames, {POSE_DIM}) floats, got {kind}.")
+        if self.fps <= 0:
+            raise FlashLipsError(f"Poses per second must be above 0, got {float(self.fps):g}.")
+        if not torch.isfinite(self.values).all():
+            raise FlashLipsError("The poses hold values that are not numbers (NaN or infinite); make them again.")
 
     def __len__(self) -> int:
         return len(self.values)
