@@ -71,7 +71,10 @@ class Parts:
             if not folder.is_dir():
                 raise FlashLipsError(f"No model folder at {folder}; name one with <role>.safetensors files, or leave it out.")
             names = {role.replace("-", "_"): folder / f"{role}.safetensors" for role in ROLES}
-            parts = {name: path for name, path in names.items() if path.is_file()} | parts
+            found = {name: path for name, path in names.items() if path.is_file()}
+            if not found:
+                raise FlashLipsError(f"No model in {folder}: there is none of {', '.join(path.name for path in names.values())}.")
+            parts = found | parts
         return cls(**parts)
 
     def load_all(self) -> None:
@@ -144,6 +147,16 @@ class Parts:
     def crop_px(self) -> int:
         """Side of the square that the editor sees."""
         return self._crop_px or int(self._editor_notes.get("crop_px", CROP_PX))
+
+    @property
+    def is_usual_crop(self) -> bool:
+        """Whether the editor sees crops of the size that it was trained on, as far as its file says."""
+        return self._crop_px is None or self._crop_px == int(self._editor_notes.get("crop_px", CROP_PX))
+
+    @property
+    def is_refined(self) -> bool:
+        """Whether the editor's file says that it sees the mouth which it changes; not known of a bare network."""
+        return not self.is_stage_1 and (self._is_name("editor") or isinstance(self._given["editor"], LoadedPart))
 
     @functools.cached_property
     def _editor_notes(self) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class LipSync(ClipSteps):
         started, clock = time.perf_counter(), clock or StageClock(self.device)
         settings = replace(settings, **changes)
         check_output(out, [source, audio], tuple(CONTAINERS))
+        if not isinstance(references, Look):  # which was made with these very parts
+            self.check_ready(settings, needs_voice=False)
         clip = probe(source)
         check_track(track, clip)
         sound = None if audio is None else opened(audio)
@@ -122,7 +124,7 @@ class LipSync(ClipSteps):
         settings = replace(settings, **changes)
         check_output(out, [video, audio], tuple(CONTAINERS))
         clip, voice = probe(video), _voice(video, audio, is_needed=poses is None)
-        _ = self.codec, self.editor  # a wrong checkpoint is said before the long work, not after
+        self.check_ready(settings, needs_voice=poses is None)
         sound = None if audio is None else voice
         shown = len(plan_for(clip, clip.num_frames, sound, settings))
         stop = _last_frame_heard(clip, shown, settings)
@@ -150,7 +152,6 @@ class LipSync(ClipSteps):
     def _frame_editor(
         self, look: Look, box_side: float, settings: DubSettings, clock: StageClock, waiting: Waiting, is_edited: bool
     ) -> FrameEditor:
-        self.check_mode(settings.mode)
         mouths = look.mouths if settings.is_retrieved else None
         how = (settings.mode, clock, waiting, settings.sharpen, box_side, mouths is not None)
         crop_editor = self.prepared(look.references, *how) if is_edited else None

@@ -5,12 +5,13 @@ T frames, K candidate frames, S crop side in pixels. Frames stream; a track and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from .compose import cut, cut_batch
 from .editing import CropEditor, resized
 from .face.points import OVAL
 from .face.readings import lip_gap
-from .media import open_sound, probe, read_frames
+from .media import LengthMode, check_quality, open_sound, probe, read_frames
 from .models.lip_encoder import mouth_region
 from .parts import Parts
 from .poses.motion import fill_absent, fit_to_range, gain
@@ -43,6 +44,7 @@ from .retrieval import (
 from .sharpen import check_share
 from .stream import awaited, batched, counted, prefetch
 from .system.clock import StageClock
+from .system.memory import is_out_of_memory
 from .turned import to_shares
 from .types import POSE_DIM, FaceTrack, FlashLipsError, Frame, LipPoses, Progress, Recording, Waiting
 
@@ -51,6 +53,7 @@ Show = Callable[[Frame], None]
 Cutter = Callable[[int], Tensor]
 """From a side in pixels to one frame's crop of that side, (3, side, side) in [-1, 1]."""
 STARTS = ("retrieved", "frame")
+MODES = ("mask-free", "masked")
 FACE_WORDS = ("largest", "left", "right")
 LIP_MOTION = 1.15  # small editors hold back: at 1 MediaPipe sees the bundled one's lips move a fifth less far than asked
 SHARPEN = 1.0  # all of what edits of the clip's own references lose
@@ -82,8 +85,16 @@ class DubSettings:
 
     def __post_init__(self) -> None:
         check_share(self.sharpen)  # before the long work, not after it
-        if self.start not in STARTS:
-            raise FlashLipsError(f"Unknown start '{self.start}'; choose {' or '.join(STARTS)}.")
+        check_quality(self.crf, self.preset)
+        choices = {"start": STARTS, "mode": MODES, "length": get_args(LengthMode)}
+        for name, words in choices.items():
+            if getattr(self, name) not in words:
+                raise FlashLipsError(f"Unknown {name} '{getattr(self, name)}'; choose one of {', '.join(words)}.")
+        least = {"every": 1, "batch": 1, "num_references": 1, "threshold": 0, "gain": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value < math.inf:
+                raise FlashLipsError(f"'{name}' must be {low} or more, got {value}; choose another number.")
 
     @property
     def is_retrieved(self) -> bool:
@@ -333,12 +344,40 @@ class ClipSteps(Parts):
 
     def check_mode(self, mode: str) -> None:
         """Refuse a mode that does not suit the editor."""
-        if mode not in ("mask-free", "masked"):
+        if mode not in MODES:
             raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
+        if self.is_refined and mode == "masked":
+            raise FlashLipsError(
+                "This editor was refined to see the mouth that it changes (stage 2); use mode 'mask-free', or a stage-1 editor."
+            )
         if self.is_stage_1 and mode == "mask-free":
             raise FlashLipsError(
                 "This editor was trained on masked frames only (stage 1); use mode 'masked', or a refined editor."
             )
+
+    def check_ready(self, settings: DubSettings, needs_voice: bool) -> None:
+        """Load what a dub needs, so that a wrong checkpoint, mode or crop size is said before the long work."""
+        self.check_mode(settings.mode)
+        names = ("codec", "editor", "lip_encoder", "pose_model", "audio_encoder", "emotion_encoder")
+        for name in names if needs_voice else names[:3]:
+            getattr(self, name)
+        if not self.is_usual_crop:
+            self._check_crop(settings.mode)
+
+    @torch.inference_mode()
+    def _check_crop(self, mode: str) -> None:
+        """Refuse a crop size at which the editor works on nothing, or not at all."""
+        noise = torch.rand(2, 3, self.crop_px, self.crop_px, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        try:
+            editor = CropEditor(self.codec, self.editor, noise[:1], is_masked=mode == "masked")
+            _, alpha = editor(noise[1:], torch.ones(1, POSE_DIM))
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split())
+            raise FlashLipsError(f"The editor cannot work on crops of {self.crop_px} px ({reason}); leave the size out.") from error
+        if not alpha.any():
+            raise FlashLipsError(f"The editor changes nothing in crops of {self.crop_px} px; choose a larger size, or leave it out.")
 
     def prepared(
         self,

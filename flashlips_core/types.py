@@ -115,12 +115,12 @@ class FaceTrack:
             raise FlashLipsError(
                 f"A track's arrays must have a row per frame, got {', '.join(f'{n} {name}' for name, n in counts.items())}."
             )
-        for name, shape in {"boxes": (4,), "points": (5, 2), "present": (), "roll": (), "landmarks": (99, 2), "scene": ()}.items():
-            value = getattr(self, name)
-            if value is not None and value.shape[1:] != shape:
+        for name, value in self.arrays().items():
+            shape = {"boxes": (4,), "points": (5, 2), "landmarks": (99, 2)}.get(name, ())
+            if value.shape[1:] != shape:
                 raise FlashLipsError(f"A track's {name} must be (frames, {', '.join(map(str, shape))}), got {value.shape}.")
-            if value is not None and value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise FlashLipsError(f"A track's {name} hold values that are not numbers (NaN or infinite); track the clip again.")
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise FlashLipsError(f"A track's {name} hold what is no number (NaN or infinite); track the clip again.")
         if self.fps <= 0:
             raise FlashLipsError(f"A track's frames per second must be above 0, got {float(self.fps):g}.")
 

@@ -1,6 +1,6 @@
 """``python -m flashlips_core sync | track | poses | data | heads | train | average | ablation | cost | eval | bench``.
 
-Exit codes: 0 done, 2 something the user can mend (one sentence on stderr, no output file), 130 stopped with Ctrl-C.
+Exit codes: 0 done, 2 something the user can mend (one sentence on stderr, no output file), 128 + n stopped by signal n (130: Ctrl-C).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ..system.terminal import exit_code, say, steady_streams, stoppable
 from ..types import FlashLipsError
 from .ablation import add_ablation, run_ablation
 from .average import add_average, run_average, say_average
@@ -21,7 +22,7 @@ from .data import add_data, run_data, say_data
 from .dub import add_poses, add_sync, add_track, run_poses, run_sync, run_track, say_poses, say_sync, say_track
 from .evaluate import add_eval, run_eval
 from .heads import add_heads, run_heads, say_heads
-from .options import FAILED, STOPPED, Parser, common_options, say_as_json
+from .options import FAILED, Parser, common_options, say_as_json
 from .train import add_train, run_train, say_train
 
 
@@ -65,27 +66,29 @@ def build_parser(chosen: str | None) -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        args = build_parser(next((a for a in arguments if a in COMMANDS), None)).parse_args(arguments)
-        level = logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING
-        logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
-        command = COMMANDS[args.command]
-        result = command.run(args)
-    except FlashLipsError as error:
-        return _fail(str(error))
-    except KeyboardInterrupt:
-        sys.stderr.write("\nStopped; no half-written file is left.\n")
-        return STOPPED
-    except (RuntimeError, MemoryError) as error:
-        from ..system.memory import is_out_of_memory
+    steady_streams()
+    with stoppable():
+        try:
+            args = build_parser(next((a for a in arguments if a in COMMANDS), None)).parse_args(arguments)
+            level = logging.ERROR if args.quiet else logging.INFO if args.verbose else logging.WARNING
+            logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+            command = COMMANDS[args.command]
+            result = command.run(args)
+        except FlashLipsError as error:
+            return _fail(str(error))
+        except KeyboardInterrupt as stop:
+            say(sys.stderr, "\nStopped; no half-written file is left.")
+            return exit_code(stop)
+        except (RuntimeError, MemoryError, OSError, ImportError) as error:
+            from ..system.memory import is_out_of_memory
 
-        if not is_out_of_memory(error):
-            raise
-        return _fail("Out of memory; choose a smaller --batch, shorter or smaller media, or --device cpu.")
-    print(json.dumps(result, default=str) if args.json else command.say(result))
+            if not is_out_of_memory(error):
+                raise
+            return _fail("Out of memory; choose a smaller --batch, shorter or smaller media, or --device cpu.")
+        say(sys.stdout, json.dumps(result, default=str) if args.json else command.say(result))
     return 0
 
 
 def _fail(message: str) -> int:
-    sys.stderr.write(" ".join(message.split()) + "\n")
+    say(sys.stderr, " ".join(message.split()))
     return FAILED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from fractions import Fraction
 from typing import Any
 
 from ..types import FlashLipsError
@@ -17,6 +16,7 @@ from .options import (
     load_lipsync,
     positive,
     progress_bar,
+    rate,
     settings_from,
 )
 
@@ -56,6 +56,7 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 
 def run_sync(args: argparse.Namespace) -> dict[str, Any]:
     """Dub a video, file to file."""
+    from ..media import CONTAINERS, probe
     from ..sidecar import load_poses, load_track
 
     if args.driving and args.poses:
@@ -64,8 +65,12 @@ def run_sync(args: argparse.Namespace) -> dict[str, Any]:
         raise FlashLipsError("There is nothing to lip-sync to; name a sound file, or give --driving or --poses.")
     if args.poses and args.gain is not None:
         raise FlashLipsError("Poses of a file are used as they are; give --gain to the command 'poses' that makes them instead.")
-    check_outputs(args, [args.video, args.audio, args.driving])
-    lipsync, settings = load_lipsync(args), settings_from(args)
+    check_outputs(args, [args.video, args.audio, args.driving, args.track, args.poses], tuple(CONTAINERS))
+    if args.driving and not args.audio and probe(args.driving).audio_rate is None:
+        raise FlashLipsError(
+            f"{args.driving} has no sound: name a voice after the video; the video's own name keeps the sound that it has."
+        )
+    settings, lipsync = settings_from(args), load_lipsync(args)
     track = load_track(args.track) if args.track else None
     poses = load_poses(args.poses) if args.poses else None
     if args.driving:
@@ -101,9 +106,10 @@ def add_track(parser: argparse.ArgumentParser) -> None:
 
 def run_track(args: argparse.Namespace) -> dict[str, Any]:
     """Find and follow a face; write its track."""
-    from ..sidecar import save_track
+    from ..sidecar import check_sidecar, save_track
 
     check_outputs(args, [args.video])
+    check_sidecar(args.out, "track")
     with progress_bar("track", args) as progress:
         track = load_lipsync(args).track(args.video, settings_from(args), progress=progress)
     save_track(track, args.out)
@@ -132,7 +138,7 @@ def add_poses(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--out", required=True, help="the poses to write: .safetensors")
     parser.add_argument("--from-video", action="store_true", help="read the lips of the face instead of listening to the sound")
     parser.add_argument(
-        "--fps", type=Fraction, help="poses per second, e.g. 30000/1001 (default: 25 from sound, the video's own from a face)"
+        "--fps", type=rate, help="poses per second, e.g. 30000/1001 (default: 25 from sound, the video's own from a face)"
     )
     add_gain(parser, 1.0)
     parser.add_argument("--no-gate", dest="gate", action="store_false", help="let the mouth move in silence")
@@ -144,9 +150,10 @@ def add_poses(parser: argparse.ArgumentParser) -> None:
 def run_poses(args: argparse.Namespace) -> dict[str, Any]:
     """Make lip poses from sound or from a face; write them."""
     from ..poses.motion import resample
-    from ..sidecar import save_poses
+    from ..sidecar import check_sidecar, save_poses
 
     check_outputs(args, [args.input])
+    check_sidecar(args.out, "poses")
     lipsync, settings = load_lipsync(args), settings_from(args)
     if args.from_video:
         with progress_bar("track", args) as progress:

@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from fractions import Fraction
 from typing import Any, NoReturn
 
 from ..types import FlashLipsError, Progress
 
-FAILED, STOPPED = 2, 130  # exit codes; 128 + SIGINT, as shells do
+FAILED = 2  # exit code
 
 
 class Parser(argparse.ArgumentParser):
@@ -154,11 +155,11 @@ def settings_from(args: argparse.Namespace) -> Any:
     return DubSettings(**values, sampler=SamplerSettings(**sampler))
 
 
-def check_outputs(args: argparse.Namespace, inputs: Sequence[str | None]) -> None:
+def check_outputs(args: argparse.Namespace, inputs: Sequence[str | None], suffixes: Sequence[str] = ()) -> None:
     """Before the long work, not after it."""
     from ..checks import check_output
 
-    check_output(args.out, inputs)
+    check_output(args.out, inputs, suffixes)
 
 
 def positive(text: str) -> int:
@@ -166,6 +167,17 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def rate(text: str) -> Fraction:
+    """Something per second, as a number or a fraction, above 0."""
+    try:
+        value = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        value = Fraction(0)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 such as 25 or 30000/1001, got {text}")
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .fit import FramePlan, LengthMode, plan_frames, read_planned, shown_seconds
 from .listen import SoundFile, check_audio, load_audio, open_sound, sound_rate
 from .read import has_picture, probe, read_frames
-from .write import CONTAINERS, write_video
+from .write import CONTAINERS, check_quality, write_video
 
 __all__ = [
     "CONTAINERS",
@@ -17,6 +17,7 @@ __all__ = [
     "LengthMode",
     "SoundFile",
     "check_audio",
+    "check_quality",
     "has_picture",
     "load_audio",
     "open_sound",

@@ -19,7 +19,7 @@ import av
 from ..types import ClipInfo, FlashLipsError, Frame
 from .joins import CLOCK_ANYWHERE, Joins
 from .planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
-from .pyav import READING, fraction
+from .pyav import READING, fraction, local
 from .sound import sound_streams
 from .times import indexed_times, is_counted, packet_times, timed_streams
 from .whole import breaks_off, check_whole
@@ -137,7 +137,7 @@ def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
     if path.is_dir() or not path.exists():
         raise FlashLipsError(f"No file at {path}; check the path.")
     try:
-        container = av.open(str(path), **READING)
+        container = av.open(local(path), **READING)
     except (av.FFmpegError, OSError) as error:
         raise FlashLipsError(
             f"{path.name} cannot be read as video or audio ({_reason(error)}); it is damaged or not a media file."

@@ -17,6 +17,7 @@ from ..system.files import appearing, writing
 from ..types import Audio, ClipInfo, FlashLipsError, Frame, Recording
 from .listen import check_audio, open_sound
 from .planes import Layout, encodable_layout, parse_layout, to_picture
+from .pyav import local
 from .read import open_media
 from .sound import CopiedSound, EncodedSound, Sound, can_copy, sound_streams
 
@@ -42,6 +43,8 @@ CONTAINERS = {
 }
 COMMON_TAGS = {"title", "comment", "description", "artist", "date", "copyright", "major_brand", "minor_version", "encoder"}
 COMMON_TAGS |= {"compatible_brands"}  # what MP4 has boxes for, and what its muxer writes itself
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow", "placebo")  # x264's
+WORST_CRF = 51  # of x264 and x265; VP9 and AV1 count to 63
 ODD_SIZES = {"ffv1", "libvpx-vp9", "libsvtav1"}  # encoders that take any size in 4:2:0
 
 
@@ -72,6 +75,7 @@ def write_video(
     path = Path(path)
     container = container_for(path)
     check_output(path, [like.path, keep_audio_from], overwrite=overwrite)
+    check_quality(crf, preset)
     _check_sound(audio, keep_audio_from)
     stream = iter(frames)
     first = next(stream, None)
@@ -204,6 +208,14 @@ def sound_beside(
     return None if audio is None else files.enter_context(closing(EncodedSound(output, audio, codec, start)))
 
 
+def check_quality(crf: int, preset: str) -> None:
+    """Refuse a quality or a preset that encoders do not have."""
+    if not 0 <= crf <= WORST_CRF:
+        raise FlashLipsError(f"The quality (crf) is a number from 0, lossless, to {WORST_CRF}, the smallest file; got {crf}.")
+    if preset not in PRESETS:
+        raise FlashLipsError(f"Unknown preset '{preset}'; choose one of {', '.join(PRESETS)}.")
+
+
 def container_for(path: Path) -> Container:
     """The container that a file's suffix stands for."""
     container = CONTAINERS.get(path.suffix.lower())
@@ -224,7 +236,7 @@ def open_output(
         # A start later than 0 is stored in the movie's own ticks: as fine as the video's, so that it stays exact.
         options["movie_timescale"] = str(like.time_base.denominator)
     with writing(name):
-        output = av.open(str(part), "w", format=container.format, options=options)
+        output = av.open(local(part), "w", format=container.format, options=options)
     output.metadata.update(metadata)
     try:
         yield output
