@@ -144,7 +144,9 @@ def check(path: str | Path, role: str, builders: dict[str, Builder]) -> nn.Modul
     """
     header, path = read_header(path), Path(path)
     if header["role"] != role:
-        raise FlashLipsError(f"{path.name} is a checkpoint for '{header['role']}', but '{role}' is needed here; choose another file.")
+        raise FlashLipsError(
+            f"{path.name} is a checkpoint for '{header['role']}', but '{role}' is needed here; choose another file."
+        )
     name = header["config"].get("class")
     if not isinstance(name, str) or name not in builders:
         raise FlashLipsError(f"{path.name} needs the network '{name}', which this version does not know: update FlashLips.")

@@ -122,15 +122,24 @@ def paste(frame: Frame, box: Sequence[float], rgb: Tensor, alpha: Tensor) -> Fra
     alpha_y, (left, top) = pixel_alpha(box, alpha.float().cpu()[0], window, frame.chroma_shift)
     if not alpha_y.size:
         return frame
-    blocks = _block_alpha(alpha_y, *frame.chroma_shift)
+    blocks, is_grey = _block_alpha(alpha_y, *frame.chroma_shift), _is_grey(frame)
     planes = []
     for channel, (plane, (shift_x, shift_y)) in enumerate(zip(_to_yuv(rgb.float().cpu(), frame), _shifts(frame), strict=True)):
+        if channel and is_grey:
+            planes.append(frame.planes[channel])
+            continue
         weight = blocks if channel else alpha_y
         x, y = left >> shift_x, top >> shift_y
         edited = _restored(plane, box, (x, y), weight.shape, (shift_x, shift_y))
         edited = edited.clip(*_nominal(frame, is_luma=channel == 0))
         planes.append(_blended(frame.planes[channel], x, y, edited, weight))
     return replace(frame, planes=tuple(planes))
+
+
+def _is_grey(frame: Frame) -> bool:
+    """Whether a frame has no colour at all, give or take the least step: an edit of it has none either."""
+    middle = 1 << (frame.bit_depth - 1)
+    return all(middle - 1 <= plane.min() and plane.max() <= middle + 1 for plane in frame.planes[1:])
 
 
 def _restored(

@@ -94,7 +94,9 @@ class LipSync(ClipSteps):
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
         with closing(steps.reported(editor(frames, rows, steps.again))) as edited:
             tags = PROVENANCE if settings.is_tagged else None
-            write_video(out, edited, clip, sound, None if sound else source, settings.crf, settings.preset, tags)
+            like = replace(clip, duration=min(clip.duration, len(plan) / clip.fps))  # chapters of what is shown
+            kept = None if sound else source
+            write_video(out, edited, like, sound, kept, settings.crf, settings.preset, tags, extras_from=source)
         times = {"total_s": time.perf_counter() - started, "seconds": dict(clock.seconds)}
         return Report(str(out), **asdict(editor.counts), references=look.frames, fps=float(clip.fps), **times)
 

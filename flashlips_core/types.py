@@ -53,6 +53,7 @@ class ClipInfo:
     audio_channels: int | None
     pixel_aspect: Fraction = Fraction(1)  # width of a pixel over its height, seen upright
     clock_start: Fraction = Fraction(0)  # seconds where the clock starts, if the container starts it anywhere (MPEG-TS)
+    light: tuple[str, ...] = ()  # HDR's mastering display and light levels, in x265's words
     stamps: tuple[int, ...] | None = None  # pts of every frame, in order, where the rate is variable or nothing states a count
 
 

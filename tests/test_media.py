@@ -254,11 +254,39 @@ def test_an_odd_size_stays_as_it_is_where_the_codec_allows_it(odd_clip, tmp_path
 def test_twelve_bits_are_rounded_to_what_the_encoder_takes(clip, tmp_path, caplog):
     source = clip(name="deep.mkv", codec="ffv1", pix_fmt="yuv422p12le", color=(1, 1, 1, 1))
     path = tmp_path / "out.mp4"
-    write_video(path, read_frames(source), probe(source), crf=1)
+    write_video(path, read_frames(source), probe(source), crf=0)
     assert probe(path).pix_fmt == "yuv422p10le"
     assert "rounded from 12 bits" in caplog.text
     first, original = next(read_frames(path)), next(read_frames(source))
     assert np.abs(first.planes[0] - original.planes[0] / 4).mean() < 4
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "size", "wanted"),
+    [
+        ("yuv444p", (64, 48), ("h264", "yuv420p", (64, 48))),
+        ("yuv422p", (64, 48), ("h264", "yuv420p", (64, 48))),
+        ("yuv420p", (63, 47), ("h264", "yuv420p", (64, 48))),
+        ("yuv444p12le", (63, 47), ("hevc", "yuv420p10le", (64, 48))),
+    ],
+)
+def test_what_is_not_lossless_is_what_players_open(clip, tmp_path, caplog, pix_fmt, size, wanted):
+    grid = {"time_base": Fraction(1, 1000), "pts": tuple(range(0, 1000, 40))}
+    source, path = clip(name="odd.mkv", codec="ffv1", pix_fmt=pix_fmt, size=size, **grid), tmp_path / "out.mp4"
+    write_video(path, read_frames(source), probe(source), crf=1)
+    with av.open(str(path)) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, context.pix_fmt, (context.width, context.height)) == wanted
+        assert context.codec_tag == {"h264": "avc1", "hevc": "hvc1"}[wanted[0]]
+    assert "--crf 0 keeps" in caplog.text
+    depth = 10 if "10" in wanted[1] else 8
+    for written, original in zip(read_frames(path), read_frames(source), strict=True):
+        luma = original.planes[0] / (1 << (original.bit_depth - depth))
+        assert np.abs(written.planes[0][: size[1], : size[0]] - luma).mean() < 2 << (depth - 8)
+        colours = [np.mean(plane) / (1 << (f.bit_depth - depth)) for f in (written, original) for plane in f.planes[1:]]
+        assert colours[:2] == pytest.approx(colours[2:], abs=2 << (depth - 8))
+        repeated = written.planes[0][-1].astype(float) - written.planes[0][size[1] - 1]
+        assert np.abs(repeated).mean() < 4 << (depth - 8)
 
 
 def test_anamorphic_video_keeps_its_pixel_shape(clip, tmp_path):

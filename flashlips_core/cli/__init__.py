@@ -1,6 +1,7 @@
 """``python -m flashlips_core sync | track | poses | data | heads | train | average | ablation | cost | eval | bench``.
 
-Exit codes: 0 done, 2 something the user can mend (one sentence on stderr, no output file), 128 + n stopped by signal n (130: Ctrl-C).
+Exit codes: 0 done, 2 something the user can mend (one sentence on stderr, no output file), 128 + n stopped by signal n (130 is
+Ctrl-C).
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def write_part(
         shifted = (replace(frame, pts=frame.pts - back) for frame in itertools.chain([first], frames))
         expected = max(1, round((Fraction(duration_s) or clip.duration - Fraction(start_s)) * clip.fps))
         sound = _sound_from(source, first.pts * clip.time_base - _picture_start(source)) if clip.audio_rate else None
-        write_video(out, counted(shifted, expected, progress, show), clip, sound, crf=CRF, preset=PRESET)
+        write_video(out, counted(shifted, expected, progress, show), clip, sound, crf=CRF, preset=PRESET, is_exact=True)
 
 
 def write_images(
@@ -64,7 +64,7 @@ def write_images(
     if not len(images) or rate <= 0:
         raise FlashLipsError(f"Got {len(images)} images at {float(fps):g} frames per second; a video needs both above 0.")
     clip = images_clip(len(images), images.shape[2], images.shape[1], rate)
-    write_video(out, counted(_pictures(images), len(images), progress, show), clip, audio, crf=CRF, preset=PRESET)
+    write_video(out, counted(_pictures(images), len(images), progress, show), clip, audio, crf=CRF, preset=PRESET, is_exact=True)
 
 
 def images_clip(count: int, width: int, height: int, fps: Fraction) -> ClipInfo:

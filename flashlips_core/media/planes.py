@@ -110,36 +110,49 @@ def parse_layout(pix_fmt: str) -> Layout:
     return Layout(match["sampling"], int(match["depth"] or 8))
 
 
-def encodable_layout(layout: Layout, width: int, height: int, formats: list[str], allows_odd: bool) -> Layout:
-    """The layout nearest to ``layout`` that an encoder takes.
+def encodable_layout(layout: Layout, formats: list[str], is_exact: bool, is_even: bool) -> Layout:
+    """The layout to encode ``layout`` in.
 
-    H.264 and HEVC count 4:2:0 sizes in pairs, so an odd size is coded in 4:4:4 with every chroma sample repeated: the
-    size stays exact and halving the chroma gives the old planes back. Padding would leave a visible edge and another size.
+    Args:
+        formats: what the encoder takes.
+        is_exact: keep every sample: chroma that the encoder cannot take is repeated, more than ten bits stay. Otherwise what
+            players open: 4:2:0 in 8 or 10 bits.
+        is_even: both sides of the picture are even, or the encoder takes odd ones in 4:2:0.
     """
-    horizontal, vertical = layout.shift
-    sampling = layout.sampling
-    if sampling == "440" or not allows_odd and (horizontal and width % 2 or vertical and height % 2):
-        sampling = "444"
+    sampling, depth = layout.sampling, layout.depth
+    if is_exact:
+        horizontal, vertical = layout.shift
+        sampling = "444" if sampling == "440" or not is_even and (horizontal or vertical) else sampling
+    else:
+        sampling, depth = "420", 8 if depth == 8 else 10
     matches = [match for match in map(_PLANAR_YUV.fullmatch, formats) if match and not match["alpha"] and not match["full"]]
     offered = [Layout(match["sampling"], int(match["depth"] or 8)) for match in matches]
     same = [o for o in offered if o.sampling == sampling] or [o for o in offered if o.sampling == "444"]
     if not same:
-        raise FlashLipsError(f"The encoder cannot take {layout.name} at {width}x{height}; choose libx264 or another container.")
-    enough = [option for option in same if option.depth >= layout.depth]
+        raise FlashLipsError(f"The encoder cannot take {layout.name}; choose libx264 or another container.")
+    enough = [option for option in same if option.depth >= depth]
     return min(enough, key=lambda option: option.depth) if enough else max(same, key=lambda option: option.depth)
 
 
-def to_picture(frame: Frame, layout: Layout) -> av.VideoFrame:
-    """A picture for the encoder, its planes copied from ``frame`` and laid out as ``layout``."""
-    old = parse_layout(frame.pix_fmt)
-    planes = frame.planes
-    if old.sampling != layout.sampling:
-        planes = resample_chroma(planes, old, layout.sampling)
+def to_picture(frame: Frame, layout: Layout, size: tuple[int, int] | None = None) -> av.VideoFrame:
+    """A picture for the encoder, its planes copied from ``frame`` and laid out as ``layout``.
+
+    Args:
+        size: (width, height), as much as a pixel larger than the frame: its last column and row are then repeated.
+    """
+    old, planes = parse_layout(frame.pix_fmt), frame.planes
+    is_finer = all(new >= was for new, was in zip(layout.shift, old.shift, strict=True)) and layout.sampling != old.sampling
+    stored = Layout(old.sampling if is_finer else layout.sampling, layout.depth)
+    if old.sampling != stored.sampling:
+        planes = resample_chroma(planes, old, stored.sampling)
     planes = change_depth(planes, old.depth, layout.depth)
-    picture = av.VideoFrame(frame.width, frame.height, layout.name)
+    picture = av.VideoFrame(*(size or (frame.width, frame.height)), stored.name)
     for source, target in zip(planes, picture.planes, strict=True):
-        _plane_view(target, source.dtype)[: source.shape[0], : source.shape[1]] = source
-    return picture
+        view = _plane_view(target, source.dtype)[: target.height, : target.width]
+        view[: source.shape[0], : source.shape[1]] = source
+        view[source.shape[0] :, : source.shape[1]] = source[-1:]
+        view[:, source.shape[1] :] = view[:, source.shape[1] - 1 : source.shape[1]]
+    return picture.reformat(format=layout.name) if is_finer else picture
 
 
 def _stored_planes(picture: av.VideoFrame) -> tuple[Planes, Layout]:

@@ -17,11 +17,13 @@ from pathlib import Path
 import av
 
 from ..types import ClipInfo, FlashLipsError, Frame
+from .extras import light_of, say_what_is_lost
 from .joins import CLOCK_ANYWHERE, Joins
 from .planes import Layout, Orientation, Planes, change_depth, color_of, orientation_of, planar, resample_chroma
 from .pyav import READING, fraction, local
 from .sound import sound_streams
 from .times import indexed_times, is_counted, packet_times, timed_streams
+from .webp import TICK, is_animated_webp, webp_pictures, webp_stamps
 from .whole import breaks_off, check_whole
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,8 @@ def probe(path: str | Path) -> ClipInfo:
 @lru_cache(maxsize=64)
 def _probed(path: str, version: object) -> ClipInfo:
     """:func:`probe`; a file is asked once as long as it is the same ``version``."""
+    if is_animated_webp(path):
+        return _probed_webp(path)
     with open_media(path) as container:
         times = indexed_times(container, video_stream(container, path))
         aspect = fraction(video_stream(container, path).sample_aspect_ratio) or Fraction(1)
@@ -52,6 +56,7 @@ def _probed(path: str, version: object) -> ClipInfo:
         sound = [(audio.sample_rate, audio.channels) for audio in sound_streams(container) if audio.sample_rate]
     with open_media(path) as container:
         picture = _first_picture(container, video_stream(container, path), path)
+        say_what_is_lost(picture, video_stream(container, path), path)
     if times is None:
         with open_media(path) as container:
             times = packet_times(container, video_stream(container, path), path)
@@ -77,12 +82,42 @@ def _probed(path: str, version: object) -> ClipInfo:
         audio_channels=sound[0][1] if sound else None,
         pixel_aspect=1 / aspect if orientation.transpose else aspect,
         clock_start=start,
+        light=light_of(picture),
         stamps=times.stamps,
+    )
+
+
+def _probed_webp(path: str) -> ClipInfo:
+    stamps, end = webp_stamps(path)
+    picture = next(webp_pictures(path))[0]
+    planes, layout = planar(picture, Orientation())
+    color_range, colorspace = color_of(picture)
+    steps = {after - before for before, after in zip(stamps, stamps[1:], strict=False)}
+    return ClipInfo(
+        path=path,
+        width=planes[0].shape[1],
+        height=planes[0].shape[0],
+        fps=Fraction(len(stamps), end) / TICK,
+        num_frames=len(stamps),
+        duration=end * TICK,
+        time_base=TICK,
+        rotation=0,
+        pix_fmt=layout.name,
+        color_range=color_range,
+        colorspace=colorspace,
+        color_primaries=colorspace,
+        color_trc=colorspace,
+        is_variable_rate=len(steps) > 1,
+        audio_rate=None,
+        audio_channels=None,
+        stamps=tuple(stamps),
     )
 
 
 def has_picture(path: str | Path) -> bool:
     """Whether a file holds a moving picture; a sound file may have a cover image at most."""
+    if is_animated_webp(path):
+        return True
     with open_media(path) as container:
         return any(not stream.disposition & av.stream.Disposition.attached_pic for stream in container.streams.video)
 
@@ -105,6 +140,9 @@ def read_from(
         seek_pts: the known timestamp of frame ``start``.
         jumps: gets the places where the file's clock jumps; behind the first one it cannot be entered.
     """
+    if is_animated_webp(path):
+        yield from _frames(itertools.islice(webp_pictures(path), start, stop), Orientation(), path)
+        return
     with open_media(path) as container:
         stream = video_stream(container, path)
         stream.thread_type = "AUTO"

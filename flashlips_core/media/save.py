@@ -13,11 +13,13 @@ from ..checks import check_output
 from ..stream import counted, prefetch
 from ..system.files import appearing, writing
 from ..types import ClipInfo, FlashLipsError, Frame, Progress, Recording
+from .extras import keep_chapters, name_like
 from .joins import Joins
 from .pyav import fraction
 from .read import open_media, probe, read_frames, video_stream
 from .sound import Sound
 from .times import timed_streams
+from .webp import is_animated_webp
 from .write import CONTAINERS, container_for, open_output, sound_beside, write_video
 
 ENCODERS = {"h264": "libx264", "h265": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1", "ffv1": "ffv1"}
@@ -43,8 +45,14 @@ def save_clip(
         show: gets each frame that is encoded again, for a preview.
     """
     clip = probe(source)
-    with open_media(source) as container:
-        tags = {**container.metadata, **(metadata or {})}
+    tags = dict(metadata or {})
+    if not is_animated_webp(source):
+        with open_media(source) as container:
+            tags = {**container.metadata, **tags}
+    elif codec == "copy":
+        raise FlashLipsError(
+            f"The pictures of {Path(source).name} cannot be copied into a video; choose a codec to encode them with."
+        )
     if codec == "copy":
         copy_clip(source, out, audio, tags, progress)
         return
@@ -53,7 +61,7 @@ def save_clip(
     with closing(prefetch(read_frames(source))) as frames:
         shown = counted(frames, clip.num_frames, progress, show)
         keep = source if audio is None else None
-        write_video(out, shown, clip, audio, keep, crf, PRESET, tags, codec=ENCODERS[codec])
+        write_video(out, shown, clip, audio, keep, crf, PRESET, tags, codec=ENCODERS[codec], extras_from=source)
 
 
 def copy_clip(
@@ -72,6 +80,8 @@ def copy_clip(
         output = files.enter_context(open_output(part, out.name, kind, clip, metadata or {}))
         pictures, shift = video_stream(media, source), clip.clock_start
         stream = _copied_stream(output, pictures, clip, out.suffix)
+        name_like(stream, pictures)
+        keep_chapters(media, output, shift, clip.duration)
         start = (pictures.start_time or 0) * fraction(pictures.time_base) - shift
         kept = source if audio is None else None  # a second reading place: both streams at their own pace
         sound = sound_beside(output, kind.audio, audio, kept, clip, start, files)

@@ -11,6 +11,7 @@ import av
 import numpy as np
 
 from ..types import Recording
+from .extras import name_like
 from .joins import Joins
 from .pyav import fraction
 
@@ -57,6 +58,8 @@ class CopiedSound:
         self.output = output
         self.delay = -shift if start is None else start - _file_start(source)
         self.streams = {stream.index: output.add_stream_from_template(stream) for stream in sound_streams(source)}
+        for stream in sound_streams(source):
+            name_like(self.streams[stream.index], stream)
         self.packets = self._shifted(source)
         self.waiting: av.Packet | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -15,11 +15,13 @@ import av
 from ..checks import check_output
 from ..system.files import appearing, writing
 from ..types import Audio, ClipInfo, FlashLipsError, Frame, Recording
+from .extras import HLG, PQ, TOP_LEFT, CopiedSubtitles, keep_chapters, merged_tags, name_like
 from .listen import check_audio, open_sound
 from .planes import Layout, encodable_layout, parse_layout, to_picture
 from .pyav import local
-from .read import open_media
+from .read import open_media, video_stream
 from .sound import CopiedSound, EncodedSound, Sound, can_copy, sound_streams
+from .webp import is_animated_webp
 
 logger = logging.getLogger(__name__)
 
@@ -59,18 +61,26 @@ def write_video(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = True,
     codec: str | None = None,
+    extras_from: str | Path | None = None,
+    is_exact: bool | None = None,
 ) -> None:
-    """Encode ``frames`` to ``path``, which appears whole or not at all (``.part`` beside it, then renamed).
+    """Encode ``frames`` to ``path``, which appears whole or not at all.
+
+    Unless it is to be lossless, what is written is what players open: 4:2:0, in 8 bits H.264, in 10 bits HEVC; odd sizes get a
+    pixel more.
 
     Timestamps and time base stay exact in .mp4 and .mov; Matroska and WebM count milliseconds. The sound is either
     ``audio``, heard from the first frame and cut or padded with silence to the picture's length, or the untouched packets
     of ``keep_audio_from``, or none.
 
     Args:
-        like: the clip the frames come from: rate, time base, colour tags, pixel shape.
-        crf: quality, lower = better; 0 is lossless for libx264.
+        like: the clip the frames come from: rate, time base, colour tags, pixel shape, HDR's light levels; and its length, as far
+            as chapters and subtitles are kept.
+        crf: quality, lower = better; 0 is lossless.
         metadata: tags for the container, such as ``{"comment": "..."}``.
-        codec: "libx264", "libx265", "libvpx-vp9", "libsvtav1" or "ffv1"; by default what the suffix stands for.
+        codec: "libx264", "libx265", "libvpx-vp9", "libsvtav1" or "ffv1"; by default what suffix and depth stand for.
+        is_exact: keep layout, depth and size of the frames; by default where it is to be lossless.
+        extras_from: the file whose tags, languages, chapters and subtitles are kept.
     """
     path = Path(path)
     container = container_for(path)
@@ -82,11 +92,20 @@ def write_video(
     if first is None:
         raise FlashLipsError(f"There is no frame to write into {path.name}; the source is empty or was cut to nothing.")
     with appearing(path) as part, ExitStack() as files:
-        output = files.enter_context(open_output(part, path.name, container, like, metadata or {}))
-        video = _add_video(output, codec or container.video, first, like, {"crf": str(crf), "preset": preset})
+        has_extras = extras_from is not None and not is_animated_webp(extras_from)
+        extras = files.enter_context(open_media(extras_from)) if has_extras else None
+        tags = dict(metadata or {}) if extras is None else merged_tags(extras, dict(metadata or {}))
+        output = files.enter_context(open_output(part, path.name, container, like, tags))
+        codec = codec or ("libx265" if container.video == "libx264" and first.bit_depth > 8 and crf else container.video)
+        keeps_all = crf == 0 if is_exact is None else is_exact
+        video = _add_video(output, path.name, codec, first, like, (crf, preset), keeps_all)
         start = first.pts * like.time_base - like.clock_start
-        sound = sound_beside(output, container.audio, audio, keep_audio_from, like, start, files)
-        _mux(output, path.name, video, sound, itertools.chain([first], stream), like)
+        sounds = [sound_beside(output, container.audio, audio, keep_audio_from, like, start, files)]
+        if extras is not None:
+            name_like(video, video_stream(extras, extras_from))
+            keep_chapters(extras, output, like.clock_start, start + like.duration)
+            sounds.append(CopiedSubtitles(output, extras, like.clock_start))
+        _mux(output, path.name, video, [sound for sound in sounds if sound], itertools.chain([first], stream), like)
         with writing(path.name):
             output.close()
 
@@ -102,53 +121,63 @@ def _mux(
     output: av.container.OutputContainer,
     name: str,
     video: av.VideoStream,
-    sound: Sound | None,
+    sounds: Sequence[Sound],
     frames: Iterable[Frame],
     like: ClipInfo,
 ) -> None:
     """Encode picture and sound side by side, so that the muxer never holds back more than the encoder's delay."""
-    layout = parse_layout(video.pix_fmt)
+    layout, size, frames = parse_layout(video.pix_fmt), (video.width, video.height), _same_size(frames)
     nominal = max(1, round(1 / (like.fps * like.time_base)))
     offset = round(like.clock_start / like.time_base)
     with writing(name):
         output.start_encoding()
     for frame, following in _with_next(frames):
-        _check_size(frame, video)
-        picture = to_picture(frame, layout)
+        picture = to_picture(frame, layout, size)
         picture.pts, picture.time_base = frame.pts - offset, like.time_base
         picture.duration = following.pts - frame.pts if following else nominal
         picture.color_range, picture.colorspace = frame.color_range, frame.colorspace
         end = (picture.pts + picture.duration) * like.time_base
         with writing(name):
             output.mux(video.encode(picture))
-            if sound:
+            for sound in sounds:
                 sound.advance(end)
     with writing(name):
         output.mux(video.encode())
-        if sound:
+        for sound in sounds:
             sound.finish(end)
 
 
-def _check_size(frame: Frame, video: av.VideoStream) -> None:
-    if (frame.width, frame.height) != (video.width, video.height):
-        raise FlashLipsError(f"All frames must be {video.width}x{video.height} like the first, got {frame.width}x{frame.height}.")
+def _same_size(frames: Iterable[Frame]) -> Iterator[Frame]:
+    size = None
+    for frame in frames:
+        size = size or (frame.width, frame.height)
+        if (frame.width, frame.height) != size:
+            raise FlashLipsError(f"All frames must be {size[0]}x{size[1]} like the first, got {frame.width}x{frame.height}.")
+        yield frame
 
 
 def _add_video(
-    output: av.container.OutputContainer, codec: str, first: Frame, like: ClipInfo, options: dict[str, str]
+    output: av.container.OutputContainer,
+    name: str,
+    codec: str,
+    first: Frame,
+    like: ClipInfo,
+    quality: tuple[int, str],
+    is_exact: bool,
 ) -> av.VideoStream:
-    options = _encoder_options(codec, options, like)
+    options, is_exact = _encoder_options(codec, *quality, like), is_exact or codec == "ffv1"
     try:
         formats = [f.name for f in av.codec.Codec(codec, "w").video_formats or []]
         stream = output.add_stream(codec, rate=like.fps.limit_denominator(1_001_000), options=options)
     except (av.FFmpegError, ValueError) as error:
-        raise FlashLipsError(
-            f"{codec} cannot be written into {Path(output.name).stem} ({error}); choose libx264 and .mp4."
-        ) from error
-    source = parse_layout(first.pix_fmt)
-    layout = encodable_layout(source, first.width, first.height, formats, codec in ODD_SIZES)
-    _warn_of_change(source, layout, codec)
-    stream.width, stream.height, stream.pix_fmt = first.width, first.height, layout.name
+        raise FlashLipsError(f"{codec} cannot be written into {name} ({error}); choose libx264 and .mp4.") from error
+    source, width, height = parse_layout(first.pix_fmt), first.width, first.height
+    is_even = codec in ODD_SIZES or not (width % 2 or height % 2)
+    layout = encodable_layout(source, formats, is_exact, is_even)
+    if not is_even and not is_exact:
+        width, height = width + width % 2, height + height % 2
+    _warn_of_change(source, layout, codec, first, (width, height))
+    stream.width, stream.height, stream.pix_fmt = width, height, layout.name
     stream.time_base = stream.codec_context.time_base = like.time_base
     context = stream.codec_context
     if codec == "libx265":
@@ -161,26 +190,46 @@ def _add_video(
     return stream
 
 
-def _encoder_options(codec: str, options: dict[str, str], like: ClipInfo) -> dict[str, str]:
+def _encoder_options(codec: str, crf: int, preset: str, like: ClipInfo) -> dict[str, str]:
     if codec in ("libx264", "libx265"):
         # Without B-frames decoding times are display times, and the container's length of an uneven clip is exact.
-        return options | ({"bf": "0"} if like.is_variable_rate else {})
+        options = {"crf": str(crf), "preset": preset} | ({"bf": "0"} if like.is_variable_rate else {})
+        return options | ({"x265-params": ":".join(_x265_words(crf, like))} if codec == "libx265" else {})
+    if like.light:
+        logger.warning("%s is written without the mastering display and light levels of HDR; .mp4 and .mkv keep them.", codec)
     if codec == "libvpx-vp9":
-        return {"crf": options["crf"], "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"}
+        return {"crf": str(crf), "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1"}
     if codec == "libsvtav1":
-        return {"crf": options["crf"], "preset": "8"}
+        return {"crf": str(crf), "preset": "8"}
     if codec == "ffv1":
         return {"level": "3", "slicecrc": "1"}
     raise FlashLipsError(f"Unknown video encoder '{codec}'; choose libx264, libx265, libvpx-vp9, libsvtav1 or ffv1.")
 
 
-def _warn_of_change(source: Layout, layout: Layout, codec: str) -> None:
+def _x265_words(crf: int, like: ClipInfo) -> list[str]:
+    is_hdr = like.color_trc in (PQ, HLG)
+    words = ["log-level=error", *like.light] + (["hdr10-opt=1", "repeat-headers=1"] if like.color_trc == PQ else [])
+    return words + ([f"chromaloc={TOP_LEFT}"] if is_hdr else []) + (["lossless=1"] if crf == 0 else [])
+
+
+def _warn_of_change(source: Layout, layout: Layout, codec: str, first: Frame, size: tuple[int, int]) -> None:
     if layout.depth < source.depth:
-        logger.warning("%s takes at most %d bits here; the picture is rounded from %d bits.", codec, layout.depth, source.depth)
-    if layout.sampling != source.sampling:
+        logger.warning(
+            "The picture is rounded from %d bits to the %d that %s and players take.", source.depth, layout.depth, codec
+        )
+    if layout.sampling == "420" != source.sampling:
+        logger.warning(
+            "The picture's colours (%s) are halved to %s, which players open; --crf 0 keeps them.", source.name, layout.name
+        )
+    elif layout.sampling != source.sampling:
         logger.warning(
             "%s is written as %s to keep its exact size; some hardware players show 4:2:0 only.", source.name, layout.name
         )
+    if size != (first.width, first.height):
+        logger.warning(
+            "The picture is written as %dx%d, its last pixels repeated: players open no odd sizes; --crf 0 keeps %dx%d.",
+            *size, first.width, first.height,
+        )  # fmt: skip
 
 
 def sound_beside(
@@ -196,7 +245,7 @@ def sound_beside(
 
     The sound of the clip itself keeps its place beside the picture, that of another file starts with it.
     """
-    if kept is not None:
+    if kept is not None and not is_animated_webp(kept):
         source = files.enter_context(open_media(kept))
         if not sound_streams(source):
             return None
