@@ -375,9 +375,9 @@ class ClipSteps(Parts):
             if is_out_of_memory(error):
                 raise
             reason = " ".join(str(error).split())
-            raise FlashLipsError(f"The editor cannot work on crops of {self.crop_px} px ({reason}); leave the size out.") from error
+            raise FlashLipsError(f"The editor cannot work on {self.crop_px} px crops ({reason}); leave the size out.") from error
         if not alpha.any():
-            raise FlashLipsError(f"The editor changes nothing in crops of {self.crop_px} px; choose a larger size, or leave it out.")
+            raise FlashLipsError(f"The editor changes nothing in crops of {self.crop_px} px; leave the size out.")
 
     def prepared(
         self,
