@@ -24,6 +24,7 @@ from comfy_fixtures import (  # noqa: F401
     start_engine_with_pack,
     start_server,
 )
+from toy_dubs import lipsync, model_folder  # noqa: F401
 
 from flashlips_core.types import Frame
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import wave
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-from test_pipeline import SteadyFace, make_poses, make_track, model_folder, planes_of  # noqa: F401
+from toy_dubs import SteadyFace, make_poses, make_track, planes_of
+from waves import write_wave
 
 from flashlips_core import checkpoint, parts
 from flashlips_core.cli import COMMANDS, main
@@ -40,15 +40,6 @@ def sync(model_folder, tmp_path):  # noqa: F811
         return main([*arguments, "--models", str(model_folder), "--device", "cpu", "--preset", "ultrafast", *map(str, options)])
 
     return run
-
-
-def write_wave(path: Path, samples: np.ndarray) -> Path:
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(16_000)
-        file.writeframes(samples.astype(np.int16).tobytes())
-    return path
 
 
 def write_nan_wave(path: Path) -> Path:

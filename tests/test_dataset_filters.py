@@ -9,8 +9,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from test_dataset import QUICK, at, demo, lipsync, write_clip  # noqa: F401
-from test_face import BLUE, RED, PatchDetector, clip_of
+from painted_faces import BLUE, RED, PatchDetector, clip_of
+from toy_sets import QUICK, at, demo, lipsync, write_clip  # noqa: F401
 
 from flashlips_core.dataset.build import build
 from flashlips_core.dataset.filters import REASONS, Limits, Measures, missed

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
 import os
 import subprocess
 import sys
@@ -17,8 +15,9 @@ import av
 import numpy as np
 import pytest
 import torch
-from test_pipeline import CROP_PX, SteadyFace, make_track, toy_networks
 from torch import nn
+from toy_dubs import CROP_PX, SteadyFace, make_track, toy_networks
+from witness import LANDMARKER, SHARED, needs_mediapipe, toy_motion
 
 from flashlips_core import checkpoint
 from flashlips_core import measures as m
@@ -32,14 +31,6 @@ from flashlips_core.face import motion as face_motion
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import LipSync
 from flashlips_core.types import FlashLipsError
-
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-LANDMARKER = SHARED / "weights" / face_motion.LANDMARKER_FILE
-needs_mediapipe = pytest.mark.skipif(
-    not (LANDMARKER.is_file() and importlib.util.find_spec("mediapipe")),
-    reason="MediaPipe or its landmarker file (../shared/weights) is not here",
-)
-
 
 # ---- curves ----------------------------------------------------------------------------------------------------------------
 
@@ -145,16 +136,6 @@ def toy_crop_editor(is_still: bool, is_masked: bool = False) -> CropEditor:
         nn.init.zeros_(networks["editor"].conv_out.weight)
         nn.init.zeros_(networks["editor"].conv_out.bias)
     return CropEditor(codec, networks["editor"].eval(), torch.zeros(1, 3, CROP_PX, CROP_PX), is_masked=is_masked)
-
-
-def toy_motion(count: int = 25) -> face_motion.FaceMotion:
-    """What a witness would see in a clip of ``test_pipeline``'s steady face."""
-    landmarks = np.tile(np.array([32.0, 24.0], np.float32), (count, 478, 1))
-    angle = np.linspace(0, 2 * math.pi, len(face_motion.FACE_OVAL), endpoint=False)
-    landmarks[:, face_motion.FACE_OVAL] += 14 * np.stack([np.sin(angle), -np.cos(angle)], 1)
-    landmarks[:, 61], landmarks[:, 291], landmarks[:, 13], landmarks[:, 14] = (27, 34), (37, 34), (32, 33), (32, 35)
-    landmarks[:, 33], landmarks[:, 263] = (24, 18), (40, 18)
-    return face_motion.motion_from_faces([(points, np.full(52, 0.1, np.float32)) for points in landmarks])
 
 
 def toy_face_frames(path: Path, count: int = 4) -> fidelity.FaceFrames:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ClipSpec, make_clip
-from test_evaluate import toy_motion
-from test_pipeline import CROP_PX, SteadyFace, toy_networks
 from torch import nn
+from toy_dubs import CROP_PX, SteadyFace, toy_networks
+from witness import toy_motion
 
 from flashlips_core import checkpoint
 from flashlips_core import measures as m

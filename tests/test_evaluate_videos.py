@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from test_evaluate import LANDMARKER, SHARED, needs_mediapipe
-from test_pipeline import SteadyFace, model_folder  # noqa: F401
+from toy_dubs import SteadyFace
+from witness import LANDMARKER, SHARED, needs_mediapipe
 
 from flashlips_core.cli import main
 from flashlips_core.evaluate.session import Session

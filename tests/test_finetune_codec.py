@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from test_pipeline import make_track
 from tiny import encoded_frames, tiny_codec
+from toy_dubs import make_track
 
 from flashlips_core import checkpoint
 from flashlips_core.codec import CallableCodec, load_codec

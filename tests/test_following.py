@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from test_face import BLUE, RED, PatchDetector, clip_of, draw
+from painted_faces import BLUE, RED, PatchDetector, clip_of, draw
 
 from flashlips_core.face import track_all, track_faces
 from flashlips_core.face.following import Follower

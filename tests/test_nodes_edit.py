@@ -12,8 +12,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from test_nodes_track import DEMO, NUM_EMPTY, NUM_SEEN, SIDE, face_clip
-from test_pipeline import CROP_PX, lipsync, make_poses, make_track, model_folder  # noqa: F401
+from face_clip import DEMO, NUM_EMPTY, NUM_SEEN, SIDE, face_clip
+from toy_dubs import CROP_PX, make_poses, make_track
 
 from flashlips_core import checkpoint, editing
 from flashlips_core.checks import check_whole_track

@@ -13,9 +13,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_nodes_track import DEMO
-from test_pipeline import CROP_PX, lipsync, model_folder, toy_networks  # noqa: F401
+from face_clip import DEMO
 from torch import nn
+from toy_dubs import CROP_PX, toy_networks
 
 from flashlips_core import checkpoint
 from flashlips_core.checkpoint import bundled_names

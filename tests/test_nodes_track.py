@@ -5,35 +5,16 @@ from __future__ import annotations
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
+from face_clip import NUM_EMPTY, NUM_SEEN, SIDE, face_clip
 
 from flashlips_core.drawings.sheets import spread
 from flashlips_core.drawings.track import GROUND, LOST, PANEL, SEEN, SQUARE, pick_pictures, presence, track_sheet
 from flashlips_core.media import read_frames
 from flashlips_core.turned import Square
 from flashlips_core.types import FaceTrack, FlashLipsError
-
-DEMO = Path(__file__).resolve().parents[1] / "flashlips_core" / "demo" / "face.mp4"
-SIDE = 192  # of the demo's face in these clips
-NUM_SEEN, NUM_EMPTY = 10, 4
-
-
-def face_clip(path: Path, kinds: str = "f", num_empty: int = NUM_EMPTY) -> Path:
-    """The demo's face at 25 per second, then frames of plain grey. ``kinds``: a picture each, f face, t tinted face, e empty."""
-    with av.open(str(DEMO)) as source, av.open(str(path), "w") as output:
-        video = output.add_stream("libx264", rate=25, options={"crf": "10"})
-        video.width, video.height, video.pix_fmt = SIDE * len(kinds), SIDE, "yuv420p"
-        faces = [f.to_ndarray(width=SIDE, height=SIDE, format="rgb24") for f, _ in zip(source.decode(video=0), range(NUM_SEEN))]  # noqa: B905
-        empty = np.full((SIDE, SIDE, 3), 110, np.uint8)
-        for face in [*faces, *[empty] * num_empty]:
-            looks = {"f": face, "t": face[..., ::-1], "e": empty}
-            picture = np.concatenate([looks[kind] for kind in kinds], 1)
-            output.mux(video.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        output.mux(video.encode())
-    return path
 
 
 def make_track(present: np.ndarray, width: int = 640, height: int = 360) -> FaceTrack:

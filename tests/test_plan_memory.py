@@ -8,9 +8,9 @@ from functools import partial
 
 import pytest
 import torch
-from test_plan_measure import toy_job, toy_pose
 from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
+from toy_jobs import toy_job, toy_pose
 
 from flashlips_core.checkpoint import BUNDLED
 from flashlips_core.cli import main

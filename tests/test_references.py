@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from test_pipeline import CROP_PX, lipsync, make_track, model_folder  # noqa: F401
+from toy_dubs import CROP_PX, make_track
 
 from flashlips_core.face.head_pose import rotations
 from flashlips_core.face.points import mean_shape

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_pipeline import QUICK, lipsync, make_poses, make_track, model_folder, planes_of  # noqa: F401
 from torch.nn import functional as F
+from toy_dubs import QUICK, make_poses, make_track, planes_of
 
 from flashlips_core import steps
 from flashlips_core.codec import CELL_PX

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from test_pipeline import make_track, toy_networks
+from toy_dubs import make_track, toy_networks
 
 from flashlips_core import checkpoint
 from flashlips_core.cli import main

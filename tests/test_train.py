@@ -5,6 +5,7 @@ import socket
 import numpy as np
 import pytest
 import torch
+from stopping import run_with_stops
 from torch import nn
 
 from flashlips_core.train.loop.logs import read_rows
@@ -32,18 +33,6 @@ def test_training_learns(tmp_path):
     trainer = Trainer(network(), TrainConfig(str(tmp_path), 300, lr=1e-2))
     losses = [trainer.update(line_batch, line_step)["fit"] for _ in range(300)]
     assert np.mean(losses[-20:]) < 0.05 * np.mean(losses[:5])
-
-
-def run_with_stops(make_network, make_batch, step, config, stops):
-    """All losses and the weights worth keeping of a run that is stopped, saved and resumed at each of ``stops``."""
-    losses, trainer = [], None
-    for stop in stops:
-        trainer = Trainer(make_network(), config)
-        trainer.resume()
-        while trainer.step < stop:
-            losses.append(trainer.update(make_batch, step)["fit"])
-        trainer.save()
-    return losses, trainer.best().state_dict()
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path):

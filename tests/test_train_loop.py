@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_train import run_with_stops
+from stopping import run_with_stops
 from torch import nn
 
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_dataset import DEMO, QUICK, DemoFace, at, write_clip
 from tiny import TINY_CODEC, put_tiny_judges_in
+from toy_sets import DEMO, QUICK, DemoFace, at, write_clip
 
 from flashlips_core import checkpoint
 from flashlips_core.cli import main
