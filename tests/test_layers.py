@@ -2,39 +2,58 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
+<<<<<<< HEAD
 from functools import cache
 from pathlib import Path
+=======
+>>>>>>> a1a76c0 (Layers: every folder has its level, circles are seen in functions too, a picture from the imports; architecture, contributing, ruff and pyrefly)
 
 import pytest
+from draw_layers import PICTURE, picture
+from imports import CORE, ROOT, file_of, folder_of, folders, foreign_imports, imports, modules, ring
 
-ROOT = Path(__file__).resolve().parents[1]
-CORE = ROOT / "flashlips_core"
-
-# Lower may not import higher; modules of one level may import each other, but not in a ring.
+# Lower may not import higher. Those of one level may import each other, but not in a ring. Every file of the root, every folder
+# and every folder of train stands on exactly one level.
 LEVELS = [
+<<<<<<< HEAD
     {"types", "system", "checks", "pixels", "turned"},
     {"checkpoint", "compose"},
     {"media", "stream", "audio", "face", "codec", "models", "flow", "poses", "pretrained"},
     {"sharpen"},
     {"references", "sidecar", "loading", "parts", "retrieval", "editing"},
+=======
+    {"types", "pixels", "turned", "stream"},
+    {"checks", "system", "downloads", "checkpoint", "compose", "measures", "sharpen"},
+    {"media", "flow", "poses", "models", "face"},
+    {"audio", "codec", "losses"},
+    {"sidecar", "loading", "drawings", "retrieval", "references"},
+    {"editing"},
+>>>>>>> a1a76c0 (Layers: every folder has its level, circles are seen in functions too, a picture from the imports; architecture, contributing, ruff and pyrefly)
     {"steps"},
     {"pipeline"},
+    {"images", "dataset", "heads"},
+    {"train.loop"},
+    {"train.batches"},
+    {"train.editor", "train.landmarks"},
+    {"train"},
+    {"train.finetune"},
+    {"train.cost"},
+    {"evaluate"},
+    {"bench", "demo", "batch"},
+    {"cli"},
 ]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 BRIDGES = {"bridge", "bridge_models"}  # of the nodes to ComfyUI
-TOP = len(LEVELS)  # data, train, evaluate, bench and what belongs to them
-CLI = TOP + 1
+COMFYUIS = {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution"}
 
 
-@cache
-def _modules() -> list[str]:
-    paths = (p.relative_to(CORE).with_suffix("") for p in CORE.rglob("*.py"))
-    names = [".".join(p.parts) for p in paths]
-    return [n.removesuffix(".__init__") for n in names if n not in ("__init__", "__main__")]
+def test_every_file_and_folder_has_its_level():
+    assert set(folders()) == set(LEVEL) and sum(map(len, LEVELS)) == len(LEVEL)
 
 
+<<<<<<< HEAD
 def _level(module: str) -> int:
     head = module.partition(".")[0]
     head = "media" if head.startswith("media_") else head
@@ -70,11 +89,15 @@ def _imports(module: str) -> set[str]:
 
 
 @pytest.mark.parametrize("module", _modules())
+=======
+@pytest.mark.parametrize("module", modules())
+>>>>>>> a1a76c0 (Layers: every folder has its level, circles are seen in functions too, a picture from the imports; architecture, contributing, ruff and pyrefly)
 def test_imports_point_down_the_layers(module):
-    upward = {name for name in _imports(module) if _level(name) > _level(module)}
+    upward = {name for name in imports(module) if LEVEL[folder_of(name)] > LEVEL[folder_of(module)]}
     assert not upward, f"{module} imports {sorted(upward)} from a higher layer"
 
 
+<<<<<<< HEAD
 def test_modules_do_not_import_each_other_in_a_ring():
     graph = {name: _imports(name) for name in _modules()}
     while graph:
@@ -82,30 +105,40 @@ def test_modules_do_not_import_each_other_in_a_ring():
         assert free, f"import ring among {sorted(graph)}"
         for name in free:
             del graph[name]
+=======
+def test_nothing_imports_in_a_ring():
+    assert not ring(modules(), imports)
+    assert not ring(folders(), lambda name: folders()[name])
+>>>>>>> a1a76c0 (Layers: every folder has its level, circles are seen in functions too, a picture from the imports; architecture, contributing, ruff and pyrefly)
 
 
-@pytest.mark.parametrize("module", _modules())
-def test_core_imports_nothing_of_comfyui_nor_torchvision(module):
-    forbidden = {"comfy", "comfy_api", "folder_paths", "nodes", "server", "torchvision"}
-    for node in ast.walk(ast.parse(_file(module).read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and not node.level:
-            names = [node.module]
-        assert not {n.partition(".")[0] for n in names} & forbidden, module
+def test_a_ring_and_an_import_inside_a_function_are_seen():
+    assert ring("abc", {"a": "b", "b": "a", "c": ""}.get) == ["a", "b"]
+    assert "pipeline" in imports("cli.options")  # imported inside functions alone
+
+
+@pytest.mark.parametrize("module", modules())
+def test_core_imports_nothing_of_comfyui_nor_torchvision_and_itself_by_relative_imports(module):
+    packages = {name.partition(".")[0] for name in foreign_imports(file_of(module))}
+    assert not packages & (COMFYUIS | {"torchvision", CORE.name})
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "nodes").glob("*.py")), ids=lambda file: file.stem)
 def test_nodes_reach_comfyui_through_the_bridges_and_the_core_by_relative_imports(file):
     allowed = {"comfy_api.latest"} | ({"comfy", "folder_paths"} if file.stem in BRIDGES else set())
-    for node in ast.walk(ast.parse(file.read_text())):
-        names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-        if isinstance(node, ast.ImportFrom) and not node.level:
-            names = [node.module]
-        for name in names:
-            package = name.partition(".")[0]
-            is_comfyuis = package in {"comfy", "comfy_api", "comfy_extras", "folder_paths", "nodes", "server", "execution"}
-            assert not is_comfyuis or {name, package} & allowed, f"{file.name} imports {name}"
-            assert package not in {"flashlips_core", "torchvision", "torchaudio"}, f"{file.name} imports {name}"
+    for name in foreign_imports(file):
+        package = name.partition(".")[0]
+        assert package not in COMFYUIS or {name, package} & allowed, f"{file.name} imports {name}"
+        assert package not in {CORE.name, "torchvision", "torchaudio"}, f"{file.name} imports {name}"
+
+
+def test_no_test_file_imports_from_another():
+    for file in (ROOT / "tests").rglob("*.py"):
+        assert not [name for name in foreign_imports(file) if name.rpartition(".")[2].startswith("test_")], file.name
+
+
+def test_the_picture_of_the_layers_is_the_one_that_the_imports_give():
+    assert PICTURE.read_text() == picture(), "run 'python tests/draw_layers.py' and look at docs/layers.svg"
 
 
 def test_importing_the_core_needs_neither_diffusers_nor_transformers_and_under_a_second_beyond_torch():

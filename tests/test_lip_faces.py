@@ -8,7 +8,7 @@ import torch
 from flashlips_core.face.points import IRISES, LIPS, MIRROR_LIPS, mean_shape
 from flashlips_core.face.readings import lip_gap
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train.lip import STORED_PX
+from flashlips_core.train.batches.material import STORED_PX
 from flashlips_core.train.lip_faces import (
     EYES_SHARE,
     FaceMouths,

@@ -10,9 +10,9 @@ from tiny import TINY_EDITOR, tiny_codec
 from flashlips_core.dataset.store import CropStore
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train.batches import starts as pairs
 from flashlips_core.train.batches.aligned import aligned_squares, wider
 from flashlips_core.train.editor import retrieved as training
+from flashlips_core.train.editor import starts as pairs
 from flashlips_core.train.editor.pairs import Judge
 from flashlips_core.train.loop.trainer import step_generator
 from flashlips_core.types import FlashLipsError

@@ -33,7 +33,7 @@ from flashlips_core.models.lip_encoder import LipEncoderConfig
 from flashlips_core.pipeline import LipSync
 from flashlips_core.train import ablation, lip, stages
 from flashlips_core.train.batches import labels, tracks
-from flashlips_core.train.batches.material import SET_FACES, cut_mouths, open_material
+from flashlips_core.train.batches.material import SET_FACES, STORED_MOUTH, STORED_PX, cut_mouths, open_material
 from flashlips_core.train.batches.tracks import OTHERS_SHARE, SILENT_SHARE, PoseLabels, PoseTracks
 from flashlips_core.types import FlashLipsError
 
@@ -327,8 +327,8 @@ def test_mouths_are_cut_where_grids_are(side):
     ticks = (torch.arange(side) + 0.5) / side * STORED_MARGIN - (STORED_MARGIN - 1) / 2
     y, x = torch.meshgrid(ticks, ticks, indexing="ij")
     mouths = cut_mouths(torch.stack([x, y, x * 0])[None] * 2 - 1)[0] / 255
-    left, top, right, bottom = lip.STORED_MOUTH
-    places = (np.arange(lip.STORED_PX) + 0.5) / lip.STORED_PX
+    left, top, right, bottom = STORED_MOUTH
+    places = (np.arange(STORED_PX) + 0.5) / STORED_PX
     inner = slice(4, -12)  # the picture ends at 1, the region below it does not
     np.testing.assert_allclose(mouths[50, inner, 0], left + (right - left) * places[inner], atol=0.004)
     np.testing.assert_allclose(mouths[inner, 50, 1], top + (bottom - top) * places[inner], atol=0.004)

@@ -204,7 +204,7 @@ def _placed_codec(build: Callable[[], Codec], device: torch.device) -> Codec:
         codec = build()
     if dtype == torch.float16 and isinstance(codec, KLCodec):
         dtype = torch.float32  # the published weights overflow in fp16
-    return codec.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    return codec.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
 
 
 def _placed_editor(build: Build, device: torch.device) -> nn.Module:
@@ -216,7 +216,7 @@ def _placed_editor(build: Build, device: torch.device) -> nn.Module:
             nn.init.normal_(parameter, std=0.02)
     nn.init.ones_((editor.head if isinstance(editor, EditorTransformer) else editor.conv_out).bias)
     editor = editor.requires_grad_(False).eval()
-    return editor.to(device=device, dtype=dtype_for(device), memory_format=torch.channels_last)
+    return editor.to(device=device, dtype=dtype_for(device)).to(memory_format=torch.channels_last)
 
 
 def _within_memory(codec: Codec, editor: nn.Module, speed: Speed, device: torch.device, plan: Plan) -> Speed:

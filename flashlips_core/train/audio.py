@@ -22,6 +22,7 @@ from .. import checkpoint
 from ..audio.samples import resample
 from ..models.audio_encoder import ROW_SAMPLES, MelConvConfig, MelConvEncoder
 from ..types import SAMPLE_RATE, FlashLipsError, Progress
+from .batches.told import half_whitening
 from .loop.trainer import TrainConfig, fit
 
 log = logging.getLogger(__name__)
@@ -260,18 +261,6 @@ def with_others(samples: Tensor, share: float, generator: torch.Generator) -> Te
     below_db = (5 + 20 * torch.rand(len(samples), generator=generator)).tolist()
     mixed = [in_noise(own, other, db) for own, other, db in zip(samples, samples.roll(1, 0), below_db, strict=True)]
     return torch.where(is_mixed[:, None], torch.stack(mixed), samples)
-
-
-def half_whitening(targets: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and basis (D, components) onto which features are principal components of mean variance 1.
-
-    Deviations become their square roots: the leading components, which can be learnt, keep more weight than the last ones.
-    """
-    values = targets.astype(np.float32)
-    mean = values.mean(axis=0)
-    variance, vectors = np.linalg.eigh((values - mean).T @ (values - mean) / len(values))
-    variance, vectors = variance[::-1][:components].clip(1e-8), vectors[:, ::-1][:, :components]
-    return mean, (vectors / variance**0.25 / np.sqrt(np.sqrt(variance).mean())).astype(np.float32)
 
 
 def degrade(samples: Tensor, generator: torch.Generator) -> Tensor:

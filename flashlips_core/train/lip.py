@@ -20,13 +20,9 @@ from torch.nn import functional as F
 from ..dataset.store import Clip, CropStore
 from ..face.expression import mirrored, mouth_opening, neutral_features, raw_features
 from ..models.layers import ModulatedBlock
-from ..models.lip_encoder import LIP_ENCODER_MINI, MOUTH_REGION, LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
+from ..models.lip_encoder import LIP_ENCODER_MINI, LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
 from ..types import Progress
 from .loop.trainer import MakeBatch, TrainConfig, fit
-
-_MARGIN = 0.1 * (MOUTH_REGION[2] - MOUTH_REGION[0])
-STORED_MOUTH = (MOUTH_REGION[0] - _MARGIN, MOUTH_REGION[1] - _MARGIN, MOUTH_REGION[2] + _MARGIN, MOUTH_REGION[3] + _MARGIN)
-STORED_PX = 116  # the mouth region itself is 96.7 px of it
 
 
 @dataclass(frozen=True)

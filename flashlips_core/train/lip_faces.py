@@ -25,7 +25,8 @@ from ..face.readings import five_points
 from ..models.lip_encoder import LipEncoder
 from ..pixels import from_bytes
 from ..turned import Square, to_shares, turned_cut
-from .lip import STORED_MOUTH, STORED_PX, view_mouths
+from .batches.material import STORED_MOUTH, STORED_PX
+from .lip import view_mouths
 from .loop.trainer import MakeBatch, TrainConfig, fit
 
 CUT_AT_ONCE = 64  # crops

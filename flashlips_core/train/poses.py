@@ -24,8 +24,9 @@ from ..loading import load_network
 from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
 from ..poses.sampling import SamplerSettings, sample_poses
 from ..types import SAMPLE_RATE, AudioFeatures, FlashLipsError, Progress
-from .audio import half_whitening, read_corpus
+from .audio import read_corpus
 from .batches.material import Material, open_material
+from .batches.told import half_whitening
 from .batches.tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, pose_correlation, quiet_tone
 from .loop.processes import is_first_process
 from .loop.trainer import TrainConfig, fit

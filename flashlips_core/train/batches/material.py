@@ -24,14 +24,17 @@ from ...face.expression import BLENDSHAPES
 from ...face.motion import LANDMARKER_FILE
 from ...face.points import FIVE
 from ...media import load_audio
+from ...models.lip_encoder import MOUTH_REGION
 from ...pixels import to_bytes
 from ...types import FlashLipsError, Progress
-from .. import lip
 from . import labels
 
 log = logging.getLogger(__name__)
 
 MOUTHS, HEADS = "mouths", "crops_heads"  # stores in the run folder: everybody's mouths; rendered heads, where they were made
+_MARGIN = 0.1 * (MOUTH_REGION[2] - MOUTH_REGION[0])
+STORED_MOUTH = (MOUTH_REGION[0] - _MARGIN, MOUTH_REGION[1] - _MARGIN, MOUTH_REGION[2] + _MARGIN, MOUTH_REGION[3] + _MARGIN)
+STORED_PX = 116  # the mouth region itself is 96.7 px of it
 PEOPLE, FIRST, SET_FACES = "crops_people", "crops_s1", "crops_set"  # face stores: GRID's people, its speaker s1, a built set's
 UNSYNCED = ("s4", "s33", "s25", "uG")  # GRID's speakers whose sound and picture disagree, or it cannot be decided
 LABEL_FOLDERS = {"s1": "grid_s1", "grid_people": "grid_people"}  # first part of a GRID clip's id -> folder of the data
@@ -102,7 +105,7 @@ class GridFolders:
             if not self.is_stored(name):
                 CropStore.build(chosen, self.folder / name, every, stored_px, progress=progress)
         if not self.is_stored(MOUTHS):
-            CropStore.build(clips, self.folder / MOUTHS, 1, lip.STORED_PX, lip.STORED_MOUTH, progress)
+            CropStore.build(clips, self.folder / MOUTHS, 1, STORED_PX, STORED_MOUTH, progress)
 
     def clips(self) -> list[Clip]:
         measured = self.folder / "people_mediapipe.npz"
@@ -161,7 +164,7 @@ class BuiltSet:
         clips = self.clips()
         if not has_store(self.folder / MOUTHS):
             total = sum(int(c.found.sum()) for c in clips)
-            CropStore.write(clips, map(self._mouths_of, clips), self.folder / MOUTHS, total, lip.STORED_PX, progress)
+            CropStore.write(clips, map(self._mouths_of, clips), self.folder / MOUTHS, total, STORED_PX, progress)
 
     def clips(self) -> list[Clip]:
         clips = [to_clip(table) for table in self._tables.values() if len(table.rows_with_landmarks()) >= FEWEST_FACES]
@@ -229,14 +232,14 @@ def spread(table: SampleTable, values: np.ndarray | bool, fill: float = 0) -> np
 
 def cut_mouths(crops: Tensor) -> np.ndarray:
     """Mouths out of a set's stored crops, as the mouth store has them. (n, 3, S, S) in [-1, 1] -> (n, 116, 116, 3) uint8."""
-    left, top, right, bottom = lip.STORED_MOUTH
+    left, top, right, bottom = STORED_MOUTH
     share = (right - left) / STORED_MARGIN  # of the stored crop
-    if crops.shape[-1] * share > lip.STORED_PX:
-        side = round(lip.STORED_PX / share)
+    if crops.shape[-1] * share > STORED_PX:
+        side = round(STORED_PX / share)
         crops = F.interpolate(crops, size=(side, side), mode="bicubic", antialias=True)
     x, y = (left + right - 1) / STORED_MARGIN, (top + bottom - 1) / STORED_MARGIN  # its middle, from -1 to 1
     geometry = torch.tensor([[share, 0, x], [0, (bottom - top) / STORED_MARGIN, y]]).expand(len(crops), 2, 3)
-    grid = F.affine_grid(geometry, [len(crops), 3, lip.STORED_PX, lip.STORED_PX], align_corners=False)
+    grid = F.affine_grid(geometry, [len(crops), 3, STORED_PX, STORED_PX], align_corners=False)
     return to_bytes(F.grid_sample(crops, grid, mode="bicubic", padding_mode="border", align_corners=False))
 
 

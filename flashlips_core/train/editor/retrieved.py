@@ -18,10 +18,10 @@ from ...models.lip_encoder import LipEncoder
 from ...models.masks import mouth_mask
 from ...types import Progress
 from ..batches.frames import lip_weights, near_lips, window_cells
-from ..batches.starts import ALIKE_SHARE, RetrievedFrames, retrieved_batches
 from ..loop.trainer import SHEET_BATCH, MakeBatch, Step, TrainConfig, Validate, fit, step_generator
 from .losses import PerceptualLoss, sharpness_loss, texture_loss
 from .pairs import LIPS_SHARE, EditorBatch, Judge, edit_sheet, editor_batches, mouths_of, pair_target, without_edge
+from .starts import ALIKE_SHARE, RetrievedFrames, retrieved_batches
 
 REDRAWN = (0.25, 0.8)  # mean |change| of a latent from which an edit begins to replace what was there, and does so fully
 WEIGHTS = {

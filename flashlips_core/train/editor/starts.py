@@ -21,10 +21,8 @@ from ...dataset.store import STORED_MARGIN, CropStore
 from ...models.lip_encoder import LipEncoder
 from ...pixels import to_bytes
 from ...types import FlashLipsError, Progress
-from ..editor.pairs import NUM_REFERENCES, UNREAD_SHARE, EditorBatch
-from ..loop.trainer import MakeBatch
-from . import augment
-from .frames import (
+from ..batches import augment
+from ..batches.frames import (
     STEADY,
     EditorFrames,
     cut_windows,
@@ -35,6 +33,8 @@ from .frames import (
     window_of,
     window_pixels,
 )
+from ..loop.trainer import MakeBatch
+from .pairs import NUM_REFERENCES, UNREAD_SHARE, EditorBatch
 
 NUM_STARTS = 2  # of each frame
 NUM_STORED = 8  # references of each group
