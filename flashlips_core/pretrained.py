@@ -159,3 +159,11 @@ def _fill(network: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
         raise FlashLipsError(f"{name} does not fit {type(network).__name__}: {reason[:200]} Download it again.") from error
+
+
+def sdxl_vae() -> nn.Module:
+    """SDXL's VAE by its config.json, with random weights, on PyTorch's default device."""
+    from diffusers import AutoencoderKL
+
+    ends = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    return AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **ends)

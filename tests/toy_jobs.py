@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
+from flashlips_core.losses import IdentityLoss, PerceptualLoss, VGGFeatures
 from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
 
-from flashlips_core.losses import IdentityLoss, PerceptualLoss, VGGFeatures
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig

@@ -6,10 +6,8 @@ crops to edited crops and their alpha, all in main memory, through the class tha
 
 from __future__ import annotations
 
-import gc
 import itertools
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +18,11 @@ from torch import Tensor, nn
 
 from ..codec import Codec, KLCodec, TinyCodec, encode_part, load_codec
 from ..editing import CropEditor
-from ..measures import peak_resident_bytes
 from ..models.editor_transformer import TRANSFORMER_300M, EditorTransformer
 from ..models.editor_unet import UNET_250M, EditorUNet
+from ..pretrained import sdxl_vae
 from ..system.clock import StageClock
+from ..system.machine import TOO_LATE, end_of, forget_peak, now, peak_gb
 from ..system.memory import is_out_of_memory
 from ..types import POSE_DIM, FlashLipsError, Progress, device_of, dtype_for
 
@@ -33,15 +32,6 @@ PAPER = "The paper reports 109.41 (U-Net) and 66.84 (Transformer) frames per sec
 STAGES = {"encode crop": "encode", "edit": "edit", "alpha": "alpha", "decode crop": "decode"}  # of ``CropEditor``
 REFERENCES = 4
 WARM_UP = 3  # rounds
-TOO_LATE = "not measured: out of time"  # the note of what was not begun
-
-
-def sdxl_vae() -> nn.Module:
-    """SDXL's VAE by its config.json, with random weights, on PyTorch's default device."""
-    from diffusers import AutoencoderKL
-
-    ends = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    return AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **ends)
 
 
 def tiny_vae() -> nn.Module:
@@ -153,34 +143,6 @@ def table(conditions: Mapping[str, object], speeds: Sequence[Speed]) -> str:
         cells = [speed.editor, speed.codec, str(speed.crop_px), str(speed.batch), *shown]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def now(device: torch.device) -> float:
-    """Seconds on a clock, once the device has done all that was asked of it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return time.perf_counter()
-
-
-def end_of(within_s: float | None) -> float:
-    """When the time is over on the clock of ``time.monotonic``; never where there is no limit."""
-    return math.inf if within_s is None else time.monotonic() + within_s
-
-
-def forget_peak(device: torch.device) -> None:
-    """Begin to watch the memory anew, where that can be: on CUDA cards."""
-    if device.type == "cuda":
-        gc.collect()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_gb(device: torch.device) -> float | None:
-    """Most memory held by tensors since :func:`forget_peak` on a CUDA card, else by the process since it began."""
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_resident_bytes()
-    return None if peak is None else peak / 1e9
 
 
 def _speeds(device: torch.device, plan: Plan, end_s: float) -> Iterator[Speed]:

@@ -13,11 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-<<<<<<< HEAD
 from ..types import NUM_LANDMARKS, FlashLipsError
-=======
-from ..types import FlashLipsError
->>>>>>> a1a76c0 (Layers: every folder has its level, circles are seen in functions too, a picture from the imports; architecture, contributing, ruff and pyrefly)
 
 
 @dataclass(frozen=True)
@@ -28,11 +24,7 @@ class LandmarkNetConfig:
     channels: tuple[int, ...] = (16, 32, 64, 128)
     blocks: tuple[int, ...] = (0, 0, 1, 1)
     squeezed: int = 40
-<<<<<<< HEAD
     num_points: int = NUM_LANDMARKS
-=======
-    num_points: int = 99
->>>>>>> a1a76c0 (Layers: every folder has its level, circles are seen in functions too, a picture from the imports; architecture, contributing, ruff and pyrefly)
 
 
 LANDMARKS_MINI = LandmarkNetConfig()

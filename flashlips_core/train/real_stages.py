@@ -25,11 +25,7 @@ from . import lip_faces as lips
 from .batches import labels
 from .batches.aligned import build_aligned
 from .batches.portraits import crop_portrait, read_picture, read_portraits
-<<<<<<< HEAD
-from .batches.starts import encode_retrieved, load_retrieved
 from .editor.losses import PerceptualLoss
-=======
->>>>>>> a1a76c0 (Layers: every folder has its level, circles are seen in functions too, a picture from the imports; architecture, contributing, ruff and pyrefly)
 from .editor.retrieved import train_retrieved
 from .editor.starts import encode_retrieved, load_retrieved
 from .landmarks.pictures import FaceStore

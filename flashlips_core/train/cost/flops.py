@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...bench.editors import sdxl_vae
 from ...codec import KLCodec
 from ...flow import FlowBatch, flow_matching_loss
 from ...models.identity import FaceNet
 from ...models.lip_encoder import LipEncoder
 from ...models.pose_transformer import POSE_150M, PoseTransformer
 from ...models.vgg import VGG19_CONVS, VGGFeatures
+from ...pretrained import sdxl_vae
 from ...types import POSE_DIM
 from ..batches.pictures import PictureBatch
 from ..editor import paper

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...bench.editors import sdxl_vae
 from ...checkpoint import BUNDLED
 from ...codec import CELL_PX, Codec, KLCodec, load_codec
 from ...loading import load_part
 from ...models.lip_encoder import LipEncoder
 from ...models.pose_transformer import POSE_150M, PoseTransformer
+from ...pretrained import sdxl_vae
 from ...types import POSE_DIM
 from ..batches.frames import window_of
 from ..editor import paper

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from ...bench.editors import TOO_LATE, end_of, forget_peak, now, peak_gb
+from ...system.machine import TOO_LATE, end_of, forget_peak, now, peak_gb
 from ...system.memory import is_out_of_memory
 from ...types import FlashLipsError, device_of
 from ..loop.meter import peak_flops
