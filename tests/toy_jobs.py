@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from flashlips_core.losses import IdentityLoss, PerceptualLoss, VGGFeatures
 from tiny import TINY_EDITOR, tiny_codec
 from torch import nn
 
@@ -11,7 +10,9 @@ from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTra
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
+from flashlips_core.pretrained import VGGFeatures
 from flashlips_core.train.cost.jobs import editor_job
+from flashlips_core.train.editor.losses import IdentityLoss, PerceptualLoss
 from flashlips_core.train.editor.paper import PaperJudge
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -28,7 +29,7 @@ class Pixels(nn.Module):
 
 
 def toy_frozen():
-    perceptual = PerceptualLoss(VGGFeatures((1, 1), mean=(0.5, 0.5, 0.5), channels=(8, 8)), "VGG19")
+    perceptual = PerceptualLoss(VGGFeatures((1, 1), mean=(0.5, 0.5, 0.5), channels=(8, 8)))
     reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval().requires_grad_(False)
     return PaperJudge(tiny_codec(), perceptual, IdentityLoss(Pixels())), reader
 
