@@ -27,6 +27,8 @@ REST_PERCENTILE = 5  # a face's rest: the opening that it stays under in this sh
 CLOSED_SHARE = 0.15
 WIDEST_PERCENTILE = 95
 
+LEAST_CLIPS = 5  # for an interval around a mean over clips
+
 Bounds = tuple[float | None, float | None]  # lowest and highest value that passes; None: there is no such limit
 UNBOUNDED: Bounds = (None, None)
 
@@ -41,6 +43,7 @@ class Measure:
     passed: bool | None  # None without a target or a value
     count: int  # clips or frames behind the value
     note: str = ""
+    interval: tuple[float, float] | None = None  # of a mean over clips, see :func:`bootstrap_interval`
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -77,6 +80,19 @@ def shown(name: str, value: float | None, count: int, note: str = "") -> Measure
 def not_measured(name: str, reason: str) -> Measure:
     """A row whose network or data is absent; never approximated under the same name."""
     return Measure(name, None, "", None, 0, reason)
+
+
+def bootstrap_interval(values: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+    """Where the mean over clips would lie if other clips like these had been taken: percentiles of resampled means.
+
+    None for fewer than 5 values, whose resamples say too little.
+    """
+    known = np.asarray(values, float)
+    if len(known) < LEAST_CLIPS:
+        return None
+    means = np.random.default_rng(seed).choice(known, (draws, len(known))).mean(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -78,7 +78,8 @@ def compared(tmp_path: Path, dub: np.ndarray, gaps: np.ndarray | None = None) ->
     """The numbers of one dub of :func:`pictures`."""
     still = motion_of(np.full(COUNT, 0.1))
     source, made = written(tmp_path / "a.mp4", pictures()), written(tmp_path / "b.mp4", dub)
-    return vm.picture_numbers(source, made, (still, still if gaps is None else motion_of(gaps)))
+    frames = zip(vm.upright_frames(source), vm.upright_frames(made), strict=True)
+    return vm.picture_numbers(frames, (still, still if gaps is None else motion_of(gaps)))
 
 
 # ---- heads and lips --------------------------------------------------------------------------------------------------------
@@ -153,10 +154,10 @@ def test_a_redder_dub_is_said_to_be_redder_and_a_flickering_one_restless(tmp_pat
     assert compared(tmp_path / "c", flicker.clip(0, 255).astype(np.uint8))["unrest"] > 1.5
 
 
-def test_frames_without_a_face_do_not_count_and_none_at_all_gives_no_number(tmp_path):
-    source = written(tmp_path / "a.mp4", pictures())
+def test_frames_without_a_face_do_not_count_and_none_at_all_gives_no_number():
     lost = motion_from_faces([None] * COUNT)
-    assert set(vm.picture_numbers(source, source, (motion_of(np.full(COUNT, 0.1)), lost)).values()) == {None}
+    pairs = zip(pictures(), pictures(), strict=True)
+    assert set(vm.picture_numbers(pairs, (motion_of(np.full(COUNT, 0.1)), lost)).values()) == {None}
 
 
 def test_a_large_face_is_measured_at_the_size_of_the_editors_crop_too():

@@ -99,7 +99,8 @@ def measured(session: Session, clip: Clip, voiced: Voiced, sheet: Path | None) -
     curve = voiced.asked if voiced.asked is not None else dub.lip_gap
     views = vm.mouth_views(clip.motion, curve[:count]) if sheet is not None else None
     numbers: Numbers = {"frames": count, "without_face": int((~dub.found[:count] & clip.motion.found[:count]).sum())}
-    numbers |= vm.lip_numbers(dub, voiced.asked) | vm.picture_numbers(clip.path, voiced.path, (clip.motion, dub), views)
+    pairs = zip(vm.upright_frames(clip.path), vm.upright_frames(voiced.path), strict=False)
+    numbers |= vm.lip_numbers(dub, voiced.asked) | vm.picture_numbers(pairs, (clip.motion, dub), *filter(None, [views]))
     numbers["frames_per_second"] = voiced.frames_per_second
     if views is not None and views.found:
         width = next(iter(views.found.values()))[0].shape[1]

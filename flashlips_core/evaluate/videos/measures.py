@@ -7,9 +7,10 @@ the source's frames from the first on, with another mouth. Boxes and alignment a
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -135,10 +136,16 @@ class _Gathered:
     faces: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # aligned lower faces, PATCH
 
 
+class Watcher(Protocol):
+    """Looks on while the frames of a source and a dub pass by."""
+
+    def look(self, index: int, source: np.ndarray, dub: np.ndarray) -> None: ...
+
+
 def picture_numbers(
-    source: Path, dub: Path, motions: tuple[FaceMotion, FaceMotion], views: Views | None = None
+    frames: Iterable[tuple[np.ndarray, np.ndarray]], motions: tuple[FaceMotion, FaceMotion], *watchers: Watcher
 ) -> dict[str, float | None]:
-    """Compare the pictures of a dub with its source's; ``views`` keeps those that a contact sheet shows.
+    """Compare the pictures of a dub with its source's: ``frames`` are pairs of them, source first, as many as ``motions`` have.
 
     "detail": variance of the grey Laplacian in the mouth box, dub over source, median over frames, faces larger than about
     384 px made that small; "detail_native": at the frame's own pixels. "detail_true": the share of the source's detail that the
@@ -150,11 +157,10 @@ def picture_numbers(
     """
     count = min(map(len, motions))
     seen = motions[0].found[:count] & motions[1].found[:count]
-    frames = zip(upright_frames(source), upright_frames(dub), strict=False)
     gathered, places = _Gathered(), _places(motions[0])
     for index, pair in zip(range(count), frames, strict=False):
-        if views is not None:
-            views.look(index, *pair)
+        for watcher in watchers:
+            watcher.look(index, *pair)
         if seen[index]:
             _gather(gathered, index, pair, motions, places[index])
     return _numbers(gathered, motions)
