@@ -82,7 +82,9 @@ def not_measured(name: str, reason: str) -> Measure:
     return Measure(name, None, "", None, 0, reason)
 
 
-def bootstrap_interval(values: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0) -> tuple[float, float] | None:
+def bootstrap_interval(
+    values: Sequence[float], level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float] | None:
     """Where the mean over clips would lie if other clips like these had been taken: percentiles of resampled means.
 
     None for fewer than 5 values, whose resamples say too little.
