@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_evaluate_videos import COUNT, SIZE, motion_of, pictures, written
+from test_evaluate_videos import COUNT, motion_of, pictures, written
 from tiny import tiny_codec
 
 from flashlips_core import measures as m
+from flashlips_core.cli import main
 from flashlips_core.evaluate.networks import lpips, syncnet
 from flashlips_core.evaluate.pairs import listing, matching, run
 from flashlips_core.evaluate.pairs import pictures as pics
@@ -301,7 +302,7 @@ def test_every_clip_that_can_be_measured_is_and_the_report_stands_alone(material
     class Faceless(Drawn):
         def see(self, path: Path, stop: int) -> FaceMotion:
             motion = super().see(path, min(stop, COUNT))
-            return motion if path != plain_clip else matching.rows_of(motion, [-1] * 0 + [COUNT + 1] * stop)
+            return motion if path != plain_clip else matching.rows_of(motion, [COUNT + 1] * stop)
 
     monkeypatch.setattr(run, "witness_of", lambda weights, lipsync: Faceless({}))
     lipsync, told = SimpleNamespace(codec=tiny_codec()), []
@@ -324,6 +325,40 @@ def test_every_clip_that_can_be_measured_is_and_the_report_stands_alone(material
         run.measure_pairs(pairs[1:], lipsync, tmp_path / "none")
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--generated", "DIR"], "--generated and --sources belong together"),
+        (["--pairs", "p.csv", "--data", "d"], "is a measurement of its own"),
+        (["--pairs", "nowhere.csv"], "cannot be read as a CSV file"),
+        (["--pairs", "nowhere.csv", "--weights", "nowhere"], "There is no folder nowhere"),
+        (["--pairs", "nowhere.csv", "--frames", "2"], "--frames is 2; 5 or more"),
+        (["--generated", "DIR", "--sources", "DIR"], "No videos in"),
+    ],
+)
+def test_the_command_says_what_is_wrong_in_a_sentence(options, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("flashlips_core.cli.evaluate.load_lipsync", lambda args: None)
+    arguments = [str(tmp_path) if word == "DIR" else word for word in options]
+    assert main(["eval", *arguments, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1
+
+
+def test_the_command_measures_a_folder_and_repeats_itself(material, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("flashlips_core.cli.evaluate.load_lipsync", lambda args: SimpleNamespace(codec=tiny_codec()))
+    monkeypatch.setattr(run, "witness_of", lambda weights, lipsync: Drawn({}))
+    made, sources = (tmp_path / name for name in ("g", "s"))
+    for folder, path, name in ((made, material[0], "one_out.mp4"), (sources, material[1], "one.mp4")):
+        folder.mkdir()
+        path.rename(folder / name)
+    options = ["eval", "--generated", str(made), "--sources", str(sources), "--frames", "6", "--out", str(tmp_path / "out")]
+    assert main([*options, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["pairs"][0]["frames"] == 6 and result["command"] == (
+        f"python -m flashlips_core eval --frames 6 --generated {made} --sources {sources}"
+    )
+
+
 # ---- the table -------------------------------------------------------------------------------------------------------------
 
 
@@ -344,4 +379,4 @@ def test_rows_carry_intervals_and_the_worst_clip_has_the_most_faults():
     assert found.value == pytest.approx(0.7) and found.interval[0] < 0.7 < found.interval[1] and "higher = better" in found.note
     assert rows["frames whose face is lost"].value == 5 and rows["frames whose face is lost"].count == 50
     assert sorted(clips, key=badness)[0]["lips_r"] == 0.9 and badness({}) == 0
-    assert len({row.key for row in ROWS}) == len(ROWS) and SIZE
+    assert len({row.key for row in ROWS}) == len(ROWS)

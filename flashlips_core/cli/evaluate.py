@@ -1,4 +1,4 @@
-"""``python -m flashlips_core eval``: the table of held-out clips, or what is measured instead of it."""
+"""``python -m flashlips_core eval``: the table of held-out clips, or what is measured instead of it: any clips, any outputs."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
     skipped = "of --finetune: leave out the person's first clips"
     parser.add_argument("--skip", type=int, default=0, metavar="CLIPS", help=skipped)
     _add_videos(parser)
+    _add_pairs(parser)
     group = parser.add_argument_group("dubs")
     add_finish(group)
     add_gain(group, None)
@@ -60,6 +61,16 @@ def _add_videos(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--against", type=Path, metavar="RESULT.json", help="show another run's numbers beside these")
 
 
+def _add_pairs(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "anybody's outputs (nothing is dubbed; nothing else is needed, but --weights may hold MediaPipe's landmarker, "
+        "face recognition, LPIPS with AlexNet, and SyncNet)"
+    )
+    group.add_argument("--pairs", type=Path, metavar="FILE.csv", help="columns generated, source and, if it was another, sound")
+    group.add_argument("--generated", type=Path, metavar="DIR", help="outputs, named after their sources: CLIP.mp4, CLIP_out.mp4")
+    group.add_argument("--sources", type=Path, metavar="DIR", help="what --generated was made of")
+
+
 def minutes(text: str) -> float:
     """A time above 0."""
     value = float(text)
@@ -69,11 +80,13 @@ def minutes(text: str) -> float:
 
 
 def run_eval(args: argparse.Namespace) -> dict[str, Any]:
-    """Measure the model on held-out clips: a table, or with ``--videos`` a page, under ``--out``."""
+    """Measure the model on held-out clips, or with ``--pairs`` anybody's outputs; the table and a page lie under ``--out``."""
     from ..evaluate.session import Session
     from ..face.motion import LANDMARKER_FILE
 
     check_eval(args)
+    if args.pairs or args.generated:
+        return _of_pairs(args)
     weights = args.weights or args.data.parent / "weights"
     lipsync = load_lipsync(args)
     with progress_bar("eval", args, unit=" dubs and minutes" if args.finetune else " dubs") as progress:
@@ -87,12 +100,37 @@ def check_eval(args: argparse.Namespace) -> None:
 
     if (args.compare or args.finetune) and (args.speech or args.parts != list(PARTS) or args.targets != "basic"):
         raise FlashLipsError("--parts, --targets and --speech belong to the table; leave them out with --compare or --finetune.")
+    if (args.generated is None) != (args.sources is None):
+        raise FlashLipsError("--generated and --sources belong together; give both folders, or a CSV file as --pairs.")
+    is_other = bool(args.pairs or args.generated)
+    if is_other and (args.pairs and args.generated or args.videos or args.data or args.compare or args.finetune):
+        raise FlashLipsError(
+            "--pairs, or --generated with --sources, is a measurement of its own; leave out the other one's files."
+        )
+    if is_other:
+        return
     if args.data is None and (args.videos is None or args.weights is None):
-        raise FlashLipsError("There is nothing to measure; give --data for the table, or --videos, --voice and --weights.")
+        raise FlashLipsError(
+            "There is nothing to measure; give --data for the table; --videos, --voice and --weights; or --pairs."
+        )
     if args.videos is not None and (args.compare or args.finetune):
         raise FlashLipsError("--videos is a measurement of its own; leave out --compare and --finetune.")
     if args.skip < 0 or args.skip and not args.finetune:
         raise FlashLipsError(f"--skip is {args.skip}; give how many of the person's first clips --finetune leaves out, with it.")
+
+
+def _of_pairs(args: argparse.Namespace) -> dict[str, Any]:
+    from ..evaluate.pairs.listing import from_csv, from_folders
+    from ..evaluate.pairs.run import measure_pairs
+
+    if args.weights is not None and not args.weights.is_dir():
+        raise FlashLipsError(f"There is no folder {args.weights}; check --weights, or leave it out.")
+    if args.frames is not None and args.frames < 5:
+        raise FlashLipsError(f"--frames is {args.frames}; 5 or more are needed.")
+    pairs, skipped = from_csv(args.pairs) if args.pairs else from_folders(args.generated, args.sources)
+    with progress_bar("eval", args, unit=" clips") as progress:
+        command = command_of(args)
+        return measure_pairs(pairs, load_lipsync(args), args.out, args.weights, skipped, command, args.frames, progress)
 
 
 def _of_videos(args: argparse.Namespace, session: Any) -> dict[str, Any]:
@@ -119,6 +157,7 @@ def _of_table(args: argparse.Namespace, session: Any, weights: Path) -> dict[str
 
 
 VIDEO_OPTIONS = ("videos", "voice", "in_turn", "frames", "only", "own_voice", "own_lips", "dubs", "against")
+PAIR_OPTIONS = ("pairs", "generated", "sources")
 DUB_OPTIONS = {"references": "num_references", "sharpen": "sharpen", "gain": "gain", "start": "start"}
 
 
@@ -127,13 +166,13 @@ def command_of(args: argparse.Namespace) -> str:
     from ..evaluate.parts import PARTS
     from ..steps import SHARPEN, DubSettings
 
-    own = ("data", "weights", "suite", "parts", "targets", "speech", "compare", "finetune", "skip", *VIDEO_OPTIONS)
+    own = ("data", "weights", "suite", "parts", "targets", "speech", "compare", "finetune", "skip", *VIDEO_OPTIONS, *PAIR_OPTIONS)
     models = ("models", "codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "device", "crop_px")
     given = {name: getattr(args, name) for name in (*own, *models)}
     given |= {option: getattr(args, name) for option, name in DUB_OPTIONS.items()}
     defaults = {"parts": list(PARTS), "targets": "basic", "sharpen": SHARPEN, "skip": 0, "start": DubSettings.start}
     given |= {name: None for name, value in defaults.items() if given[name] == value}
-    given |= {"suite": None} if given["videos"] is not None else {}
+    given |= {"suite": None} if any(given[name] is not None for name in ("videos", *PAIR_OPTIONS)) else {}
     words = ["python -m flashlips_core eval"]
     for name, value in given.items():
         if value is not None and value is not False:

@@ -1,0 +1,210 @@
+"""What a frame costs in the networks that a user would run instead, rebuilt at their public sizes with random weights.
+
+Speed does not depend on the weights. Each network runs once or a few times, and its time is multiplied by how often a frame needs
+it; one frame at a time, in fp32, eager, on the same threads as ours. Their face detection, files and blending are left out.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..measures import flops_of
+from ..types import POSE_DIM, Progress
+from .wav2lip import Wav2Lip
+
+WHISPER_FRAMES = 30 * 25  # Whisper hears 30 s at once
+SD15 = dict(
+    block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, attention_head_dim=8, cross_attention_dim=384, out_channels=4,
+    down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"), up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a method and how often a frame needs it."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    run: Callable[[nn.Module], object]
+    per_frame: float
+
+
+@dataclass(frozen=True)
+class Method:
+    """What somebody would run instead."""
+
+    name: str
+    crop_px: int
+    networks: Sequence[Network]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one frame costs a method."""
+
+    name: str
+    crop_px: int
+    parameters: int
+    gflop: float
+    ms: float
+    timed: int  # runs of each network whose median was taken
+    note: str
+    parts: dict[str, float]  # ms a frame of each network
+
+
+def methods() -> list[Method]:
+    """The rivals, and the paper's own configuration."""
+    return [
+        Method("Wav2Lip", 96, [Network("generator", Wav2Lip, _wav2lip, 1)]),
+        Method(
+            "MuseTalk 1.5", 256,
+            [
+                Network("U-Net, one step", lambda: _sd_unet(8), _step(8, 32), 1),
+                Network("SD VAE, encode masked frame and reference", _sd_vae, _encode(256), 2),
+                Network("SD VAE, decode", _sd_vae, _decode(256), 1),
+                Network("Whisper tiny", _whisper, _hear, 1 / WHISPER_FRAMES),
+            ],
+        ),
+        Method(
+            "LatentSync 1.6", 512,
+            [
+                Network("U-Net, 20 steps with guidance", lambda: _sd_unet(13), _step(13, 64), 20 * 2),
+                Network("SD VAE, encode masked frame and reference", _sd_vae, _encode(512), 2),
+                Network("SD VAE, decode", _sd_vae, _decode(512), 1),
+                Network("Whisper tiny", _whisper, _hear, 1 / WHISPER_FRAMES),
+            ],
+            "without its layers over time, so a lower bound; one step is timed and multiplied by 40",
+        ),
+        Method(
+            "the FlashLips paper's U-Net", 512,
+            [
+                Network("U-Net editor", _paper_editor, _paper_edit, 1),
+                Network("SDXL VAE, encode frame and reference", _sdxl_vae, _encode(512), 2),
+                Network("SDXL VAE, decode", _sdxl_vae, _decode(512), 1),
+            ],
+            "nothing cached",
+        ),
+    ]  # fmt: skip
+
+
+def side_by_side(wanted: Sequence[Method], runs: int = 3, progress: Progress | None = None) -> list[Cost]:
+    """Time every method's networks one after another; each lives only while it is timed."""
+    found = []
+    for done, method in enumerate(wanted, start=1):
+        found.append(_cost(method, runs))
+        if progress is not None:
+            progress(done, len(wanted))
+    return found
+
+
+def _cost(method: Method, runs: int) -> Cost:
+    parts, sizes, gflop = {}, {}, 0.0
+    for network in method.networks:
+        built = network.build().requires_grad_(False).eval()
+        sizes[network.build] = max(sizes.get(network.build, 0), sum(p.numel() for p in built.parameters()))
+        parts[network.name] = 1000 * network.per_frame * _seconds(network, built, runs)
+        with torch.device("meta"):
+            gflop += network.per_frame * _flops(network) / 1e9
+        del built
+        gc.collect()
+    return Cost(method.name, method.crop_px, sum(sizes.values()), gflop, sum(parts.values()), runs, method.note, parts)
+
+
+@torch.inference_mode()
+def _seconds(network: Network, built: nn.Module, runs: int) -> float:
+    seconds = []
+    for index in range(runs + (runs > 1)):  # the first of several only warms up
+        start = time.perf_counter()
+        network.run(built)
+        if index or runs == 1:
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def _flops(network: Network) -> int:
+    built = network.build().requires_grad_(False).eval()
+    return flops_of(lambda: network.run(built))
+
+
+def table(costs: Sequence[dict], ours: dict[str, float]) -> str:
+    """Markdown: how many times as long as ours each method's networks take. ``ours``: ms a frame by name."""
+    titles = ["method", "crop px", "parameters", "GFLOP a frame", *(f"times {name}" for name in ours), "note"]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for cost in costs:
+        ratios = [f"{cost['ms'] / ms:.3g}" for ms in ours.values()]
+        size, gflop = f"{cost['parameters'] / 1e6:.0f} M", f"{cost['gflop']:.3g}"
+        lines.append(f"| {' | '.join([cost['name'], str(cost['crop_px']), size, gflop, *ratios, cost['note']])} |")
+    return "\n".join(lines)
+
+
+def as_dicts(costs: Sequence[Cost]) -> list[dict]:
+    """For JSON."""
+    return [asdict(cost) for cost in costs]
+
+
+# ---- their networks --------------------------------------------------------------------------------------------------------
+
+
+def _sd_unet(channels: int) -> nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(in_channels=channels, **SD15)
+
+
+def _step(channels: int, cells: int) -> Callable[[nn.Module], Tensor]:
+    """One step on one frame, beside the 50 rows of Whisper's features that are around it."""
+    return lambda unet: unet(torch.zeros(1, channels, cells, cells), torch.zeros(1), torch.zeros(1, 50, 384)).sample
+
+
+def _sd_vae() -> nn.Module:
+    from .editors import sdxl_vae
+
+    return sdxl_vae()  # SD's has the same layers
+
+
+def _sdxl_vae() -> nn.Module:
+    from .editors import sdxl_vae
+
+    return sdxl_vae()
+
+
+def _encode(size: int) -> Callable[[nn.Module], Tensor]:
+    return lambda vae: vae.encode(torch.zeros(1, 3, size, size)).latent_dist.mode()
+
+
+def _decode(size: int) -> Callable[[nn.Module], Tensor]:
+    return lambda vae: vae.decode(torch.zeros(1, 4, size // 8, size // 8)).sample
+
+
+def _whisper() -> nn.Module:
+    from transformers import WhisperConfig
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    return WhisperEncoder(WhisperConfig(d_model=384, encoder_layers=4, encoder_attention_heads=6, encoder_ffn_dim=1536))
+
+
+def _hear(encoder: nn.Module) -> Tensor:
+    return encoder(torch.zeros(1, 80, 3000)).last_hidden_state
+
+
+def _wav2lip(generator: nn.Module) -> Tensor:
+    return generator(torch.zeros(1, 1, 80, 16), torch.zeros(1, 6, 96, 96))
+
+
+def _paper_editor() -> nn.Module:
+    from ..models.editor_unet import UNET_250M, EditorUNet
+
+    return EditorUNet(UNET_250M)
+
+
+def _paper_edit(editor: nn.Module) -> Tensor:
+    context = editor.prepare_references(torch.zeros(1, 1, 4, 64, 64))
+    return editor(torch.zeros(1, 4, 64, 64), context, torch.zeros(1, POSE_DIM))
