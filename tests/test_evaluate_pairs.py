@@ -28,6 +28,11 @@ from flashlips_core.types import FlashLipsError
 GAPS = 0.15 + 0.1 * np.sin(np.arange(COUNT) / 2)
 
 
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    monkeypatch.setattr(pics, "MOST_PICTURES", 4)
+
+
 class Drawn:
     """A witness who knows what was drawn: lip gaps by the file's name."""
 
@@ -317,7 +322,7 @@ def test_every_clip_that_can_be_measured_is_and_the_report_stands_alone(material
         "why"
     ]
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "data:image/jpeg;base64," in page and "http" not in page and "&lt;x&gt;" in page and "too few clips" in page
+    assert "data:image/jpeg;base64," in page and "://" not in page and "&lt;x&gt;" in page and "none; 5 clips are needed" in page
     assert json.loads((tmp_path / "out" / "result.json").read_text())["pairs"][0]["curves"]["generated"]
     with open(tmp_path / "out" / "clips.csv", newline="") as file:
         assert [row["name"] for row in csv.DictReader(file)] == ["made"]

@@ -7,12 +7,14 @@ Editors of the paper's size, of which no weights are bundled, are timed without 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from fractions import Fraction
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from ..measures import flops_of, peak_resident_bytes, resident_bytes
 from ..media import probe
 from ..pipeline import LipSync
 from ..system.children import end_with_parent
-from ..types import POSE_DIM, FlashLipsError, Progress
+from ..types import POSE_DIM, FlashLipsError, Progress, device_of, dtype_for
+from . import rivals, stages
 from .long_clip import write_long_clip, write_long_voice
 
 DEMO = Path(__file__).parents[1] / "demo"
@@ -42,20 +45,23 @@ def demo_voice() -> Path:
 
 def timed_runs(lipsync: LipSync, video: Path, audio: Path, repeats: int, batch: int, progress: Progress | None = None) -> dict:
     """Dub ``video`` with ``audio`` once to warm up, then ``repeats`` times. Medians over the timed runs."""
-    seconds, stages, frames = [], [], 0
+    seconds, runs = [], []
     with tempfile.TemporaryDirectory() as folder:
         for index in range(repeats + 1):
             start = time.perf_counter()
             report = lipsync.dub(video, audio, Path(folder) / f"{index}.mp4", batch=batch)
             if index:
                 seconds.append(time.perf_counter() - start)
-                stages.append(report.seconds)
-                frames = report.frames
+                runs.append(report.seconds)
             if progress is not None:
                 progress(index + 1, repeats + 1)
-    info = probe(video)
+    info, frames = probe(video), report.frames
+    rows = stages.stage_rows(runs, frames, stages.work_of(lipsync, len(report.references)))
+    networks = [sum(run.get(name, 0.0) for name in stages.NETWORK_STAGES) for run in runs]
+    peak = peak_resident_bytes()
     return {
         "video": f"{info.width}x{info.height}, {frames} frames",
+        "crop px": lipsync.crop_px,
         "inside the timer": "file to file: read, track, audio to poses, networks, paste, encode, mux; not loading the models",
         "warm-up runs": 1,
         "timed runs": repeats,
@@ -63,15 +69,10 @@ def timed_runs(lipsync: LipSync, video: Path, audio: Path, repeats: int, batch: 
         "frames per second, median": frames / statistics.median(seconds),
         "frames per second, lowest and highest": [frames / max(seconds), frames / min(seconds)],
         "seconds, median": statistics.median(seconds),
-        "stages": stage_shares(stages),
+        "networks, ms a frame": 1000 * statistics.median(networks) / frames,
+        "peak GB of the process": None if peak is None else peak / 1e9,
+        "stages": stages.as_dicts(rows),
     }
-
-
-def stage_shares(runs: Sequence[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """Median seconds of each stage and its share of their sum; stages overlap in threads, so the sum exceeds the run."""
-    medians = {name: statistics.median(run.get(name, 0.0) for run in runs) for name in runs[0]}
-    total = sum(medians.values())
-    return {name: {"seconds": value, "share": value / total if total else 0.0} for name, value in medians.items()}
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,31 @@ def network_sizes() -> list[dict]:
 
 
 def conditions() -> dict:
-    """The machine and the software."""
+    """The machine and the software, and how busy the one was: times of one run can be compared with each other only."""
+    loads = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": platform.machine(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "busy with others, processes": None if loads is None else round(loads, 1),
         "system": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "precision": str(dtype_for(device_of(None))).removeprefix("torch."),
         "compiled": False,
     }
+
+
+def processor() -> str:
+    """Its name, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # only Linux has it
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
 def bench(
@@ -177,6 +193,8 @@ def bench(
     repeats: int,
     batch: int,
     long_minutes: float | None,
+    has_rivals: bool = False,
+    editors: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> dict:
     """Measure everything but the editors of the paper's size; ``progress`` counts the timed runs.
@@ -187,11 +205,18 @@ def bench(
         repeats: timed dubs after one warm-up; 0 skips them.
         batch: frames edited at once.
         long_minutes: also report the peak memory on a 1080p clip this long.
+        has_rivals: also time the networks of other methods, one frame each.
+        editors: which are timed, by name or file; none: the one of ``models``, else the default.
     """
     video, audio = video or demo_clip(), audio or demo_voice()
     result: dict = {"conditions": conditions(), "networks": network_sizes()}
     if repeats:
-        result["end to end"] = timed_runs(LipSync.load(models), video, audio, repeats, batch, progress)
+        chosen = {name: LipSync.load(models, editor=name) for name in editors} or {"default": LipSync.load(models)}
+        result["end to end"] = {
+            name: timed_runs(lipsync, video, audio, repeats, batch, progress) for name, lipsync in chosen.items()
+        }
+    if has_rivals:
+        result["rivals"] = rivals.as_dicts(rivals.side_by_side(rivals.methods(), progress=progress))
     if long_minutes:
         result["long clip"] = long_clip_memory(long_minutes, video, audio, batch, models)
     return result

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from ..measures import flops_of
 from ..types import POSE_DIM, Progress
+from .editors import sdxl_vae
 from .wav2lip import Wav2Lip
 
 WHISPER_FRAMES = 30 * 25  # Whisper hears 30 s at once
+# Of Stable Diffusion 1.5; its VAE has the layers of SDXL's
 SD15 = dict(
     block_out_channels=(320, 640, 1280, 1280), layers_per_block=2, attention_head_dim=8, cross_attention_dim=384, out_channels=4,
     down_block_types=(*("CrossAttnDownBlock2D",) * 3, "DownBlock2D"), up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
@@ -68,8 +70,8 @@ def methods() -> list[Method]:
             "MuseTalk 1.5", 256,
             [
                 Network("U-Net, one step", lambda: _sd_unet(8), _step(8, 32), 1),
-                Network("SD VAE, encode masked frame and reference", _sd_vae, _encode(256), 2),
-                Network("SD VAE, decode", _sd_vae, _decode(256), 1),
+                Network("SD VAE, encode masked frame and reference", sdxl_vae, _encode(256), 2),
+                Network("SD VAE, decode", sdxl_vae, _decode(256), 1),
                 Network("Whisper tiny", _whisper, _hear, 1 / WHISPER_FRAMES),
             ],
         ),
@@ -77,8 +79,8 @@ def methods() -> list[Method]:
             "LatentSync 1.6", 512,
             [
                 Network("U-Net, 20 steps with guidance", lambda: _sd_unet(13), _step(13, 64), 20 * 2),
-                Network("SD VAE, encode masked frame and reference", _sd_vae, _encode(512), 2),
-                Network("SD VAE, decode", _sd_vae, _decode(512), 1),
+                Network("SD VAE, encode masked frame and reference", sdxl_vae, _encode(512), 2),
+                Network("SD VAE, decode", sdxl_vae, _decode(512), 1),
                 Network("Whisper tiny", _whisper, _hear, 1 / WHISPER_FRAMES),
             ],
             "without its layers over time, so a lower bound; one step is timed and multiplied by 40",
@@ -87,8 +89,8 @@ def methods() -> list[Method]:
             "the FlashLips paper's U-Net", 512,
             [
                 Network("U-Net editor", _paper_editor, _paper_edit, 1),
-                Network("SDXL VAE, encode frame and reference", _sdxl_vae, _encode(512), 2),
-                Network("SDXL VAE, decode", _sdxl_vae, _decode(512), 1),
+                Network("SDXL VAE, encode frame and reference", sdxl_vae, _encode(512), 2),
+                Network("SDXL VAE, decode", sdxl_vae, _decode(512), 1),
             ],
             "nothing cached",
         ),
@@ -162,18 +164,6 @@ def _sd_unet(channels: int) -> nn.Module:
 def _step(channels: int, cells: int) -> Callable[[nn.Module], Tensor]:
     """One step on one frame, beside the 50 rows of Whisper's features that are around it."""
     return lambda unet: unet(torch.zeros(1, channels, cells, cells), torch.zeros(1), torch.zeros(1, 50, 384)).sample
-
-
-def _sd_vae() -> nn.Module:
-    from .editors import sdxl_vae
-
-    return sdxl_vae()  # SD's has the same layers
-
-
-def _sdxl_vae() -> nn.Module:
-    from .editors import sdxl_vae
-
-    return sdxl_vae()
 
 
 def _encode(size: int) -> Callable[[nn.Module], Tensor]:

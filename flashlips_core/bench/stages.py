@@ -101,7 +101,10 @@ def _parameters(network: nn.Module) -> int:
 
 def table(rows: Sequence[dict]) -> str:
     """Markdown, from the rows as dicts."""
-    lines = ["| stage | parameters | GFLOP a frame | ms a frame (lowest to highest) | FPS alone | share |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| stage | parameters | GFLOP a frame | ms a frame (lowest to highest) | FPS alone | share |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         size = "" if row["parameters"] is None else f"{row['parameters'] / 1e6:.2f} M"
         gflop = "" if row["gflop"] is None else f"{row['gflop']:.3g}"

@@ -1,6 +1,7 @@
 """Wav2Lip's generator (Prajwal et al. 2020) at its public size, to be timed with random weights.
 
-B batch. Faces are (B, 6, 96, 96): a frame whose lower half is masked, and a reference; sound is (B, 1, 80, 16), a mel spectrogram.
+B batch. Faces are (B, 6, 96, 96): a frame whose lower half is masked, and a reference; sound is
+(B, 1, 80, 16), a mel spectrogram.
 """
 
 from __future__ import annotations

@@ -81,8 +81,7 @@ def _row(row: Row, values: Sequence[float], judges: Judges) -> Measure:
     parts += [f"by {network.name}"] if network is not None and row.judge == "identity" else []
     interval = m.bootstrap_interval(values)
     spread = f"lowest {min(values):.3g}, highest {max(values):.3g}" if len(values) > 1 else ""
-    spread += f"; too few clips for an interval ({m.LEAST_CLIPS} are needed)" if interval is None else ""
-    note = "; ".join(filter(None, (*parts, spread.removeprefix("; "))))
+    note = "; ".join(filter(None, (*parts, spread)))
     return replace(m.shown(row.name, float(np.mean(values)), len(values), note), interval=interval)
 
 

@@ -65,6 +65,9 @@ def measure_pairs(
         "faces and lips by": witness.name,
         "ceiling": f"round trip through {lipsync.codec.name}",
         "clips": f"{len(scores)} measured, {len(skipped)} not",
+        "intervals": "95 % of the means over clips drawn again with replacement"
+        if len(scores) >= m.LEAST_CLIPS
+        else f"none; {m.LEAST_CLIPS} clips are needed",
         "torch": torch.__version__,
     }
     result = _result(scores, skipped, judges, conditions, command)

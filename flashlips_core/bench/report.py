@@ -1,0 +1,44 @@
+"""What ``bench`` measured, in Markdown: ``docs/BENCHMARKS.md`` is written by it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import rivals, stages
+
+INTRO = """# Benchmarks
+
+Written by `{command}`; do not edit by hand. Times of one run can be compared with each other only: the machine, and what else it
+was doing, stand below. A dub is timed file to file, with reading, tracking, pasting and writing, without loading the models.
+"""
+RIVALS = """## Beside other methods
+
+Their networks alone, rebuilt at their public sizes with random weights (speed does not depend on them), one frame at a time in
+fp32 on the same threads in the same run. Shown is how many times as long as our networks' they take; face detection, files and
+blending are left out on both sides. Ours are encode, edit, blend mask and decode of the dubs above.
+"""
+
+
+def markdown(result: Mapping, command: str) -> str:
+    """The page."""
+    parts = [INTRO.format(command=command), *(f"- {name}: {value}" for name, value in result["conditions"].items()), ""]
+    dubs = result.get("end to end", {})
+    for name, run in dubs.items():
+        low, high = run["frames per second, lowest and highest"]
+        peak = run["peak GB of the process"]
+        parts += [f"## File to file: editor {name}, {run['crop px']} px\n"]
+        parts += [
+            f"{run['video']}, batch {run['batch']}, {run['timed runs']} timed runs after {run['warm-up runs']} to warm up: "
+        ]
+        parts += [f"**{run['frames per second, median']:.3g} frames per second** ({low:.3g} to {high:.3g})."]
+        parts += [] if peak is None else [f"The process has held at most {peak:.2f} GB so far, with Python and all models."]
+        parts += ["Stages work side by side in threads, so their times add up to more than the run.\n"]
+        parts += [stages.table(run["stages"]), ""]
+    if "rivals" in result and dubs:
+        ours = {f"ours ({name}, {run['crop px']} px)": run["networks, ms a frame"] for name, run in dubs.items()}
+        parts += [RIVALS, rivals.table(result["rivals"], ours), ""]
+    if "long clip" in result:
+        parts += ["## A long clip\n", *(f"- {name}: {value}" for name, value in result["long clip"].items()), ""]
+    parts += ["## Networks\n", "| network | parameters | GFLOP |", "|---|---|---|"]
+    parts += [f"| {row['network']} | {row['parameters'] / 1e6:.2f} M | {row['GFLOP']:.3g} |" for row in result["networks"]]
+    return "\n".join(parts) + "\n"
