@@ -128,7 +128,7 @@ def _of_pairs(args: argparse.Namespace) -> dict[str, Any]:
     if args.frames is not None and args.frames < 5:
         raise FlashLipsError(f"--frames is {args.frames}; 5 or more are needed.")
     pairs, skipped = from_csv(args.pairs) if args.pairs else from_folders(args.generated, args.sources)
-    with progress_bar("eval", args, unit=" clips") as progress:
+    with progress_bar("eval", args) as progress:
         command = command_of(args)
         return measure_pairs(pairs, load_lipsync(args), args.out, args.weights, skipped, command, args.frames, progress)
 

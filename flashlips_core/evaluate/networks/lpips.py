@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...losses import read_state_dict
+from ...pretrained import read_state_dict
 from ...types import FlashLipsError
 from . import find
 

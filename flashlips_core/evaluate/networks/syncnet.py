@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...losses import read_state_dict
+from ...pretrained import read_state_dict
 from ...types import SAMPLE_RATE, FlashLipsError
 from . import find
 

@@ -19,6 +19,8 @@ class Pair:
     generated: Path
     source: Path
     sound: Path | None = None  # what the lips were driven by, a video or sound file; None: the source's own sound
+    has_new_sound: bool = False  # whether another sound drove them though no file of it is given
+    asked: Path | None = None  # (T,) openings that its lips were asked for; None: NAME.opening.npy where it lies beside it
 
     @property
     def name(self) -> str:
@@ -27,7 +29,7 @@ class Pair:
     @property
     def is_reconstruction(self) -> bool:
         """Whether the source itself shows what the lips should do."""
-        return self.sound is None or self.sound.resolve() == self.source.resolve()
+        return not self.has_new_sound and (self.sound is None or self.sound.resolve() == self.source.resolve())
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ from typing import Protocol
 import numpy as np
 
 from ...face import NoFaceError
-from ...face.motion import LANDMARKS, FaceMotion, measure_frames, motion_from_faces
+from ...face.motion import FaceMotion, measure_frames, motion_from_faces
+from ...face.points import LANDMARKS
 from ...pipeline import LipSync
-from ...types import ClipInfo, FaceTrack, FlashLipsError
+from ...types import ClipInfo, FaceTrack, FlashLipsError, Waiting
 from ..videos.measures import upright_frames
 
 SAME_RATE = 0.002  # share by which frame rates may differ: 30000/1001 is 30
@@ -74,10 +75,12 @@ def by_time(curve: np.ndarray, fps: float, matching: Matching) -> np.ndarray:
     return np.where(rows < len(curve), np.asarray(curve, float)[rows.clip(max=len(curve) - 1)], np.nan)
 
 
-def paired_frames(generated: Path, source: Path, matching: Matching) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def paired_frames(
+    generated: Path, source: Path, matching: Matching, waiting: Waiting | None = None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(source, generated) frames (H, W, 3) uint8 RGB, both of the source's size."""
     originals, position, shown = readable_frames(source), -1, None
-    for row, made in zip(matching.rows, readable_frames(generated), strict=False):
+    for row, made in zip(matching.rows, readable_frames(generated, waiting), strict=False):
         while position < row:
             shown, position = next(originals, None), position + 1
         if shown is None:
@@ -93,12 +96,15 @@ def _resized(frame: np.ndarray, size: tuple[int, int] | None) -> np.ndarray:
     return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if frame.shape[1] > size[0] else cv2.INTER_CUBIC)
 
 
-def readable_frames(path: Path) -> Iterator[np.ndarray]:
-    """Frames, and a sentence where the file is damaged."""
+def readable_frames(path: Path, waiting: Waiting | None = None) -> Iterator[np.ndarray]:
+    """Frames, and a sentence where the file is damaged; ``waiting`` is called after each."""
     import av
 
     try:
-        yield from upright_frames(path)
+        for frame in upright_frames(path):
+            yield frame
+            if waiting is not None:
+                waiting()
     except av.error.FFmpegError as error:
         raise FlashLipsError(f"{path.name} cannot be decoded ({error.strerror}); write it again.") from error
 
@@ -111,8 +117,8 @@ class Witness(Protocol):
 
     name: str
 
-    def see(self, path: Path, stop: int) -> FaceMotion:
-        """What it sees in the first ``stop`` frames."""
+    def see(self, path: Path, stop: int, waiting: Waiting | None = None) -> FaceMotion:
+        """What it sees in the first ``stop`` frames; ``waiting`` is called for each and may raise to stop the work."""
         ...
 
 
@@ -123,8 +129,9 @@ class MediaPipe:
     landmarker: Path
     name: str = "MediaPipe's face landmarker"
 
-    def see(self, path: Path, stop: int) -> FaceMotion:
-        return measure_frames((frame for _, frame in zip(range(stop), readable_frames(path), strict=False)), self.landmarker)
+    def see(self, path: Path, stop: int, waiting: Waiting | None = None) -> FaceMotion:
+        frames = (frame for _, frame in zip(range(stop), readable_frames(path, waiting), strict=False))
+        return measure_frames(frames, self.landmarker)
 
 
 @dataclass(frozen=True)
@@ -134,9 +141,9 @@ class OwnLandmarks:
     lipsync: LipSync
     name: str = "the bundled landmark network"
 
-    def see(self, path: Path, stop: int) -> FaceMotion:
+    def see(self, path: Path, stop: int, waiting: Waiting | None = None) -> FaceMotion:
         try:
-            track = self.lipsync.track(path, stop=stop)
+            track = self.lipsync.track(path, stop=stop, progress=None if waiting is None else lambda *_: waiting())
         except NoFaceError:
             return motion_from_faces([None] * stop)
         return motion_of(track)

@@ -7,10 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ... import measures as m
 from ...face.motion import LANDMARKER_FILE
+from ...media import probe
 from ...pipeline import LipSync
 from ...types import FlashLipsError, Progress
 from .listing import Pair, Skipped
@@ -19,6 +21,7 @@ from .page import write_page
 from .rows import badness, rows_of
 from .scores import Judges, Score, scored
 
+CARD_CONDITIONS = ("faces and lips by", "ceiling")
 UNCOLUMNED = ("curves", "notes")  # of a clip, in a CSV file
 
 
@@ -45,19 +48,18 @@ def measure_pairs(
         weights: folder with MediaPipe's landmarker and the networks that judge; what it lacks is a row that says so.
         skipped: what was left out before.
         frames: the first so many of each video only.
-        progress: counts pairs.
+        progress: counts frames, each of them three times: where the face is in either video, and how the pictures compare.
     """
-    judges, witness = Judges.load(weights), witness_of(weights, lipsync)
+    judges, witness, count = Judges.load(weights), witness_of(weights, lipsync), _Count(pairs, frames, progress)
     out.mkdir(parents=True, exist_ok=True)
     skipped, scores = list(skipped), []
-    for done, pair in enumerate(pairs, start=1):
+    for number, pair in enumerate(pairs):
         try:
-            sheet = out / "sheets" / f"{done:03}-{pair.name}.png"
-            scores.append(scored(pair, witness, judges, lipsync.codec, sheet, frames))
+            sheet = out / "sheets" / f"{number + 1:03}-{pair.name}.png"
+            scores.append(scored(pair, witness, judges, lipsync.codec, sheet, frames, count.one_more))
         except FlashLipsError as error:
             skipped.append(Skipped(pair.name, str(error)))
-        if progress is not None:
-            progress(done, len(pairs))
+        count.finished(number)
     if not scores:
         why = f"the first: {skipped[0].why}" if skipped else "the list is empty."
         raise FlashLipsError(f"None of {len(skipped)} outputs could be measured; {why}")
@@ -73,6 +75,37 @@ def measure_pairs(
     result = _result(scores, skipped, judges, conditions, command)
     _write(out, result)
     return result
+
+
+class _Count:
+    """How far all pairs are, in frames."""
+
+    def __init__(self, pairs: Sequence[Pair], frames: int | None, progress: Progress | None) -> None:
+        self.progress, self.done = progress, 0
+        self.ends = np.cumsum([3 * _length(pair, frames) for pair in pairs]) if progress is not None else None
+
+    def one_more(self) -> None:
+        self.done += 1
+        self._tell()
+
+    def finished(self, number: int) -> None:
+        if self.ends is not None:
+            self.done = int(self.ends[number])
+        self._tell()
+
+    def _tell(self) -> None:
+        if self.progress is not None:
+            total = int(self.ends[-1])
+            self.progress(min(self.done, total), total)
+
+
+def _length(pair: Pair, frames: int | None) -> int:
+    """Frames to look at; 1 for a video that cannot be read, which is said when its turn comes."""
+    try:
+        count = min(probe(path).num_frames for path in (pair.generated, pair.source))
+    except FlashLipsError:
+        return 1
+    return min(count, frames or count)
 
 
 def _result(
@@ -91,6 +124,19 @@ def _result(
         "skipped": [{"name": one.name, "why": one.why} for one in skipped],
         "table": "\n".join(lines) + "\n",
     }
+
+
+def lines_of(result: dict) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """What a score card of one clip shows: name, value and note of what was measured; sentences on the rest."""
+    measured = [row for row in result["measures"] if row["value"] is not None]
+    lines = [
+        (row["name"], f"{row['value']:.3g}" if abs(row["value"]) < 100 else f"{row['value']:.0f}", row["note"])
+        for row in measured
+    ]
+    remarks = [f"{name}: {value}" for name, value in result["conditions"].items() if name in CARD_CONDITIONS]
+    remarks += result["pairs"][0]["notes"]
+    remarks += [f"{row['name']}: not measured: {row['note']}" for row in result["measures"] if row["value"] is None]
+    return lines, remarks
 
 
 def _write(out: Path, result: dict) -> None:

@@ -14,10 +14,11 @@ from ...audio import to_mono_16k
 from ...codec import Codec
 from ...drawings.sheets import contact_sheet
 from ...face.crop import smooth_boxes
-from ...face.motion import FACE_OVAL, FaceMotion, motion_from_faces
-from ...losses import load_identity
+from ...face.motion import FaceMotion, motion_from_faces
+from ...face.points import OVAL, in_mesh
 from ...media import has_picture, open_sound, probe, sound_rate
-from ...types import SAMPLE_RATE, FlashLipsError
+from ...pretrained import load_identity
+from ...types import SAMPLE_RATE, FlashLipsError, Waiting
 from ..networks.lpips import load_lpips
 from ..networks.syncnet import FPS, SIZE_PX, SyncNet, load_syncnet, sync_of
 from ..videos import measures as vm
@@ -84,28 +85,35 @@ class Score:
 
 
 def scored(
-    pair: Pair, witness: Witness, judges: Judges, codec: Codec, sheet: Path | None = None, frames: int | None = None
+    pair: Pair,
+    witness: Witness,
+    judges: Judges,
+    codec: Codec,
+    sheet: Path | None = None,
+    frames: int | None = None,
+    waiting: Waiting | None = None,
 ) -> Score:
     """Measure one output.
 
     Args:
-        frames: the first so many only; None for all that both videos have.
         codec: whose round trip is the ceiling.
         sheet: where a contact sheet of both mouths is written.
+        frames: the first so many only; None for all that both videos have.
+        waiting: called for each frame that is looked at, three times for each that both videos have.
     Raises:
         FlashLipsError: the files cannot be read, share too few frames, or show no face.
     """
     matching = match(probe(pair.generated), probe(pair.source), frames)
-    motions = _seen(pair, witness, matching)
+    motions = _seen(pair, witness, matching, waiting)
     notes = list(matching.notes)
-    wanted = _wanted(pair, witness, matching, motions[0], notes)
+    wanted = _wanted(pair, witness, matching, motions[0], notes, waiting)
     numbers: Numbers = {"frames": float(len(matching)), "lost": float((motions[0].found & ~motions[1].found).sum())}
     numbers |= _lips(motions[1], wanted) | _asked(pair, motions[1])
     numbers |= _sync(pair, motions[1], matching, judges.syncnet, notes) if judges.syncnet is not None else {}
     shown = None
     if matching.size is not None:
         views = None if sheet is None else vm.mouth_views(motions[0], motions[1].lip_gap)
-        numbers |= _pictures(pair, matching, motions, judges, codec, views)
+        numbers |= _pictures(pair, matching, motions, judges, codec, views, waiting)
         shown = sheet if views is not None and _draw(views, sheet) else None
     if not pair.is_reconstruction:
         notes.append("another sound than the source's drove it: the mouth's pixels are not compared with the source's")
@@ -113,10 +121,10 @@ def scored(
     return Score(pair, numbers, notes, curves, matching.fps, shown)
 
 
-def _seen(pair: Pair, witness: Witness, matching: Matching) -> tuple[FaceMotion, FaceMotion]:
+def _seen(pair: Pair, witness: Witness, matching: Matching, waiting: Waiting | None) -> tuple[FaceMotion, FaceMotion]:
     """The source's face, row by row of the matching, and the generated one."""
-    source = witness.see(pair.source, int(matching.rows[-1]) + 1)
-    generated = witness.see(pair.generated, len(matching))
+    source = witness.see(pair.source, int(matching.rows[-1]) + 1, waiting)
+    generated = witness.see(pair.generated, len(matching), waiting)
     motions = rows_of(source, matching.rows), rows_of(generated, range(len(matching)))
     for path, motion in zip((pair.source, pair.generated), motions, strict=True):
         if motion.found.sum() < LEAST_FRAMES:
@@ -126,15 +134,18 @@ def _seen(pair: Pair, witness: Witness, matching: Matching) -> tuple[FaceMotion,
     return motions
 
 
-def _wanted(pair: Pair, witness: Witness, matching: Matching, source: FaceMotion, notes: list[str]) -> np.ndarray | None:
+def _wanted(
+    pair: Pair, witness: Witness, matching: Matching, source: FaceMotion, notes: list[str], waiting: Waiting | None
+) -> np.ndarray | None:
     """(T,) lip gap of the face whose voice is spoken; None where nobody shows it, which the notes say."""
     if pair.is_reconstruction:
         return source.lip_gap
-    if not has_picture(pair.sound):
-        notes.append(f"{pair.sound.name} has no picture: nobody shows what the lips should do, so they are not compared")
+    if pair.sound is None or not has_picture(pair.sound):
+        what = "the new sound" if pair.sound is None else pair.sound.name
+        notes.append(f"{what} has no picture: nobody shows what the lips should do, so they are not compared")
         return None
     clip = probe(pair.sound)
-    motion = witness.see(pair.sound, clip.num_frames)
+    motion = witness.see(pair.sound, clip.num_frames, waiting)
     if motion.found.sum() < LEAST_FRAMES:
         notes.append(f"{pair.sound.name} shows no face, so the lips are not compared")
         return None
@@ -180,7 +191,7 @@ def _has_sound(path: Path) -> bool:
 def _sync_crops(path: Path, face: FaceMotion, matching: Matching) -> Iterator[np.ndarray]:
     """The face at 25 frames per second, cut as SyncNet's pipeline cuts around a detector's box: 1.4 times its half side to the
     left and right, once above and 1.8 times below its middle."""
-    outline = face.landmarks[:, list(FACE_OVAL)]
+    outline = face.landmarks[:, list(in_mesh(OVAL))]
     boxes = np.concatenate([outline.min(1), outline.max(1)], 1)
     half = (boxes[:, 2:] - boxes[:, :2]).max(1, keepdims=True) / 2
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
@@ -199,7 +210,7 @@ def _sync_crops(path: Path, face: FaceMotion, matching: Matching) -> Iterator[np
 
 def _asked(pair: Pair, generated: FaceMotion) -> Numbers:
     """How well the lips do what a pose model asked, where its curve lies beside the video."""
-    path = pair.generated.with_suffix(ASKED)
+    path = pair.asked or pair.generated.with_suffix(ASKED)
     found = vm.lip_numbers(generated, np.load(path)) if path.is_file() else {}
     return {f"asked_{name}": found[name] for name in ("r", "size") if found.get(name) is not None}
 
@@ -211,12 +222,13 @@ def _pictures(
     judges: Judges,
     codec: Codec,
     views: vm.Views | None,
+    waiting: Waiting | None,
 ) -> Numbers:
     scale = probe(pair.source).width / probe(pair.generated).width
     motions = motions[0], _enlarged(motions[1], scale)
     crops = Crops(motions, matching.fps)
     watchers = [crops, *filter(None, [views])]
-    found = vm.picture_numbers(paired_frames(pair.generated, pair.source, matching), motions, *watchers)
+    found = vm.picture_numbers(paired_frames(pair.generated, pair.source, matching, waiting), motions, *watchers)
     numbers: Numbers = {name: found[key] for name, key in PICTURE_NUMBERS.items()} | {"jitter": crops.jitter}
     numbers |= likeness(crops, codec, judges.lpips, pair.is_reconstruction)
     if judges.identity is not None:
