@@ -307,10 +307,9 @@ def test_a_timed_run_is_file_to_file_and_says_what_is_inside(toy_folder, talking
     result = dubs.timed_runs(lipsync, talking_clip, talking_clip, repeats=1, batch=4)
     assert result["video"] == "64x48, 25 frames" and "file to file" in result["inside the timer"]
     assert result["frames per second, median"] == pytest.approx(25 / result["seconds, median"])
-    assert sum(stage["share"] for stage in result["stages"]) == pytest.approx(1) and result["networks, ms a frame"] > 0
-    work = {stage["name"]: stage for stage in result["stages"]}
-    assert work["edit"]["gflop"] > 0 and work["edit"]["parameters"] == sum(p.numel() for p in lipsync.editor.parameters())
-    assert list(work)[0] == "decode the video" and list(work)[-1] == "encode and write the video"
+    assert sum(stage["share"] for stage in result["stages"]) == pytest.approx(1)
+    names = [stage["name"] for stage in result["stages"]]
+    assert names[0] == "decode the video" and names[-1] == "encode and write the video"
 
 
 def test_what_stops_the_dub_whose_memory_is_measured_is_passed_on(toy_folder, plain_clip, tmp_path):

@@ -57,7 +57,6 @@ def timed_runs(lipsync: LipSync, video: Path, audio: Path, repeats: int, batch: 
                 progress(index + 1, repeats + 1)
     info, frames = probe(video), report.frames
     rows = stages.stage_rows(runs, frames, stages.work_of(lipsync, len(report.references)))
-    networks = [sum(run.get(name, 0.0) for name in stages.NETWORK_STAGES) for run in runs]
     peak = peak_resident_bytes()
     return {
         "video": f"{info.width}x{info.height}, {frames} frames",
@@ -69,7 +68,6 @@ def timed_runs(lipsync: LipSync, video: Path, audio: Path, repeats: int, batch: 
         "frames per second, median": frames / statistics.median(seconds),
         "frames per second, lowest and highest": [frames / max(seconds), frames / min(seconds)],
         "seconds, median": statistics.median(seconds),
-        "networks, ms a frame": 1000 * statistics.median(networks) / frames,
         "peak GB of the process": None if peak is None else peak / 1e9,
         "stages": stages.as_dicts(rows),
     }

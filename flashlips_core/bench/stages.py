@@ -34,7 +34,6 @@ STAGES = {
     "paste": ("compose with the frame", ""),
     "encode video": ("encode and write the video", ""),
 }
-NETWORK_STAGES = ("encode crop", "edit", "alpha", "decode crop")  # what a rival's networks are compared with
 
 
 @dataclass(frozen=True)

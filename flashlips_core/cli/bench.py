@@ -32,8 +32,6 @@ def run_bench(args: argparse.Namespace) -> dict[str, Any]:
         raise FlashLipsError("--within belongs to --full; add that, or leave --within out.")
     if args.full and (args.rivals or args.markdown or args.editor):
         raise FlashLipsError("--full has a table of its own; leave out --rivals, --markdown and --editor.")
-    if args.rivals and not args.repeats:
-        raise FlashLipsError("--rivals are compared with dubs of the same run; let --repeats be 1 or more.")
     with progress_bar("bench", args, unit=" runs") as progress:
         if args.full:
             from ..bench.editors import full_speed
