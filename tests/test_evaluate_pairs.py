@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_evaluate_videos import COUNT, motion_of, pictures, written
+from drawn_motion import COUNT, motion_of, pictures, written
 from tiny import tiny_codec
 
 from flashlips_core import measures as m
