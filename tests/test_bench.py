@@ -62,13 +62,19 @@ def test_a_network_that_is_needed_often_costs_as_often():
     def run(network: nn.Module) -> torch.Tensor:
         return network(torch.zeros(1, 64))
 
-    build = lambda: nn.Linear(64, 64)  # noqa: E731
+    built = []
+
+    def build() -> nn.Module:
+        built.append(nn.Linear(64, 64))
+        return built[-1]
+
     once, often = (Method(str(n), 8, [Network("a", build, run, n), Network("b", build, run, 0)]) for n in (1, 40))
     told = []
     costs = rivals.side_by_side([once, often], runs=3, progress=lambda done, total: told.append((done, total)))
     assert told == [(1, 2), (2, 2)]
     assert costs[1].gflop == pytest.approx(40 * costs[0].gflop) and costs[0].gflop == pytest.approx(2 * 64 * 64 / 1e9)
     assert costs[0].parameters == 64 * 65 and costs[0].parts["b"] == 0 <= costs[0].ms and costs[0].timed == 3
+    assert len(built) == 1  # the same work is done once
 
 
 def test_our_own_networks_are_timed_in_the_same_way():

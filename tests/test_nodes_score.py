@@ -23,7 +23,7 @@ def result() -> dict:
 def test_a_card_lists_what_was_measured_and_says_what_was_not() -> None:
     lines, remarks = lines_of(result())
     assert lines == [("r", "0.5", "higher = better"), ("lost", "1234", "")]
-    assert remarks == ["ceiling: codec", "cut", "LPIPS: not measured: put FILE in FOLDER"]
+    assert remarks == ["ceiling: codec", "cut", "not measured: LPIPS: put FILE in FOLDER"]
 
 
 def test_a_card_grows_with_its_lines_and_shows_the_picture_below() -> None:

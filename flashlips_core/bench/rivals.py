@@ -42,6 +42,11 @@ class Network:
     run: Callable[[nn.Module], object]
     per_frame: float
 
+    @property
+    def work(self) -> tuple[Callable, Callable]:
+        """The same for the same work of another method."""
+        return self.build, self.run
+
 
 @dataclass(frozen=True)
 class Method:
@@ -114,30 +119,46 @@ def side_by_side(wanted: Sequence[Method], runs: int = 5, progress: Progress | N
         runs: of a network after one to warm up; those that take more than 2 s run once, without.
     """
     flops_of(lambda: nn.Linear(1, 1)(torch.zeros(1, 1)))  # what the counter imports at its first use takes seconds
-    found = []
+    found, known = [], {}
     for done, method in enumerate(wanted, start=1):
-        found.append(_cost(method, runs))
+        for network in method.networks:
+            if network.work not in known:
+                known[network.work] = _measured(network, runs)
+        found.append(_cost(method, [known[network.work] for network in method.networks]))
         if progress is not None:
             progress(done, len(wanted))
     return found
 
 
-def _cost(method: Method, runs: int) -> Cost:
-    parts, sizes, gflop, timed = {}, {}, 0.0, []
-    for network in method.networks:
-        built = network.build().requires_grad_(False).eval()
-        sizes[network.build] = sum(p.numel() for p in built.parameters())
-        work = functools.partial(network.run, built)
-        flops, seconds = _counted(work)
-        if seconds < LONG_S:
-            seconds = statistics.median(_seconds(work) for _ in range(runs))
-        timed.append(runs if seconds < LONG_S else 1)
-        parts[network.name] = 1000 * network.per_frame * seconds
-        gflop += network.per_frame * flops / 1e9
-        del built
-        gc.collect()
-    size = sum(sizes.values())
-    return Cost(method.name, method.crop_px, size, gflop, sum(parts.values()), min(timed), method.note, parts)
+@dataclass(frozen=True)
+class _Run:
+    """One run of a network."""
+
+    parameters: int
+    gflop: float
+    seconds: float
+    timed: int
+
+
+def _measured(network: Network, runs: int) -> _Run:
+    built = network.build().requires_grad_(False).eval()
+    work = functools.partial(network.run, built)
+    flops, seconds = _counted(work)
+    is_long = seconds > LONG_S
+    if not is_long:
+        seconds = statistics.median(_seconds(work) for _ in range(runs))
+    size = sum(p.numel() for p in built.parameters())
+    del built, work
+    gc.collect()
+    return _Run(size, flops / 1e9, seconds, 1 if is_long else runs)
+
+
+def _cost(method: Method, runs: Sequence[_Run]) -> Cost:
+    sizes = {network.build: run.parameters for network, run in zip(method.networks, runs, strict=True)}  # a VAE counts once
+    parts = {n.name: 1000 * n.per_frame * run.seconds for n, run in zip(method.networks, runs, strict=True)}
+    gflop = sum(n.per_frame * run.gflop for n, run in zip(method.networks, runs, strict=True))
+    timed = min(run.timed for run in runs)
+    return Cost(method.name, method.crop_px, sum(sizes.values()), gflop, sum(parts.values()), timed, method.note, parts)
 
 
 def _counted(work: Callable[[], object]) -> tuple[int, float]:
@@ -213,10 +234,12 @@ def _step(channels: int, cells: int) -> Callable[[nn.Module], Tensor]:
     return lambda unet: unet(torch.zeros(1, channels, cells, cells), torch.zeros(1), torch.zeros(1, 50, 384)).sample
 
 
+@functools.cache
 def _encode(size: int) -> Callable[[nn.Module], Tensor]:
     return lambda vae: vae.encode(torch.zeros(1, 3, size, size)).latent_dist.mode()
 
 
+@functools.cache
 def _decode(size: int) -> Callable[[nn.Module], Tensor]:
     return lambda vae: vae.decode(torch.zeros(1, 4, size // 8, size // 8)).sample
 

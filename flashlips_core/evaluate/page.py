@@ -14,7 +14,7 @@ import numpy as np
 STYLE = (
     "body{font:14px sans-serif;margin:1.5em;background:#181818;color:#ddd}table{border-collapse:collapse;margin:1em 0}"
     "td,th{padding:2px 9px;border-bottom:1px solid #444;text-align:right}td:first-child,th:first-child{text-align:left}"
-    ".no{color:#f88}.yes{color:#8d8}.note{color:#999;text-align:left}img{display:block;max-width:none}"
+    "td:last-child,th:last-child{text-align:left}.no{color:#f88}.yes{color:#8d8}.note{color:#999;text-align:left}img{display:block;max-width:none}"
     "div{overflow-x:auto;margin-bottom:1.5em}a{color:#8bf}"
 )
 

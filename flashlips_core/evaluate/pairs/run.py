@@ -135,7 +135,11 @@ def lines_of(result: dict) -> tuple[list[tuple[str, str, str]], list[str]]:
     ]
     remarks = [f"{name}: {value}" for name, value in result["conditions"].items() if name in CARD_CONDITIONS]
     remarks += result["pairs"][0]["notes"]
-    remarks += [f"{row['name']}: not measured: {row['note']}" for row in result["measures"] if row["value"] is None]
+    reasons: dict[str, list[str]] = {}
+    for row in result["measures"]:
+        if row["value"] is None:
+            reasons.setdefault(row["note"], []).append(row["name"])
+    remarks += [f"not measured: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     return lines, remarks
 
 
