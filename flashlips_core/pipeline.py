@@ -6,7 +6,7 @@ T frames. Frames stream; a track and poses are the only things as long as the cl
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -23,6 +23,8 @@ from .types import ClipInfo, FaceTrack, Frame, LipPoses, Progress, Recording, Wa
 
 PROVENANCE = {"comment": "Edited with FlashLips: the lip motion is synthetic."}
 DEFAULTS = DubSettings()
+Stage = Callable[[str, int], None]
+"""``stage(name, count)``: told in words what begins, and how many frames it has, as far as that is known."""
 
 
 @dataclass
@@ -58,6 +60,7 @@ class LipSync(ClipSteps):
         references: Sequence[int] | Look | None = None,
         progress: Progress | None = None,
         show: Show | None = None,
+        stage: Stage | None = None,
         clock: StageClock | None = None,
         **changes: Any,
     ) -> Report:
@@ -70,6 +73,7 @@ class LipSync(ClipSteps):
             references: Frame indices, or what :meth:`look` gave; None chooses.
             progress: Counts frames; repeats the count while the next one takes long.
             show: Gets each finished frame, for a preview; called before ``progress`` counts it.
+            stage: Told what begins.
             changes: Single fields of ``settings``.
         """
         started, clock = time.perf_counter(), clock or StageClock(self.device)
@@ -80,6 +84,9 @@ class LipSync(ClipSteps):
         clip = probe(source)
         check_track(track, clip)
         sound = None if audio is None else opened(audio)
+        tell = stage or _nobody
+        if not isinstance(references, Look):
+            tell("Choosing references", len(track))
         look = self._look_at(source, track, references, settings, clock)
         plan = plan_for(clip, len(track), sound, settings)
         rows = plan_rows(plan, track, poses, clip)
@@ -88,6 +95,7 @@ class LipSync(ClipSteps):
             starts, needs = self.starts(look, wanted, track, plan.indices)
             rows = replace(rows, starts=starts, needs=needs)
         steps = _Steps(progress, show, clock, len(rows))
+        tell("Editing frames", len(rows))
         steps.again()
         is_edited = rows.needs is None or bool(rows.needs[rows.present].any())
         editor = self._frame_editor(look, track.usual_side, settings, clock, steps.again, is_edited)
@@ -111,6 +119,7 @@ class LipSync(ClipSteps):
         poses: LipPoses | None = None,
         progress: Progress | None = None,
         show: Show | None = None,
+        stage: Stage | None = None,
         **changes: Any,
     ) -> Report:
         """Write ``video`` speaking ``audio``.
@@ -118,8 +127,9 @@ class LipSync(ClipSteps):
         Args:
             audio: A sound or video file; None keeps the clip's own sound.
             track, poses: Computed where they are not given. Given poses are used as they are, whatever ``settings`` say.
-            progress: Counts the frames of both passes, tracking and editing; what lies between them repeats the count.
+            progress: Counts the frames of three passes: tracking, choosing references, editing; listening repeats the count.
             show: Gets each finished frame, for a preview.
+            stage: Told what begins.
             changes: Single fields of ``settings``.
         """
         started, clock = time.perf_counter(), StageClock(self.device)
@@ -130,16 +140,20 @@ class LipSync(ClipSteps):
         sound = None if audio is None else voice
         shown = len(plan_for(clip, clip.num_frames, sound, settings))
         stop = _last_frame_heard(clip, shown, settings)
-        passes = _TwoPasses(progress, 0 if track is not None else stop or clip.num_frames, shown)
+        seen, tell = stop or clip.num_frames, stage or _nobody
+        passes = _Passes(progress, 0 if track is not None else seen, seen, shown)
         if track is None:
+            tell("Finding the face", seen)
             with clock("track"):
                 track = self.track(video, settings, stop, passes.first, show)
+        tell("Choosing references", seen)
         with clock("choose references"):
-            look = self.look(video, track, settings.num_references, passes.between)
+            look = self.look(video, track, settings.num_references, passes.second)
         if poses is None:
+            tell("Making the lip motion", 0)
             with clock("sound to poses"):
                 poses = self.poses_for(voice, look.poses, settings, passes.between)
-        watching = {"progress": passes.second, "show": show, "clock": clock}
+        watching = {"progress": passes.third, "show": show, "stage": stage, "clock": clock}
         report = self.edit_video(video, track, poses, out, settings, audio=sound, references=look, **watching)
         return replace(report, total_s=time.perf_counter() - started)
 
@@ -185,7 +199,7 @@ def _voice(video: Source, audio: Source | Recording | None, is_needed: bool) -> 
 
 def _last_frame_heard(clip: ClipInfo, num_shown: int, settings: DubSettings) -> int | None:
     """Where the sound ends, None where every frame is needed."""
-    return num_shown if settings.length == "cut" and num_shown < clip.num_frames else None
+    return num_shown if settings.length in ("auto", "cut") and num_shown < clip.num_frames else None
 
 
 @dataclass
@@ -215,14 +229,19 @@ class _Steps:
                 self.again()
 
 
-class _TwoPasses:
-    """One count over both passes, tracking and editing; each attribute is a stage's progress, None where nobody listens."""
+class _Passes:
+    """One count over three passes: tracking, choosing references, editing; each attribute is a pass's progress, None where
+    nobody listens."""
 
-    def __init__(self, progress: Progress | None, tracked: int, shown: int) -> None:
-        total = tracked + shown
+    def __init__(self, progress: Progress | None, tracked: int, looked: int, shown: int) -> None:
+        total = tracked + looked + shown
 
-        def part(done_before: int) -> Progress | None:
-            return None if progress is None else lambda done, _: progress(min(done_before + done, total), total)
+        def part(before: int, size: int) -> Progress | None:
+            return None if progress is None else lambda done, _: progress(before + min(done, size), total)
 
-        self.first, self.second = part(0), part(tracked)
-        self.between = None if progress is None else lambda *_: progress(tracked, total)
+        self.first, self.second, self.third = part(0, tracked), part(tracked, looked), part(tracked + looked, shown)
+        self.between = None if progress is None else lambda *_: progress(tracked + looked, total)
+
+
+def _nobody(name: str, count: int) -> None:
+    """Where nobody is told."""

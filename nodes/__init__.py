@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from . import bridge_models
 
-FILES = ("edit", "load", "media", "track", "poses", "score", "train")
+FILES = ("edit", "latents", "load", "media", "compare", "track", "poses", "score", "train")
 
 
 class FlashLipsExtension(ComfyExtension):

@@ -1,6 +1,7 @@
-"""Between ComfyUI and the core: folders, progress and cancelling, VIDEO, AUDIO and IMAGE in and out.
+"""Between ComfyUI and the core: folders, VIDEO, AUDIO and IMAGE in and out.
 
-This file and ``bridge_models`` are the only ones that touch comfy.* and folder_paths. B images, H W their size, S samples, C
+This file, ``bridge_models`` and ``progress`` are the only ones that touch comfy.* and folder_paths.
+B images, H W their size, S samples, C
 audio channels. ComfyUI's IMAGE is (B, H, W, 3) in [0, 1], its AUDIO {"waveform": (1, C, S), "sample_rate"}.
 """
 
@@ -11,33 +12,24 @@ import io as streams
 import json
 import os
 import shutil
-import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import comfy.model_management as management
-import comfy.utils
 import folder_paths
 from comfy.cli_args import args
 from comfy_api.latest import InputImpl
-from PIL import Image
 from torch import Tensor
 
-from ..flashlips_core.compose import whole_picture
 from ..flashlips_core.media import load_audio, open_sound, sound_rate
 from ..flashlips_core.media.part import write_images, write_part
 from ..flashlips_core.media.read import open_media
-from ..flashlips_core.pixels import to_bytes
-from ..flashlips_core.types import Audio, FlashLipsError, Frame, Recording
+from ..flashlips_core.types import Audio, FlashLipsError, Recording
+from .progress import Run
 
-PREVIEW_S = 0.5  # a preview picture at most this often
-PREVIEW_PX = 512  # its longest side
-Picture = Frame | Tensor | Callable[[], Tensor]
-"""For a preview: a frame, an image (3, H, W) in [-1, 1], or what makes one when it is wanted."""
 PART_PREFIX = "flashlips-part-"  # of trimmed videos in the temp folder
 
 
@@ -64,54 +56,6 @@ def input_folder() -> Path:
     return Path(folder_paths.get_input_directory())
 
 
-# ---- progress --------------------------------------------------------------------------------------------------------------
-
-
-class Run:
-    """The progress of one node: its bar, its preview picture, and the place where Cancel takes effect."""
-
-    def __init__(self, total: int) -> None:
-        self.bar = comfy.utils.ProgressBar(total)
-        self.frame: Picture | None = None
-        self.shown_at = 0.0
-
-    def beat(self) -> None:
-        """Stop here if the user has pressed Cancel (a BaseException)."""
-        management.throw_exception_if_processing_interrupted()
-
-    def show(self, picture: Picture) -> None:
-        """Remember a picture for the preview. Costs nothing."""
-        self.frame = picture
-
-    def show_image(self, picture: Tensor) -> None:
-        """The same of one of ComfyUI's images, (3, H, W) in [0, 1]."""
-        self.show(lambda: picture * 2 - 1)
-
-    def progress(self, done: int, total: int) -> None:
-        """Move the bar; now and then with the picture that was shown last."""
-        self.beat()
-        preview, now = None, time.monotonic()
-        if self.frame is not None and now - self.shown_at >= PREVIEW_S:
-            preview, self.frame, self.shown_at = ("JPEG", _picture(self.frame), PREVIEW_PX), None, now
-        self.bar.update_absolute(done, max(total, 1), preview)
-
-
-@contextmanager
-def running(total: int = 1) -> Iterator[Run]:
-    """A node's long work; checks at once whether it is still wanted."""
-    run = Run(total)
-    run.beat()
-    try:
-        yield run
-    finally:
-        run.frame = None
-
-
-def _picture(picture: Picture) -> Image.Image:
-    picture = picture() if callable(picture) else picture
-    return Image.fromarray(to_bytes(whole_picture(picture, PREVIEW_PX) if isinstance(picture, Frame) else picture))
-
-
 # ---- video -----------------------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +67,7 @@ def video_source(video: Any, run: Run) -> Iterator[str]:
     part. A video made of images is encoded for each.
     """
     if video is None:
-        raise FlashLipsError("There is no video; connect one, for example from Load Video.")
+        raise FlashLipsError("There is no video; connect one from Load Video, and give that a file with a picture in it.")
     trim = video.get_active_trim_window() if hasattr(video, "get_active_trim_window") else (0.0, 0.0)
     source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
     if isinstance(source, (str, os.PathLike)):
@@ -155,6 +99,7 @@ def _trimmed(source: str | Path, trim: tuple[float, float], run: Run) -> Path:
     key = f"{os.path.realpath(source)}:{stat.st_size}:{stat.st_mtime_ns}:{trim}"
     part = temp_path(".mov").with_name(f"{PART_PREFIX}{hashlib.sha256(key.encode()).hexdigest()[:24]}.mov")
     if not part.is_file():  # it appears whole or not at all
+        run.stage("Reading the part that is used")
         write_part(source, part, *trim, run.progress, run.show)
     return part
 
@@ -164,6 +109,7 @@ def _write_other(video: Any, out: Path, other: Path, run: Run) -> Path:
     if not isinstance(video, InputImpl.VideoFromComponents):
         video.save_to(os.fspath(other))
         return other
+    run.stage("Reading the images")
     parts = video.get_components()  # already in memory; only the references are handed over
     sound = None if not parts.audio else audio_of(parts.audio)
     write_images(parts.images, parts.frame_rate, out, sound, run.progress, run.show)
@@ -174,6 +120,23 @@ def is_whole_file(video: Any) -> bool:
     """Whether a VIDEO is a file as it lies there, whose packets can be copied."""
     is_trimmed = hasattr(video, "get_active_trim_window") and any(video.get_active_trim_window())
     return isinstance(video, InputImpl.VideoFromFile) and not is_trimmed
+
+
+def served(path: str | Path, is_lasting: bool) -> dict[str, str]:
+    """A file as ComfyUI's /view names it, brought into its temp folder if it lies elsewhere or does not last."""
+    file = Path(path).resolve()
+    kinds = {"output": folder_paths.get_output_directory(), "temp": folder_paths.get_temp_directory(), "input": input_folder()}
+    for kind, folder in kinds.items():
+        folder = Path(folder).resolve()
+        if is_lasting and file.is_relative_to(folder):
+            subfolder = file.parent.relative_to(folder).as_posix()
+            return {"filename": file.name, "subfolder": "" if subfolder == "." else subfolder, "type": kind}
+    link = temp_path(file.suffix)
+    try:
+        os.link(file, link)
+    except OSError:  # another disk
+        shutil.copyfile(file, link)
+    return {"filename": link.name, "subfolder": "", "type": "temp"}
 
 
 def workflow_tags(prompt: Any, extra: Mapping[str, Any] | None) -> dict[str, str]:

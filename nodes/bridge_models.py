@@ -1,6 +1,7 @@
 """Between ComfyUI and the core: model folders, networks on devices, VAE in and out.
 
-This file and ``bridge`` are the only ones that touch comfy.* and folder_paths. S samples, C audio channels, h w latent size.
+This file, ``bridge`` and ``progress`` are the only ones that touch comfy.* and folder_paths.
+S samples, C audio channels, h w latent size.
 ComfyUI's LATENT is unscaled (B, 4, h, w).
 """
 
@@ -40,8 +41,9 @@ from ..flashlips_core.loading import (
     load_tracker,
     role_of,
 )
-from ..flashlips_core.types import FlashLipsError, Progress, dtype_for
+from ..flashlips_core.types import FlashLipsError, dtype_for
 from . import bridge
+from .progress import Run
 
 FOLDER = "flashlips"  # of ComfyUI's models folder
 BUNDLED = BUNDLED_NAMES[0]
@@ -255,10 +257,15 @@ def detector() -> Any:
     return load_tracker(_detector_weights(), device(), download=False)
 
 
-def fetch_detector(progress: Progress) -> None:
-    """Download YuNet's weights into models/flashlips, unless they are already found somewhere."""
-    if _detector_weights() is None and found_weights() is None:
-        fetch(DETECTOR, model_folders()[0], DETECTOR_FILES, progress=progress)
+def fetch_detector(run: Run) -> None:
+    """Download YuNet's weights into models/flashlips, unless they are found somewhere; offline the bundled detector does."""
+    if _detector_weights() is not None or found_weights() is not None:
+        return
+    run.stage("Fetching the other face detector")
+    try:
+        fetch(DETECTOR, model_folders()[0], DETECTOR_FILES, progress=run.progress)
+    except FlashLipsError as error:
+        run.notice(f"The other face detector could not be fetched, so the bundled one was used. {error}")
 
 
 def _detector_weights() -> Path | None:

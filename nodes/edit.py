@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 from comfy_api.latest import io
 
 from ..flashlips_core.checks import check_whole_track
-from ..flashlips_core.codec import CELL_PX, SDXL_SCALE
 from ..flashlips_core.images.edit import check_images, check_references, edit_images
-from ..flashlips_core.images.latents import check_latents, edit_latents
-from ..flashlips_core.media import probe
-from ..flashlips_core.pipeline import DubSettings, Look
+from ..flashlips_core.media import plan_frames, probe, shown_seconds
+from ..flashlips_core.pipeline import DubSettings, Look, Report
 from ..flashlips_core.poses.sampling import SamplerSettings
 from ..flashlips_core.steps import LIP_MOTION, SHARPEN, ClipSteps
-from ..flashlips_core.types import POSE_DIM, FaceTrack, FlashLipsError, LipPoses
-from . import bridge
+from ..flashlips_core.types import POSE_DIM, FaceTrack, LipPoses, Recording
+from . import bridge, progress, words
 from . import bridge_models as models
 from .edit_inputs import (
     CONSENT,
-    LENGTH_TOOLTIP,
-    LENGTHS,
     PRESETS,
     batch_input,
     crf_input,
     edit_inputs,
+    fit_input,
+    length_input,
     sharpen_input,
     start_input,
     tag_input,
 )
-from .sockets import DETECTOR_DOWNLOAD, EDITOR_TOOLTIP, Editor, LipEncoder, Poses, download_input
+from .sockets import DETECTOR_DOWNLOAD, EDITOR_TOOLTIP, LipEncoder, download_input
 
 CATEGORY = "FlashLips"
 EDIT_CATEGORY = "FlashLips/edit"
@@ -49,7 +46,20 @@ class LipSync(io.ComfyNode):
             category=CATEGORY,
             description="Makes the person in a video speak another voice, with the bundled networks: load video, load audio, "
             "this node, save video. Only the mouth changes; frames without a face stay as they are. " + CONSENT,
-            search_aliases=["dub", "lip sync", "lipsync", "talking head", "flashlips"],
+            search_aliases=[
+                "dub",
+                "lip sync",
+                "lipsync",
+                "talking head",
+                "talking photo",
+                "mouth",
+                "voice",
+                "wav2lip",
+                "latentsync",
+                "musetalk",
+                "latentsync",
+                "flashlips",
+            ],  # fmt: skip
             inputs=[
                 io.Video.Input("video", tooltip="The clip of a person talking; read frame by frame, of any length."),
                 io.Audio.Input("audio", tooltip="The voice to be spoken; becomes the sound of the result, at its own rate."),
@@ -60,7 +70,7 @@ class LipSync(io.ComfyNode):
                     optional=True,
                     tooltip="Who speaks where there are several: the largest face, or the one at the left or right.",
                 ),
-                io.Combo.Input("length", options=LENGTHS, default="cut", optional=True, tooltip=LENGTH_TOOLTIP),
+                length_input(),
                 io.Float.Input(
                     "lip_motion",
                     default=LIP_MOTION,
@@ -76,7 +86,7 @@ class LipSync(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=False,
+                    control_after_generate=True,
                     optional=True,
                     tooltip="Another number = another take of the lip motion.",
                 ),
@@ -99,8 +109,9 @@ class LipSync(io.ComfyNode):
                 ),
                 sharpen_input(),
                 start_input(),
+                fit_input("the clip shows it"),
             ],
-            outputs=[io.Video.Output(display_name="video")],
+            outputs=[io.Video.Output(display_name="video", tooltip="The clip, speaking the voice; its sound is the voice.")],
         )
 
     @classmethod
@@ -113,7 +124,7 @@ class LipSync(io.ComfyNode):
         video: Any,
         audio: Any,
         face: str = "largest",
-        length: str = "cut",
+        length: str = "auto",
         lip_motion: float = LIP_MOTION,
         seed: int = 0,
         close_in_silence: bool = True,
@@ -123,22 +134,25 @@ class LipSync(io.ComfyNode):
         editor: str = models.BUNDLED,
         sharpen: float = SHARPEN,
         start: str = DubSettings.start,
+        fit: bool = True,
     ) -> io.NodeOutput:
         voice, out = bridge.audio_of(audio), bridge.temp_path(".mp4")
         drawer = models.load_network("editor", editor)
         settings = DubSettings(
-            face, length=length, gain=lip_motion, sampler=SamplerSettings(seed=seed), gate=close_in_silence,
+            face, length=length, gain=lip_motion, fit=fit, sampler=SamplerSettings(seed=seed), gate=close_in_silence,
             batch=models.batch_size(DubSettings.batch), crf=crf, is_tagged=tag, mode=_mode(drawer),
             sharpen=sharpen, start=start,
         )  # fmt: skip
         pose_model, lip_encoder = (models.load_network(role, models.BUNDLED) for role in ("pose-model", "lip-encoder"))
         vae, listener = models.load_vae(drawer.codec_source), models.load_audio_encoder(models.BUNDLED)
         parts = (drawer, vae, pose_model, lip_encoder, listener)
-        with bridge.running() as run, bridge.video_source(video, run) as path:
+        with progress.running("Loading networks") as run, bridge.video_source(video, run) as path:
             if download:
-                models.fetch_detector(run.progress)
-            with models.on_device(*parts, memory_bytes=_memory(drawer, settings.batch)):
-                models.lipsync(*parts).dub(path, voice, out, settings, progress=run.progress, show=run.show)
+                models.fetch_detector(run)
+            _notice_length(run, path, voice, length)
+            with models.on_device(*parts, memory_bytes=memory_of(drawer, settings.batch)):
+                report = models.lipsync(*parts).dub(path, voice, out, settings, **_callbacks(run))
+            run.finish(words.dubbed(report.frames, report.without_face, voice.duration))
         return io.NodeOutput(bridge.output_video(out))
 
 
@@ -172,7 +186,7 @@ class LipSyncVideo(io.ComfyNode):
                     tooltip="Crops that show the editor this person's mouth, from Crop Faces; twenty are best. Not connected: "
                     "chosen in the clip.",
                 ),
-                io.Combo.Input("length", options=LENGTHS, default="cut", optional=True, tooltip=LENGTH_TOOLTIP),
+                length_input(),
                 batch_input(),
                 crf_input(),
                 io.Combo.Input(
@@ -187,7 +201,7 @@ class LipSyncVideo(io.ComfyNode):
                 sharpen_input(),
                 start_input(),
             ],
-            outputs=[io.Video.Output(display_name="video")],
+            outputs=[io.Video.Output(display_name="video", tooltip="The clip with another mouth; the rest as it was.")],
         )
 
     @classmethod
@@ -201,7 +215,7 @@ class LipSyncVideo(io.ComfyNode):
         lip_encoder: models.LoadedNetwork | None = None,
         audio: Any = None,
         references: torch.Tensor | None = None,
-        length: str = "cut",
+        length: str = "auto",
         batch: int = 8,
         crf: int = 16,
         preset: str = "veryfast",
@@ -215,13 +229,16 @@ class LipSyncVideo(io.ComfyNode):
             sharpen=sharpen, start=start,
         )  # fmt: skip
         lip_encoder = lip_encoder or models.load_network("lip-encoder", models.BUNDLED)
-        with bridge.running(len(track)) as run, bridge.video_source(video, run) as path:
+        with progress.running("Loading networks", len(track)) as run, bridge.video_source(video, run) as path:
             check_whole_track(track, probe(path))
-            with models.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
+            if sound is not None:
+                _notice_length(run, path, sound, length)
+            with models.on_device(editor, vae, lip_encoder, memory_bytes=memory_of(editor, batch)):
                 sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
                 look = _look(sync, path, track, settings, references, run)
-                callbacks = {"progress": run.progress, "show": run.show}
-                sync.edit_video(path, track, poses, out, settings, audio=sound, references=look, **callbacks)
+                done = sync.edit_video(path, track, poses, out, settings, audio=sound, references=look, **_callbacks(run))
+            _notice_poses(run, poses, done)
+            run.finish(words.dubbed(done.frames, done.without_face, None if sound is None else sound.duration))
         return io.NodeOutput(bridge.output_video(out))
 
 
@@ -254,7 +271,7 @@ class LipSyncImages(io.ComfyNode):
                 sharpen_input(),
                 start_input(),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[io.Image.Output(display_name="images", tooltip="The images with another mouth; the rest as it was.")],
         )
 
     @classmethod
@@ -275,84 +292,39 @@ class LipSyncImages(io.ComfyNode):
         check_images(pictures, track)
         crops = None if references is None else _crops_of(references)
         lip_encoder = lip_encoder or models.load_network("lip-encoder", models.BUNDLED)
-        with bridge.running(len(images)) as run:
-            with models.on_device(editor, vae, lip_encoder, memory_bytes=_memory(editor, batch)):
+        with progress.running("Editing images", len(images)) as run:
+            with models.on_device(editor, vae, lip_encoder, memory_bytes=memory_of(editor, batch)):
                 sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
                 how = (models.batch_size(batch), sharpen, start, run.progress, run.show)
                 result = edit_images(sync, pictures, track, poses, crops, *how)
+            run.finish(words.dubbed(len(pictures), int((~track.present).sum()), None))
         return io.NodeOutput(bridge.images_of(result))
-
-
-class EditLatents(io.ComfyNode):
-    """The editor itself, between VAE Encode and VAE Decode."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="FlashLipsEditLatents",
-            display_name="Edit Lip Latents",
-            category=EDIT_CATEGORY,
-            description="The lip editor alone: latents of face crops (Crop Faces, then VAE Encode) become latents with another "
-            "mouth (then VAE Decode, Paste Faces).",
-            inputs=[
-                Editor.Input("editor", tooltip="From Load Lip Editor."),
-                io.Latent.Input("target", tooltip="Face crops to change, from VAE Encode with a VAE in SDXL's latent space."),
-                io.Latent.Input("references", tooltip="Crops of the same person and size that show the mouth; twenty are best."),
-                Poses.Input("poses", tooltip="One per target latent; more are cut off."),
-                Poses.Input(
-                    "reference_poses",
-                    optional=True,
-                    tooltip="What the mouths of the references do, from Encode Lip Poses of their crops: the editor then knows "
-                    "which one to look at. Not connected: it judges by the latents.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=2.0,
-                    step=0.05,
-                    optional=True,
-                    tooltip="1 = the edit, 0 = the target as it is, above 1 = exaggerated.",
-                ),
-            ],
-            outputs=[io.Latent.Output(display_name="latent")],
-        )
-
-    @classmethod
-    def execute(
-        cls,
-        editor: models.LoadedNetwork,
-        target: dict,
-        references: dict,
-        poses: LipPoses,
-        reference_poses: LipPoses | None = None,
-        strength: float = 1.0,
-    ) -> io.NodeOutput:
-        samples, shown = target["samples"] * SDXL_SCALE, references["samples"] * SDXL_SCALE
-        check_latents(samples, shown, poses)
-        _check_crops(editor, CELL_PX * samples.shape[-1])
-        batch = models.batch_size(8)
-        with bridge.running(len(samples)) as run, models.on_device(editor, memory_bytes=_memory(editor, batch)):
-            settings = (reference_poses, strength, editor.is_stage_1, batch)
-            callbacks = {"progress": run.progress, "show": lambda latent: run.show(partial(models.latent_picture, latent))}
-            edited = edit_latents(editor.network, samples, shown, poses, *settings, **callbacks)
-        return io.NodeOutput({**target, "samples": edited / SDXL_SCALE})
 
 
 def _mode(editor: models.LoadedNetwork) -> str:
     return "masked" if editor.is_stage_1 else "mask-free"
 
 
-def _check_crops(editor: models.LoadedNetwork, side: int) -> None:
-    """Refuse latents of another crop size than the editor's file names; a file that names none may be of any."""
-    if side != int(editor.notes.get("crop_px", side)):
-        raise FlashLipsError(
-            f"These are latents of {side} px crops, and the editor '{editor.name}' was trained on {editor.crop_px} px; "
-            f"set Crop Faces to {editor.crop_px}, or choose another editor."
-        )
+def _callbacks(run: progress.Run) -> dict[str, Any]:
+    return {"progress": run.progress, "show": run.show, "stage": run.stage}
 
 
-def _memory(editor: models.LoadedNetwork, batch: int) -> int:
+def _notice_length(run: progress.Run, path: str, voice: Recording, mode: str) -> None:
+    """Say what will be cut or lengthened."""
+    clip = probe(path)
+    shown = len(plan_frames(clip.num_frames, clip.fps, voice.duration, mode, shown_seconds(clip, clip.num_frames)))
+    run.notice(words.fitted(clip.duration, voice.duration, shown / clip.fps, mode, clip.num_frames))
+
+
+def _notice_poses(run: progress.Run, poses: LipPoses, done: Report) -> None:
+    """Say where the poses end before the picture does."""
+    moved_s, shown_s = len(poses) / poses.fps, done.frames / done.fps
+    if moved_s < float(shown_s) - words.SMALLEST_S:
+        run.notice(f"The poses end at {words.seconds(moved_s)}; the last one is held up to {words.seconds(shown_s)}.")
+
+
+def memory_of(editor: models.LoadedNetwork, batch: int) -> int:
+    """Bytes for editing so many crops at once."""
     return models.edit_bytes(batch, editor.crop_px)
 
 
@@ -362,14 +334,15 @@ def _crops_of(images: torch.Tensor) -> torch.Tensor:
 
 
 def _look(
-    sync: ClipSteps, path: str, track: FaceTrack, settings: DubSettings, references: torch.Tensor | None, run: bridge.Run
+    sync: ClipSteps, path: str, track: FaceTrack, settings: DubSettings, references: torch.Tensor | None, run: progress.Run
 ) -> Look:
     """What the clip shows of the person, with reference images in place of its own, where there are any."""
     given = None if references is None else check_references(_crops_of(references), sync.crop_px)
     if given is not None and not settings.is_retrieved:
         return Look(given, [], torch.zeros(0, POSE_DIM))  # nothing else of the clip is needed
+    run.stage("Choosing references", len(track))
     look = sync.look(path, track, settings.num_references, run.progress)
     return look if given is None else replace(look, references=given, frames=[])
 
 
-NODES = [LipSync, LipSyncVideo, LipSyncImages, EditLatents]
+NODES = [LipSync, LipSyncVideo, LipSyncImages]

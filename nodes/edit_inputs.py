@@ -7,14 +7,15 @@ from comfy_api.latest import io
 from ..flashlips_core.steps import SHARPEN, STARTS, DubSettings
 from .sockets import Editor, Poses, Track
 
-LENGTHS = ["cut", "loop", "ping-pong", "hold", "silence"]
+LENGTHS = ["auto", "cut", "loop", "ping-pong", "hold", "silence"]
 PRESETS = ["ultrafast", "veryfast", "fast", "medium", "slow"]
 CONSENT = (
     "Dub people only with their consent, and say wherever you show the video that it was changed. Files carry a note in their "
     "metadata; it is easily lost and does not replace saying it."
 )
 LENGTH_TOOLTIP = (
-    "Where sound and picture differ in length. cut: both end with the shorter one; loop, ping-pong, hold: the picture goes on "
+    "Where sound and picture differ in length. auto: as long as the sound: a longer picture is cut, a shorter one goes on "
+    "backwards and forwards, a still is held; cut: both end with the shorter one; loop, ping-pong, hold: the picture goes on "
     "until the sound ends, from its start, backwards, or standing still; silence: the picture keeps its length."
 )
 CRF_TOOLTIP = "Quality of the H.264 video. 0 = lossless, 18 = hardly visible loss, higher = smaller and worse."
@@ -29,6 +30,20 @@ def edit_inputs(track: str, unit: str) -> list[io.Input]:
         Editor.Input("editor", tooltip="From Load Lip Editor."),
         io.Vae.Input("vae", tooltip="From Load Codec, or any VAE in SDXL's latent space."),
     ]
+
+
+def length_input() -> io.Combo.Input:
+    return io.Combo.Input("length", options=LENGTHS, default=LENGTHS[0], optional=True, tooltip=LENGTH_TOOLTIP)
+
+
+def fit_input(seen: str) -> io.Boolean.Input:
+    return io.Boolean.Input(
+        "fit",
+        default=True,
+        optional=True,
+        advanced=True,
+        tooltip=f"On = the mouth opens no further than {seen}. Off = as far as the voice asks for.",
+    )
 
 
 def batch_input() -> io.Int.Input:

@@ -9,8 +9,8 @@ from comfy_api.latest import io
 
 from ..flashlips_core.downloads import AUDIO_ENCODERS, AUDIO_FILES, CODEC_FILES, CODECS, fetch
 from ..flashlips_core.types import FlashLipsError
-from . import bridge
 from . import bridge_models as models
+from . import progress
 from .sockets import EDITOR_TOOLTIP, Editor, LipEncoder, PoseModel, download_input
 
 CATEGORY = "FlashLips/load"
@@ -53,7 +53,7 @@ class LoadEditor(NetworkLoader):
     """The network that changes the lips."""
 
     NODE_ID, NAME, ROLE = "FlashLipsLoadEditor", "Load Lip Editor", "editor"
-    OUTPUT = Editor.Output(display_name="editor")
+    OUTPUT = Editor.Output(display_name="editor", tooltip="For Lip-Sync Video and the other edits.")
     DESCRIPTION_TEXT = "Loads a lip editor: the network that gives a face crop another mouth."
     TOOLTIP = EDITOR_TOOLTIP
 
@@ -62,7 +62,7 @@ class LoadLipEncoder(NetworkLoader):
     """The network that reads a lip pose from a crop."""
 
     NODE_ID, NAME, ROLE = "FlashLipsLoadLipEncoder", "Load Lip Encoder", "lip-encoder"
-    OUTPUT = LipEncoder.Output(display_name="lip_encoder")
+    OUTPUT = LipEncoder.Output(display_name="lip_encoder", tooltip="For Encode Lip Poses, and for the edits.")
     DESCRIPTION_TEXT = "Loads a lip encoder: the network that reads the 12 numbers of a lip pose from a face crop."
 
 
@@ -70,7 +70,7 @@ class LoadPoseModel(NetworkLoader):
     """The network that turns a voice into lip poses."""
 
     NODE_ID, NAME, ROLE = "FlashLipsLoadPoseModel", "Load Pose Model", "pose-model"
-    OUTPUT = PoseModel.Output(display_name="pose_model")
+    OUTPUT = PoseModel.Output(display_name="pose_model", tooltip="For Sample Lip Poses.")
     DESCRIPTION_TEXT = (
         "Loads a pose model: the network that turns a voice into lip poses. Each listens to one kind of audio encoder; "
         "bundled becomes the one made for Whisper tiny when that has listened."
@@ -100,7 +100,7 @@ class LoadCodec(io.ComfyNode):
                 ),
                 download_input(DOWNLOAD),
             ],
-            outputs=[io.Vae.Output(display_name="vae")],
+            outputs=[io.Vae.Output(display_name="vae", tooltip="The codec; an ordinary VAE of SDXL's latent space.")],
         )
 
     @classmethod
@@ -157,7 +157,7 @@ class LoadAudioEncoder(io.ComfyNode):
                 ),
                 download_input(DOWNLOAD),
             ],
-            outputs=[io.AudioEncoder.Output(display_name="audio_encoder")],
+            outputs=[io.AudioEncoder.Output(display_name="audio_encoder", tooltip="For Encode Audio.")],
         )
 
     @classmethod
@@ -183,7 +183,7 @@ def _fetched(hub_id: str, known: dict[str, str], files: tuple[str, ...], is_allo
         raise FlashLipsError(
             f"'{hub_id}' is not in models/flashlips yet; switch 'download' on to fetch it, or choose another that is there."
         )
-    with bridge.running() as run:
+    with progress.running(f"Fetching {hub_id}") as run:
         return fetch(hub_id, models.model_folders()[0], files, known[hub_id], run.progress)
 
 

@@ -13,8 +13,8 @@ from comfy_api.latest import io, ui
 
 from ..flashlips_core.media import has_picture, probe
 from ..flashlips_core.media.save import ENCODERS, save_clip, suffix_like
-from ..flashlips_core.types import Audio, FlashLipsError
-from . import bridge
+from ..flashlips_core.types import Audio, ClipInfo, FlashLipsError
+from . import bridge, progress, words
 
 CATEGORY = "FlashLips/media"
 SILENCE_HZ = 44_100  # of the silence that a clip without sound gets
@@ -41,8 +41,9 @@ class LoadVideo(io.ComfyNode):
                     "flashlips-demo/face.mp4, pair.mp4 and voice.wav there come with FlashLips.",
                 )
             ],
+            search_aliases=["load video", "load audio", "open file", "video path", "upload"],
             outputs=[
-                io.Video.Output(display_name="video"),
+                io.Video.Output(display_name="video", tooltip="The clip; empty where the file holds only sound."),
                 io.Audio.Output(
                     display_name="audio", tooltip="The clip's sound at its own rate; silence of its length if it has none."
                 ),
@@ -67,8 +68,14 @@ class LoadVideo(io.ComfyNode):
         if not file.is_file():
             raise FlashLipsError(_missing(path))
         if not has_picture(file):
-            return io.NodeOutput(None, bridge.FileAudio(file))
+            sound = bridge.FileAudio(file)
+            length_s = bridge.audio_of(sound).duration
+            progress.say(
+                f"A sound file: {words.seconds(length_s)} at {sound.sample_rate} Hz. It has no picture, 'video' is empty."
+            )
+            return io.NodeOutput(None, sound)
         clip = probe(file)
+        progress.say(_described(clip))
         sound = bridge.FileAudio(file) if clip.audio_rate else bridge.to_audio(_silence(clip.duration))
         return io.NodeOutput(bridge.output_video(file), sound)
 
@@ -84,6 +91,7 @@ class SaveVideo(io.ComfyNode):
             category=CATEGORY,
             description="Saves a video into ComfyUI's output folder. 'copy' moves the coded pictures and sound as they are: no "
             "loss, no waiting.",
+            search_aliases=["save video", "export video", "video combine", "mp4"],
             inputs=[
                 io.Video.Input("video", tooltip="The video to save."),
                 io.String.Input(
@@ -140,14 +148,28 @@ class SaveVideo(io.ComfyNode):
         audio: Any = None,
     ) -> io.NodeOutput:
         sound = None if audio is None else bridge.audio_of(audio)
-        with bridge.running() as run, bridge.video_source(video, run) as path:
+        with progress.running("Saving", is_shown=False) as run, bridge.video_source(video, run) as path:
             clip, has_packets = probe(path), bridge.is_whole_file(video)
             codec = "h264" if codec == "copy" and not has_packets else codec
             suffix = f".{container}" if container != "auto" else suffix_like(path) if has_packets else ".mp4"
             out, subfolder = bridge.output_path(filename_prefix, suffix, clip.width, clip.height)
             tags = bridge.workflow_tags(cls.hidden.prompt, cls.hidden.extra_pnginfo)
-            save_clip(path, out, codec, crf, sound, tags, run.progress, run.show)
+            run.stage("Copying" if codec == "copy" else "Encoding", 0 if codec == "copy" else clip.num_frames)
+            save_clip(path, out, codec, crf, sound, tags, run.progress)
+            run.finish(_saved(out, codec))
         return io.NodeOutput(ui=ui.PreviewVideo([ui.SavedResult(out.name, subfolder, io.FolderType.output)]))
+
+
+def _described(clip: ClipInfo) -> str:
+    """A clip in one line."""
+    sound = f"sound at {clip.audio_rate} Hz" if clip.audio_rate else "no sound: 'audio' is silence"
+    return f"{clip.width} x {clip.height}, {float(clip.fps):.5g} fps, {words.seconds(clip.duration)}, {sound}"
+
+
+def _saved(out: Path, codec: str) -> str:
+    """What was saved, in one line."""
+    size = out.stat().st_size / 1e6
+    return f"{out.name}, {size:.1f} MB, " + ("packets copied" if codec == "copy" else f"encoded as {codec}")
 
 
 def _silence(duration: Fraction) -> Audio:

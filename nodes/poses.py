@@ -25,13 +25,14 @@ from ..flashlips_core.drawings.poses import draw_poses
 from ..flashlips_core.flow import SOLVERS
 from ..flashlips_core.images.poses import poses_from_images
 from ..flashlips_core.media import probe
-from ..flashlips_core.poses.motion import frame_rate, resample, spread
+from ..flashlips_core.poses.motion import fit_to_range, frame_rate, resample, spread
 from ..flashlips_core.poses.operations import Surroundings, apply_operations, from_json, simple_operations
 from ..flashlips_core.poses.sampling import SamplerSettings, sample_poses
 from ..flashlips_core.poses.silence import silence_gate
-from ..flashlips_core.types import FaceTrack, FlashLipsError, LipPoses
-from . import bridge
+from ..flashlips_core.types import SAMPLE_RATE, FaceTrack, FlashLipsError, LipPoses
+from . import bridge, progress, words
 from . import bridge_models as models
+from .edit_inputs import fit_input
 from .sockets import DETECTOR_DOWNLOAD, LipEncoder, PoseModel, Poses, Track, download_input, fps_input
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class EncodeAudio(io.ComfyNode):
                     "in Hugging Face's format in models/audio_encoders or models/flashlips. The bundled pose model needs none.",
                 ),
             ],
-            outputs=[io.AudioEncoderOutput.Output(display_name="features")],
+            outputs=[io.AudioEncoderOutput.Output(display_name="features", tooltip="What was heard, 50 or so rows a second.")],
         )
 
     @classmethod
@@ -77,7 +78,7 @@ class EncodeAudio(io.ComfyNode):
     @classmethod
     def execute(cls, audio_encoder: Any, audio: dict, emotion_encoder: str = NO_EMOTION) -> io.NodeOutput:
         samples = to_mono_16k(bridge.audio_of(audio))
-        with bridge.running() as run:
+        with progress.running("Listening") as run:
             with models.on_device(audio_encoder, memory_bytes=ENCODE_BYTES):
                 if hasattr(audio_encoder, "encoder"):
                     encoded = encoded_audio(audio_encoder.encoder.encode(samples, run.progress), len(samples))
@@ -88,6 +89,7 @@ class EncodeAudio(io.ComfyNode):
                 classifier = models.load_emotion_encoder(_classifier(emotion_encoder))
                 with models.on_device(classifier, memory_bytes=ENCODE_BYTES):
                     encoded = with_emotion(encoded, classifier.encoder.encode(samples, run.progress))
+            run.finish(f"{words.seconds(len(samples) / SAMPLE_RATE)} of sound heard")
         return io.NodeOutput(encoded)
 
 
@@ -101,6 +103,7 @@ class SamplePoses(io.ComfyNode):
             display_name="Sample Lip Poses",
             category=CATEGORY,
             description="Makes the lip motion for a voice: one pose of 12 numbers per frame. Another seed is another take.",
+            search_aliases=["voice to lips", "talking", "audio to motion", "speech"],
             inputs=[
                 PoseModel.Input("pose_model", tooltip="From Load Pose Model."),
                 io.AudioEncoderOutput.Input(
@@ -167,14 +170,15 @@ class SamplePoses(io.ComfyNode):
                     optional=True,
                     tooltip="Brings the lips to rest where the sound holds no speech.",
                 ),
+                fit_input("the source poses show it"),
             ],
-            outputs=[Poses.Output(display_name="poses")],
+            outputs=[Poses.Output(display_name="poses", tooltip="One lip pose of 12 numbers per frame.")],
         )
 
     @classmethod
     def execute(
         cls, pose_model: models.LoadedNetwork, features: dict, source_poses=None, seed=0, steps=4, solver="euler",
-        guidance=1.0, temperature=0.3, fps=25.0, close_in_silence=True,
+        guidance=1.0, temperature=0.3, fps=25.0, close_in_silence=True, fit=True,
     ) -> io.NodeOutput:  # fmt: skip
         ours = known_features(features)
         pose_model = pose_model if ours is None else models.listening(pose_model, ours.kind)
@@ -183,14 +187,24 @@ class SamplePoses(io.ComfyNode):
         emotion = emotion_for(features, network.config.emotion_dim)
         sources = None if source_poses is None else spread(source_poses, NUM_SOURCES)
         settings = SamplerSettings(steps, solver, guidance, temperature, seed)
-        with bridge.running() as run, models.on_device(pose_model, memory_bytes=ENCODE_BYTES):
+        with progress.running("Making the lip motion") as run, models.on_device(pose_model, memory_bytes=ENCODE_BYTES):
             poses = sample_poses(network, heard, sources, settings, emotion, run.progress)
             rest = network.rest_pose.float().cpu()
-        if close_in_silence and len(heard.level_db):
-            poses = silence_gate(poses, heard, rest)
-        elif close_in_silence:
-            log.warning(NO_LEVEL)
-        return io.NodeOutput(resample(poses, frame_rate(fps)))
+            if close_in_silence and len(heard.level_db):
+                poses = silence_gate(poses, heard, rest)
+            elif close_in_silence:
+                run.notice(NO_LEVEL)
+            if fit and source_poses is not None:
+                poses = _fitted(poses, sources, rest)
+            poses = resample(poses, frame_rate(fps))
+            run.finish(f"{words.count(len(poses), 'pose')} for {words.seconds(len(poses) / poses.fps)} of voice")
+        return io.NodeOutput(poses)
+
+
+def _fitted(poses: LipPoses, seen: Tensor, rest: Tensor) -> LipPoses:
+    """The same motion within what the person's poses ``seen`` (K, 12) show, as a dub in one node fits it."""
+    openings = models.lipsync(lip_encoder=models.load_network("lip-encoder", models.BUNDLED)).openings
+    return fit_to_range(poses, openings(poses.values), openings(seen), rest)
 
 
 class EncodePoses(io.ComfyNode):
@@ -216,7 +230,7 @@ class EncodePoses(io.ComfyNode):
                 fps_input(),
                 download_input("For tracking here. " + DETECTOR_DOWNLOAD),
             ],
-            outputs=[Poses.Output(display_name="poses")],
+            outputs=[Poses.Output(display_name="poses", tooltip="One lip pose of 12 numbers per frame.")],
         )
 
     @classmethod
@@ -229,17 +243,28 @@ class EncodePoses(io.ComfyNode):
     ) -> io.NodeOutput:
         bridge.check_one_clip(video, images)
         lipsync = models.lipsync(lip_encoder=lip_encoder)
-        with bridge.running() as run, models.on_device(lip_encoder, memory_bytes=ENCODE_BYTES):
+        with progress.running("Reading the lips") as run, models.on_device(lip_encoder, memory_bytes=ENCODE_BYTES):
             if download and track is None:
-                models.fetch_detector(run.progress)
+                models.fetch_detector(run)
             if images is not None:
                 pictures, rate = bridge.pictures_of(images), frame_rate(fps)
-                return io.NodeOutput(poses_from_images(lipsync, pictures, rate, track, progress=run.progress, show=run.show))
+                poses = poses_from_images(lipsync, pictures, rate, track, progress=run.progress, show=run.show)
+                return cls._done(run, poses, track)
             with bridge.video_source(video, run) as path:
+                clip = probe(path)
                 if track is None:
+                    run.stage("Finding the face", clip.num_frames)
                     track = lipsync.track(path, progress=run.progress, show=run.show)
-                check_whole_track(track, probe(path))
-                return io.NodeOutput(lipsync.poses_from_video(path, track, progress=run.progress, show=run.show))
+                check_whole_track(track, clip)
+                run.stage("Reading the lips", len(track))
+                return cls._done(run, lipsync.poses_from_video(path, track, progress=run.progress, show=run.show), track)
+
+    @classmethod
+    def _done(cls, run: progress.Run, poses: LipPoses, track: FaceTrack | None) -> io.NodeOutput:
+        absent = 0 if track is None else int((~track.present).sum())
+        filled = f", {absent} of them filled in where no face is seen" if absent else ""
+        run.finish(f"{words.count(len(poses), 'pose')}, {float(poses.fps):.5g} a second{filled}")
+        return io.NodeOutput(poses)
 
 
 class EditPoses(io.ComfyNode):
@@ -331,7 +356,7 @@ class PreviewPoses(io.ComfyNode):
                     "lip_encoder", optional=True, tooltip="Reads the mouth opening from poses. Without it: the bundled one."
                 ),
             ],
-            outputs=[io.Image.Output(display_name="picture")],
+            outputs=[io.Image.Output(display_name="picture", tooltip="The picture that the node shows.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 

@@ -24,8 +24,8 @@ def fps_input(tooltip: str = IMAGES_FPS) -> io.Float.Input:
 
 
 DETECTOR_DOWNLOAD = (
-    "On = fetch YuNet's weights from Hugging Face (less than 0.4 MB) into models/flashlips, unless they are there: it finds "
-    "small faces better, and a turned face beside a frontal one. Off = never use the network; the bundled detector does without."
+    "Not needed. On = fetch another face detector, YuNet, from Hugging Face once (0.4 MB, into models/flashlips): it finds small "
+    "faces better, and a turned face beside a frontal one. Off = never use the network: the bundled detector is used."
 )
 
 

@@ -22,7 +22,7 @@ from ..flashlips_core.media import probe, read_frames
 from ..flashlips_core.poses.motion import frame_rate
 from ..flashlips_core.stream import counted, prefetch
 from ..flashlips_core.types import ClipInfo, FaceTrack, FlashLipsError, Frame
-from . import bridge
+from . import bridge, progress, words
 from . import bridge_models as models
 from .sockets import DETECTOR_DOWNLOAD, Track, download_input, fps_input
 
@@ -44,6 +44,7 @@ class TrackFace(io.ComfyNode):
             description="Follows one face through a video or an image batch, by 99 landmarks; its square turns with the head. "
             "The result is small and stays cached: changing the voice or the seed does not track again. Frames without the face "
             "are left as they are by all later nodes.",
+            search_aliases=["face detection", "find face", "landmarks", "face tracking"],
             inputs=[
                 io.Video.Input("video", optional=True, tooltip="The clip, read frame by frame. Connect this or images."),
                 io.Image.Input("images", optional=True, tooltip="Its frames in order, instead of a video."),
@@ -103,7 +104,7 @@ class TrackFace(io.ComfyNode):
                 ),
                 download_input(DETECTOR_DOWNLOAD),
             ],
-            outputs=[Track.Output(display_name="track")],
+            outputs=[Track.Output(display_name="track", tooltip="Where the face is in each frame; small, and cached.")],
         )
 
     @classmethod
@@ -115,14 +116,16 @@ class TrackFace(io.ComfyNode):
         cls, video=None, images=None, face="largest", index=0, reference=None, fps=25.0,
         threshold=0.5, every=1, stabilise="smooth", download=False,
     ) -> io.NodeOutput:  # fmt: skip
-        with bridge.running() as run:
+        with progress.running("Finding the face") as run:
             if download:
-                models.fetch_detector(run.progress)
+                models.fetch_detector(run)
             detector = models.detector()
             which = _wanted_face(face, index, reference, detector)
             with _clip(run, video, images, fps) as (frames, info):
                 seen = counted(frames, info.num_frames, show=run.show)
+                run.stage("Finding the face", info.num_frames)
                 track = track_faces(seen, info, detector, which, every, stabilise, threshold, run.progress)
+            run.finish(words.tracked(track.present, 1 if track.scene is None else int(track.scene.max()) + 1, track.fps))
         return io.NodeOutput(track)
 
 
@@ -151,7 +154,7 @@ class PreviewTrack(io.ComfyNode):
                     tooltip="How many frames are shown. Higher = larger sheet.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="sheet")],
+            outputs=[io.Image.Output(display_name="sheet", tooltip="The picture that the node shows.")],
             hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
@@ -161,7 +164,7 @@ class PreviewTrack(io.ComfyNode):
         if images is not None:
             check_track_of_images(track, bridge.pictures_of(images))
         if video is not None or images is not None:
-            with bridge.running() as run, _clip(run, video, images, float(track.fps)) as (stream, _):
+            with progress.running("Reading frames") as run, _clip(run, video, images, float(track.fps)) as (stream, _):
                 pictures = pick_pictures(stream, track, indices, run.progress)
         sheet = torch.from_numpy(track_sheet(track, indices, pictures))[None].float() / 255
         return io.NodeOutput(sheet, ui=ui.PreviewImage(sheet, cls=cls))
@@ -194,14 +197,17 @@ class CropFaces(io.ComfyNode):
                     "Track) nothing is gained.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="crops"), io.Mask.Output(display_name="mask")],
+            outputs=[
+                io.Image.Output(display_name="crops", tooltip="One square for each image."),
+                io.Mask.Output(display_name="mask", tooltip="White where the face is there, black where it is absent."),
+            ],
         )
 
     @classmethod
     def execute(cls, images: Tensor, track: FaceTrack, size=384) -> io.NodeOutput:
         pictures = bridge.pictures_of(images)
         check_track_of_images(track, pictures)
-        with bridge.running(len(pictures)) as run:
+        with progress.running("Cutting crops", len(pictures)) as run:
             crops = cut_images(pictures, track.squares, size, run.progress, run.show_image)
         mask = torch.from_numpy(track.present).float()[:, None, None].repeat(1, size, size)
         return io.NodeOutput(bridge.images_of(crops), mask)
@@ -239,7 +245,7 @@ class PasteFaces(io.ComfyNode):
                     "edge.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="images")],
+            outputs=[io.Image.Output(display_name="images", tooltip="The images with the crops in them.")],
         )
 
     @classmethod
@@ -247,7 +253,7 @@ class PasteFaces(io.ComfyNode):
         pictures, faces = bridge.pictures_of(images), bridge.pictures_of(crops)
         check_track_of_images(track, pictures)
         alpha = paste_alpha(track, faces, feather, mask)
-        with bridge.running(len(pictures)) as run:
+        with progress.running("Pasting crops", len(pictures)) as run:
             pasted = paste_images(pictures, track.squares, faces, alpha, run.progress, run.show_image)
         return io.NodeOutput(bridge.images_of(pasted))
 
@@ -269,7 +275,7 @@ def _wanted_face(face: str, index: int, reference: Tensor | None, detector: Any)
 
 
 @contextmanager
-def _clip(run: bridge.Run, video: Any, images: Tensor | None, fps: float) -> Iterator[tuple[Iterator[Frame], ClipInfo]]:
+def _clip(run: progress.Run, video: Any, images: Tensor | None, fps: float) -> Iterator[tuple[Iterator[Frame], ClipInfo]]:
     """Frames and description of a VIDEO or of IMAGEs."""
     bridge.check_one_clip(video, images)
     if images is not None:

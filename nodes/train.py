@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image
 
 from ..flashlips_core.audio import emotion_for, features_for
 from ..flashlips_core.pixels import from_bytes
-from ..flashlips_core.train.finetune.best_so_far import Tuned
+from ..flashlips_core.train.finetune.best_so_far import Tuned, best_of
 from ..flashlips_core.train.finetune.codec import CodecTuning, tune_decoder
 from ..flashlips_core.train.finetune.editor import FineTuning, fine_tune
 from ..flashlips_core.train.finetune.person import SHORTEST_S, PersonFrames, prepare_person
@@ -19,7 +21,7 @@ from ..flashlips_core.train.finetune.report import curve_picture, progress_pictu
 from ..flashlips_core.train.finetune.speech import SHORTEST_S as STYLE_SHORTEST_S
 from ..flashlips_core.train.finetune.speech import StyleTuning, tune_style
 from ..flashlips_core.types import FaceTrack, LipPoses
-from . import bridge
+from . import bridge, progress
 from . import bridge_models as models
 from .sockets import Dataset, Editor, LipEncoder, PoseModel, Poses, Track
 
@@ -63,6 +65,25 @@ def curve_of(done: Tuned) -> torch.Tensor:
     return torch.from_numpy(curve_picture(done.checks))[None].float() / 255
 
 
+def _watching(run: progress.Run, out: Path, picture: Callable[[list, Any], torch.Tensor]) -> Callable[[list, Any], None]:
+    """Shows each look at what is held out, and remembers what Cancel would keep."""
+
+    def watch(checks: list, shown: Any) -> None:
+        best = best_of(checks)
+        run.kept = f"{out.name} holds the best so far, of step {best.step}: {best.sentence()}."
+        run.show(picture(checks, shown))
+
+    return watch
+
+
+def _result(done: Tuned) -> str:
+    """What a training gained, in one line."""
+    steps, best = done.checks[-1].step, done.best
+    if best is done.before:
+        return f"{steps} steps gained nothing; {Path(done.path).name} holds what you started from: {best.sentence()}"
+    return f"{steps} steps, the best is {best.step}: {best.sentence()}; before: {done.before.sentence()}. {Path(done.path).name}"
+
+
 # ---- the nodes -------------------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +123,10 @@ class PrepareDataset(io.ComfyNode):
                     tooltip="The editor that is to be fine-tuned: crops are cut at its size. Not connected: the bundled one's.",
                 ),
             ],
-            outputs=[Dataset.Output(display_name="dataset"), io.String.Output(display_name="report")],
+            outputs=[
+                Dataset.Output(display_name="dataset", tooltip="For the fine-tune nodes."),
+                io.String.Output(display_name="report", tooltip="What was found in the clip, in words."),
+            ],
         )
 
     @classmethod
@@ -110,11 +134,12 @@ class PrepareDataset(io.ComfyNode):
         cls, video: Any, vae: Any, lip_encoder: models.LoadedNetwork, track: FaceTrack | None = None, shortest=SHORTEST_S,
         editor: models.LoadedNetwork | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        with bridge.running() as run, bridge.video_source(video, run) as path:
+        with progress.running("Reading the clip") as run, bridge.video_source(video, run) as path:
             with models.on_device(vae, lip_encoder):
                 sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
                 callbacks = {"progress": run.progress, "show": run.show}
                 person = prepare_person(sync, path, track=track, shortest_s=shortest, **callbacks)
+            run.finish(person.describe())
         return io.NodeOutput(person, person.describe())
 
 
@@ -160,9 +185,9 @@ class FineTuneLipEditor(io.ComfyNode):
                 seed_input("frames"),
             ],
             outputs=[
-                Editor.Output(display_name="editor"),
-                io.Image.Output(display_name="curve"),
-                io.Image.Output(display_name="before_after"),
+                Editor.Output(display_name="editor", tooltip="The best editor of the run, as Load Lip Editor would load it."),
+                io.Image.Output(display_name="curve", tooltip="Likeness of held-out lips over the steps."),
+                io.Image.Output(display_name="before_after", tooltip="Held-out mouths before and after."),
             ],
             is_output_node=True,  # the file is a result of its own
         )
@@ -174,14 +199,15 @@ class FineTuneLipEditor(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         out = models.new_model_path(name)
         settings = FineTuning(steps, minutes or None, learning_rate, batch, seed, lora=lora_rank)
-        with bridge.running(steps) as run:
+        with progress.running("Training", steps) as run:
             codec = models.codec_of(vae)
             models.check_pair(editor, codec.latents)
             memory = models.train_bytes(batch, dataset.crop_px) + models.tune_bytes(editor.network, bool(lora_rank))
             done = fine_tune(
                 editor, dataset, codec, lip_encoder.network, out, settings, run.progress,
-                lambda checks, edits: run.show(progress_picture(checks, edits)), models.make_room(memory),
+                _watching(run, out, progress_picture), models.make_room(memory),
             )  # fmt: skip
+            run.finish(_result(done))
         curve = curve_of(done)
         with Image.open(done.sheet) as sheet:
             pictures = torch.from_numpy(np.array(sheet.convert("RGB")))[None].float() / 255
@@ -210,7 +236,10 @@ class FineTuneCodec(io.ComfyNode):
                 batch_input(CodecTuning.batch, 1, 64, "Frames"),
                 seed_input("frames"),
             ],
-            outputs=[io.Vae.Output(display_name="vae"), io.Image.Output(display_name="curve")],
+            outputs=[
+                io.Vae.Output(display_name="vae", tooltip="The best codec of the run, as Load Codec would load it."),
+                io.Image.Output(display_name="curve", tooltip="Likeness of held-out mouths over the steps."),
+            ],
             is_output_node=True,  # the file is a result of its own
         )
 
@@ -220,12 +249,13 @@ class FineTuneCodec(io.ComfyNode):
         batch=CodecTuning.batch, seed=0,
     ) -> io.NodeOutput:  # fmt: skip
         out, settings = models.new_model_path(name), CodecTuning(steps, lr=learning_rate, batch=batch, seed=seed)
-        with bridge.running(steps) as run:
+        with progress.running("Training", steps) as run:
             done = tune_decoder(
                 models.codec_of(vae), dataset, out, settings, run.progress,
-                lambda checks, mouths: run.show(progress_picture(checks, mouths)),
+                _watching(run, out, progress_picture),
                 models.make_room(models.train_bytes(batch, dataset.crop_px)),
             )  # fmt: skip
+            run.finish(_result(done))
         curve = curve_of(done)
         return io.NodeOutput(models.load_vae(out), curve)
 
@@ -265,7 +295,10 @@ class FineTunePoseModel(io.ComfyNode):
                 ),
                 seed_input("stretches"),
             ],
-            outputs=[PoseModel.Output(display_name="pose_model"), io.Image.Output(display_name="curve")],
+            outputs=[
+                PoseModel.Output(display_name="pose_model", tooltip="The best of the run, as Load Pose Model would load it."),
+                io.Image.Output(display_name="curve", tooltip="How well held-out motion is foretold, over the steps."),
+            ],
             is_output_node=True,  # the file is a result of its own
         )
 
@@ -277,12 +310,13 @@ class FineTunePoseModel(io.ComfyNode):
         out, config = models.new_model_path(name), pose_model.network.config
         heard, emotion = features_for(features, config.audio_kind, config.audio_dim), emotion_for(features, config.emotion_dim)
         settings = StyleTuning(steps, lr=learning_rate, batch=batch, seed=seed)
-        with bridge.running(steps) as run:
+        with progress.running("Training", steps) as run:
             done = tune_style(
                 pose_model, heard, poses, out, settings, emotion, shortest, run.progress,
-                lambda checks, _: run.show(from_bytes(curve_picture(checks))),
+                _watching(run, out, lambda checks, _: from_bytes(curve_picture(checks))),
                 models.make_room(models.tune_bytes(pose_model.network)),
             )  # fmt: skip
+            run.finish(_result(done))
         curve = curve_of(done)
         return io.NodeOutput(models.load_network("pose-model", out.name), curve)
 

@@ -18,13 +18,67 @@ pytestmark = [pytest.mark.comfy, pytest.mark.browser]
 ROOT = Path(__file__).resolve().parents[1]
 DEMO, WORKFLOWS = ROOT / "flashlips_core" / "demo", ROOT / "workflows"
 FRAMES, RATE = 6, 25
-TEMPLATE = "dub_video"
+TEMPLATE = "1 Dub a video"
 PATIENCE_MS = 120_000
 READY = "window.app?.graph && !!window.LiteGraph?.registered_node_types?.FlashLipsLipSync"
 UNKNOWN = "app.graph._nodes.map(node => node.type).filter(type => !(type in LiteGraph.registered_node_types))"
 SET_PATHS = """files => {
     for (const node of app.graph._nodes.filter(node => node.type === "FlashLipsLoadVideo"))
         node.widgets[0].value = files[node.title];
+    const save = app.graph._nodes.find(node => node.type === "FlashLipsSaveVideo");
+    save.widgets.find(widget => widget.name === "codec").value = "h264";  // encoding takes a while: a preview could come between
+}"""
+PLAYER = "[...(await import('/extensions/flashlips/compare.js')).players]"
+COMPARED = f"""async () => {{
+    const [player] = {PLAYER};
+    const settled = async () => {{
+        const isBusy = () => player.videos.some(video => video.readyState < 2 || video.seeking);
+        while (isBusy()) await new Promise(done => setTimeout(done, 50));
+        return player.videos.map(video => Math.floor(video.currentTime * player.data.fps));
+    }};
+    const press = key => player.root.dispatchEvent(new KeyboardEvent("keydown", {{key, bubbles: true, cancelable: true}}));
+    const found = {{frames: player.data.frames, first: await settled()}};
+    press("ArrowRight");
+    found.second = await settled();
+    press("End");
+    found.last = await settled();
+    press("s");
+    found.view = player.view;
+    press("w");
+    player.share = 1;
+    player.draw();
+    const pen = player.canvas.getContext("2d");
+    const [box] = player.boxes();
+    const picture = () => pen.getImageData(box.x, box.y + box.height / 2, box.width, box.height / 2 - 8).data;
+    const before = picture();
+    player.share = 0;
+    player.draw();
+    const after = picture();
+    found.changed = before.filter((value, place) => Math.abs(value - after[place]) > 12).length;
+    press(" ");
+    await new Promise(done => setTimeout(done, 1500));  // several times the clip: it loops
+    found.playing = player.playing;
+    found.apart = Math.abs(player.videos[0].currentTime - player.videos[1].currentTime) * player.data.fps;
+    press(" ");
+    return found;
+}}"""
+DELETE_PLAYER = f"""async () => {{
+    const [player] = {PLAYER};
+    app.graph.remove(app.graph._nodes.find(node => node.type === "FlashLipsCompareVideo"));
+    let heard = 0;
+    player.act = () => heard++;
+    player.root.dispatchEvent(new KeyboardEvent("keydown", {{key: " ", bubbles: true}}));
+    player.draw = () => heard++;
+    for (const video of player.videos) video.dispatchEvent(new Event("seeked"));
+    await new Promise(done => setTimeout(done, 300));
+    const files = player.videos.filter(video => video.getAttribute("src")).length;
+    return {{players: {PLAYER}.length, heard, files, ended: player.ended.signal.aborted}};
+}}"""
+OLD_VALUES = """async () => {
+    const old = {type: "FlashLipsLipSync", id: 1, pos: [0, 0], size: [300, 400], flags: {}, mode: 0, inputs: [], outputs: [],
+                 properties: {}, widgets_values: ["left", "cut", 1.15, 7, false, 20, false, true, "bundled", 0.5, "frame"]};
+    await app.loadGraphData({version: 0.4, last_node_id: 1, last_link_id: 0, nodes: [old], links: [], groups: [], config: {}});
+    return Object.fromEntries(app.graph._nodes[0].widgets.map(widget => [widget.name, widget.value]));
 }"""
 TO_PROMPT = """async graph => {
     await app.loadGraphData(graph);
@@ -96,7 +150,23 @@ def test_the_template_opens_runs_and_its_result_plays(version: str, renderer: st
     played = page.evaluate(PLAY)
     assert played["duration"] == pytest.approx(FRAMES / RATE, abs=0.05)
     assert played["width"] == 256 and played["shown"] > 100
+    compared = page.evaluate(COMPARED)
+    assert compared["frames"] == FRAMES and compared["view"] == "side"
+    assert (compared["first"], compared["second"], compared["last"]) == ([0, 0], [1, 1], [FRAMES - 1] * 2)
+    assert compared["changed"] > 20  # the mouth
+    assert compared["playing"] and compared["apart"] < 4  # or it would have jumped
+    assert page.evaluate(DELETE_PLAYER) == {"players": 0, "heard": 0, "files": 0, "ended": True}
+    assert not [text for text in page.said if "blob:" in text]  # a preview picture taken for the result
     assert not [problem for problem in page.problems if "flashlips" in problem.lower()]
+
+
+def test_a_workflow_from_before_the_seeds_control_keeps_its_values(start_server, page) -> None:
+    page.set_default_timeout(PATIENCE_MS)
+    page.goto(start_server(VERSIONS[0]).url)
+    page.wait_for_function(READY)
+    values = page.evaluate(OLD_VALUES)
+    kept = {"face": "left", "length": "cut", "seed": 7, "close_in_silence": False, "crf": 20, "tag": False, "download": True}
+    assert values.items() >= kept.items() and (values["sharpen"], values["start"], values["fit"]) == (0.5, "frame", True)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

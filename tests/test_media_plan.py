@@ -17,6 +17,8 @@ from flashlips_core.types import Audio, FlashLipsError
 @pytest.mark.parametrize(
     ("mode", "sound_s", "wanted"),
     [
+        ("auto", Fraction(2, 25), [0, 1]),
+        ("auto", Fraction(6, 25), [0, 1, 2, 3, 2, 1]),
         ("cut", Fraction(2, 25), [0, 1]),
         ("cut", Fraction(1), [0, 1, 2, 3]),
         ("silence", Fraction(2, 25), [0, 1, 2, 3]),
@@ -32,7 +34,7 @@ def test_a_plan_shows_the_expected_frames(mode, sound_s, wanted):
     assert plan_frames(4, Fraction(25), sound_s, mode).indices.tolist() == wanted
 
 
-@pytest.mark.parametrize("mode", ["loop", "ping-pong", "hold"])
+@pytest.mark.parametrize("mode", ["auto", "loop", "ping-pong", "hold"])
 def test_a_single_picture_can_be_made_longer(mode):
     assert plan_frames(1, Fraction(25), Fraction(3, 25), mode).indices.tolist() == [0, 0, 0]
 
@@ -44,7 +46,7 @@ def test_impossible_plans_are_refused():
         plan_frames(4, Fraction(25), Fraction(0))
 
 
-@pytest.mark.parametrize("mode", ["cut", "loop", "ping-pong", "hold", "silence"])
+@pytest.mark.parametrize("mode", ["auto", "cut", "loop", "ping-pong", "hold", "silence"])
 @pytest.mark.parametrize("piece_frames", [4, 250])
 def test_a_planned_stream_shows_what_the_plan_says(plain_clip, monkeypatch, mode, piece_frames):
     monkeypatch.setattr(fit, "PIECE_FRAMES", piece_frames)

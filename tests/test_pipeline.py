@@ -166,11 +166,15 @@ def test_longer_sound_is_fitted_as_chosen(lipsync, plain_clip, tmp_path, length,
     assert report.frames == frames == len(planes_of(tmp_path / "out.mp4"))
 
 
-def test_dubbing_reports_progress_over_tracking_and_editing(lipsync, talking_clip, tmp_path, model_folder):
-    calls = []
+def test_dubbing_reports_progress_over_its_passes_and_what_each_is(lipsync, talking_clip, tmp_path, model_folder):
+    calls, stages = [], []
     dubber = LipSync.load(model_folder, device="cpu", detector=SteadyFace())
-    report = dubber.dub(talking_clip, talking_clip, tmp_path / "out.mp4", progress=lambda *a: calls.append(a), **QUICK)
-    assert calls[-1] == (50, 50) and [c[0] for c in calls] == sorted(c[0] for c in calls)
+    told = {"progress": lambda *a: calls.append(a), "stage": lambda *a: stages.append(a)}
+    report = dubber.dub(talking_clip, talking_clip, tmp_path / "out.mp4", **told, **QUICK)
+    words = ["Finding the face", "Choosing references", "Making the lip motion", "Editing frames"]
+    assert stages == list(zip(words, (25, 25, 0, 25), strict=True))
+    counts = [count for count, _ in calls]
+    assert counts == sorted(counts) and set(counts) >= set(range(25, 76)) and calls[-1] == (75, 75)
     assert report.edited == 25 and {"track", "sound to poses"} <= set(report.seconds)
     assert probe(tmp_path / "out.mp4").audio_rate == 44_100
 

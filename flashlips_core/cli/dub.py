@@ -40,8 +40,8 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--length",
         default="cut",
-        choices=("cut", "loop", "ping-pong", "hold", "silence"),
-        help="where sound and picture differ in length (default cut)",
+        choices=("auto", "cut", "loop", "ping-pong", "hold", "silence"),
+        help="where sound and picture differ in length; auto: as long as the sound (default cut)",
     )
     add_finish(group)
     group.add_argument("--mode", default="mask-free", choices=("mask-free", "masked"), help="masked: for a stage-1 editor")

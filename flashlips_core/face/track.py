@@ -99,9 +99,20 @@ def track_faces(
     clip = _watch(frames, info, detector, every, threshold, progress)
     chosen = [face for scene in _by_scene(clip) for face in _choose(scene, which, clip)]
     if not chosen:
-        name = "like the reference" if isinstance(which, FaceReference) else f"'{which}'"
-        raise FlashLipsError(f"The clip has no face {name}; choose another, or lower the detection threshold (now {threshold}).")
+        raise _no_such_face(clip, which, threshold)
     return _to_track(chosen, clip, info, every, stabilise)
+
+
+def _no_such_face(clip: _Clip, which: Which, threshold: float) -> FlashLipsError:
+    """The error for a clip that does not show the face that was asked for."""
+    most = max((len(_columns(_real(scene))) for scene in _by_scene(clip)), default=0)
+    lower = f"lower the detection threshold (now {threshold}; in ComfyUI: Track Face's 'threshold')"
+    if not most:
+        return NoFaceError(f"No face was found in the clip; take one with a large face seen from the front, or {lower}.")
+    if isinstance(which, FaceReference):
+        return FlashLipsError(f"No face in the clip looks like the reference; take a clearer picture of that person, or {lower}.")
+    found = "1 face, number 0" if most == 1 else f"{most} faces, numbered 0 to {most - 1} from the left"
+    return FlashLipsError(f"The clip has no face {which}: it shows {found}; choose one that is there, or {lower}.")
 
 
 def track_all(
@@ -313,7 +324,7 @@ def _by_scene(clip: _Clip) -> list[list[_Face]]:
 def _choose(scene: list[_Face], which: Which, clip: _Clip) -> list[_Face]:
     """The chosen face of a scene, with later sightings of it after a long gap; [] where the scene lacks it."""
     largest = max(scene, key=lambda f: f.size)
-    real = [f for f in scene if f.size > 0.05 * largest.size]  # a poster, a stray detection: nobody's "left"
+    real = _real(scene)
     if isinstance(which, FaceReference):
         first = max(scene, key=lambda f: _resemblance(f, which, clip))
         if likeness(first.patch, which.patch) < LIKE_REFERENCE:
@@ -334,6 +345,12 @@ def _choose(scene: list[_Face], which: Which, clip: _Clip) -> list[_Face]:
         if not any(_meet(face, other) for other in chosen) and likeness(face.patch, first.patch) > SAME_FACE:
             chosen.append(face)
     return chosen
+
+
+def _real(scene: list[_Face]) -> list[_Face]:
+    """Without what is small beside the largest: a poster, a stray detection is nobody's "left"."""
+    largest = max(face.size for face in scene)
+    return [face for face in scene if face.size > 0.05 * largest]
 
 
 def _columns(faces: list[_Face]) -> list[_Face]:

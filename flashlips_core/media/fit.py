@@ -22,7 +22,7 @@ from .read import probe, read_from
 
 logger = logging.getLogger(__name__)
 
-LengthMode = Literal["cut", "loop", "ping-pong", "hold", "silence"]
+LengthMode = Literal["auto", "cut", "loop", "ping-pong", "hold", "silence"]
 
 PIECE_BYTES = 128 * 2**20  # decoded frames held while going backwards: 41 frames of 1080p in 8-bit 4:2:0
 SAME_TIME_S = 1e-6  # what sums of seconds may be off
@@ -50,6 +50,7 @@ def plan_frames(
 ) -> FramePlan:
     """Fit ``num_frames`` of picture to ``audio_duration`` seconds of sound.
 
+    auto: as long as the sound: a longer picture is cut, a shorter one goes on backwards and forwards, a still is held.
     cut: both end with the shorter one. loop, ping-pong, hold: the picture goes on until the sound ends (from the start,
     backwards, or on its last frame); shorter sound leaves the picture whole, its end silent. silence: the picture keeps
     its length. ``write_video`` cuts or pads the sound to the picture, whatever the mode.
@@ -65,11 +66,12 @@ def plan_frames(
             "all must be more than zero."
         )
     num_heard = math.ceil(audio_duration * fps) if shown_s is None else _frames_heard(shown_s, fps, audio_duration, mode)
-    num_shown = {"cut": min(num_frames, num_heard), "silence": num_frames}.get(mode, max(num_frames, num_heard))
+    lengths = {"auto": num_heard, "cut": min(num_frames, num_heard), "silence": num_frames}
+    num_shown = lengths.get(mode, max(num_frames, num_heard))
     shown = np.arange(num_shown, dtype=np.int64)
     if mode == "loop":
         shown %= num_frames
-    elif mode == "ping-pong" and num_frames > 1:
+    elif mode in ("auto", "ping-pong") and num_frames > 1:
         # the first and the last frame are not shown twice where the direction turns
         shown = num_frames - 1 - np.abs(shown % (2 * num_frames - 2) - (num_frames - 1))
     return FramePlan(np.minimum(shown, num_frames - 1), mode)
@@ -85,7 +87,7 @@ def shown_seconds(clip: ClipInfo, num_frames: int) -> np.ndarray | None:
 
 def _frames_heard(shown_s: np.ndarray, fps: Fraction, audio_duration: Fraction, mode: LengthMode) -> int:
     """How many frames begin before the sound ends, where each is shown for a time of its own."""
-    steps = np.concatenate([shown_s[:-1], shown_s[-2::-1]]) if mode == "ping-pong" and len(shown_s) > 1 else shown_s
+    steps = np.concatenate([shown_s[:-1], shown_s[-2::-1]]) if mode in ("auto", "ping-pong") and len(shown_s) > 1 else shown_s
     rest, whole = float(audio_duration), float(steps.sum())
     if mode in ("cut", "silence", "hold") or len(shown_s) == 1:
         beyond = max(0.0, rest - whole) * float(fps)  # the last frame goes on

@@ -27,7 +27,9 @@ from comfy_host import Server  # noqa: E402
 
 import dev  # noqa: E402
 
-GRAPHS = ("full_pipeline", "dub_video", "poses_from_video", "edit_latents", "finetune_on_clip")
+GRAPHS = (
+    "5 Full pipeline", "1 Dub a video", "4 Lips from another performance", "8 Edit latents", "9 Fine-tune an editor",
+)  # fmt: skip
 LONG = {
     "FlashLipsTrackFace", "FlashLipsSamplePoses", "FlashLipsEncodeAudio", "FlashLipsEncodePoses", "FlashLipsLipSync",
     "FlashLipsLipSyncVideo", "FlashLipsCropFaces", "FlashLipsPasteFaces", "FlashLipsEditLatents", "FlashLipsPrepareDataset",

@@ -2,7 +2,7 @@
 
     python tests/comfy/bench_memory.py --minutes 3
 
-The workflow ``full_pipeline`` in the real engine, on the CPU: loaders first, then track and poses, then the edit alone, which is
+The workflow "5 Full pipeline" in the real engine, on the CPU: loaders first, then track and poses, then the edit alone, which is
 what is measured. Linux only (/proc). Needs the environment that ``python dev.py test`` makes.
 """
 
@@ -30,7 +30,7 @@ import dev  # noqa: E402
 from flashlips_core.bench.dubs import demo_clip, demo_voice  # noqa: E402
 from flashlips_core.bench.long_clip import write_long_clip, write_long_voice  # noqa: E402
 
-LOADERS, MADE, EDIT = ("5", "7", "8", "13", "14"), ("2", "11"), "15"  # nodes of workflows/api/full_pipeline.json
+LOADERS, MADE, EDIT = ("2", "5", "7", "10", "11"), ("3", "13"), "12"  # nodes of workflows/api/5 Full pipeline.json
 EVERY_S = 0.5
 RUN_S = 7200
 
@@ -59,7 +59,7 @@ def _measured(engine: Engine, base: Path, minutes: float, every: int) -> dict[st
     seconds = Fraction(minutes).limit_denominator(600) * 60
     write_long_clip(demo_clip(), base / "input" / "long.mp4", seconds)
     write_long_voice(demo_voice(), base / "input" / "long.wav", seconds)
-    prompt = json.loads((ROOT / "workflows" / "api" / "full_pipeline.json").read_text(encoding="utf-8"))
+    prompt = json.loads((ROOT / "workflows" / "api" / "5 Full pipeline.json").read_text(encoding="utf-8"))
     prompt["1"]["inputs"]["path"], prompt["4"]["inputs"]["path"] = "long.mp4", "long.wav"
     prompt["2"]["inputs"]["every"] = every
     for keep in (LOADERS, MADE):

@@ -89,7 +89,7 @@ def browser() -> Iterator:
 
 @pytest.fixture
 def page(browser) -> Iterator:
-    """A new page. ``page.problems`` lists uncaught errors, and what extensions write to the console as errors.
+    """A new page. ``page.problems`` lists uncaught errors, and what extensions write to the console as errors; ``page.said`` all.
 
     ComfyUI's own front end reports some missing files there, among them the templates that dev.py does not install.
     """
@@ -97,6 +97,8 @@ def page(browser) -> Iterator:
     page = context.new_page()
     page.problems = []
     page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page.said = []
+    page.on("console", lambda message: page.said.append(message.text))
     page.on("console", lambda message: page.problems.append(message.text) if _is_extension_error(message) else None)
     yield page
     context.close()

@@ -70,6 +70,11 @@ class Run:
         return found
 
     @property
+    def said(self) -> dict[str, str]:
+        """The last text of each node that showed one."""
+        return {data["node"]: data["text"] for name, data in self.events if name == "progress_text"}
+
+    @property
     def cached(self) -> set[str]:
         """Nodes that were not executed again."""
         return {node for name, data in self.events if name == "execution_cached" for node in data["nodes"]}

@@ -98,7 +98,10 @@ class Engine:
         return [plain(slot[0] if len(slot) == 1 else slot) for slot in entry.outputs]
 
     def _collect(self, event: object, data: object, sid: str | None = None) -> None:
-        if not isinstance(event, str):  # a picture on the node that is executing: kind, image, largest side
+        if isinstance(data, bytes):  # a node's text: the length of its id, the id, the text
+            length = 4 + int.from_bytes(data[:4], "big")
+            self.events.append(("progress_text", {"node": data[4:length].decode(), "text": data[length:].decode()}))
+        elif not isinstance(event, str):  # a picture on the node that is executing: kind, image, largest side
             self.events.append(("preview_picture", {"size": data[1].size}))
         else:
             self.events.append((event, data))

@@ -1,6 +1,6 @@
 """Pictures of nodes for their help pages, and of workflows for the template browser. By hand, after nodes changed:
 
-    python tests/comfy/take_pictures.py FlashLipsFineTuneLipEditor finetune_on_clip
+    python tests/comfy/take_pictures.py FlashLipsFineTuneLipEditor "9 Fine-tune an editor"
 
 A node's id makes js/docs/<id>.jpg, a workflow's name workflows/<name>.jpg, "readme" the README's picture. Workflows run first, so
 that nodes show their results: minutes on a CPU. Needs the environment that ``python dev.py test`` makes, and Chromium.
@@ -37,8 +37,12 @@ THUMBNAIL = 400
 PICTURE_BYTES, README_BYTES = 40_000, 100_000
 SHOWN, GAP = 250, 4  # height of its part that shows what the run has made; between two pictures
 FITTED = 0.94  # of the view's width that a graph takes
-README, FRONT_DOOR, README_WIDTH = "readme", "dub_video", 1000
-ABOUT_PICTURES = ("edit_poses", "finetune_on_clip")  # workflows whose point is a plot or a sheet
+README, FRONT_DOOR, README_WIDTH = "readme", "1 Dub a video", 1000
+ABOUT_PICTURES = (
+    "6 Shape the lips",
+    "9 Fine-tune an editor",
+    "9 Fine-tune a way of speaking",
+)  # workflows whose point is a plot or a sheet
 SIDE, BAR = 60, 100  # pixels at the left and at the top of the view that ComfyUI's own bars cover
 LOADED_MS = 4000  # pictures and videos on nodes after a run
 READY = "window.app?.graph && !!window.LiteGraph?.registered_node_types?.FlashLipsLipSync"
