@@ -15,9 +15,30 @@ function makeRoomForSeedControl(graph) {
     }
 }
 
+const TEXT = "$$node-text-preview"; // ComfyUI's widget for what a node says; it has room for two lines
+const LINE = 16; // px
+
+/** Room for all that one of our nodes says. @param {{detail: {nodeId: string, text: string}}} event */
+function makeRoomForText({ detail }) {
+    const node = app.graph?.getNodeById(detail.nodeId);
+    if (!node?.comfyClass?.startsWith("FlashLips")) return;
+    const widget = node.widgets?.find(({ name }) => name === TEXT);
+    if (!widget) return;
+    const letters = Math.max(20, (node.size[0] - 60) / 6.2); // in a line
+    const lines = detail.text.split("\n").reduce((sum, line) => sum + Math.max(1, Math.ceil(line.length / letters)), 0);
+    const height = 26 + LINE * Math.max(2, lines);
+    if (widget.options.getMinHeight?.() === height) return;
+    widget.options.getMinHeight = () => height;
+    const least = node.computeSize()[1];
+    if (node.size[1] < least) node.setSize([node.size[0], least]);
+}
+
 app.registerExtension({
     name: "FlashLips",
     beforeConfigureGraph: makeRoomForSeedControl,
+    setup() {
+        app.api.addEventListener("progress_text", (event) => setTimeout(makeRoomForText, 0, event)); // after ComfyUI itself
+    },
     nodeCreated(node) {
         if (node.comfyClass === SHOWS_IMAGES) node.previewMediaType = "image";
     },

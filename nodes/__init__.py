@@ -7,6 +7,7 @@ import importlib
 from comfy_api.latest import ComfyExtension, io
 from typing_extensions import override
 
+from ..flashlips_core.types import FlashLipsError
 from . import bridge_models
 
 FILES = ("edit", "latents", "load", "media", "compare", "track", "poses", "score", "train")
@@ -17,6 +18,7 @@ class FlashLipsExtension(ComfyExtension):
 
     @override
     async def on_load(self) -> None:
+        FlashLipsError.__module__ = "builtins"  # else ComfyUI's error box begins with a path instead of the sentence
         bridge_models.register_folder()
 
     @override

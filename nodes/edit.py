@@ -10,8 +10,8 @@ from comfy_api.latest import io
 
 from ..flashlips_core.checks import check_whole_track
 from ..flashlips_core.images.edit import check_images, check_references, edit_images
-from ..flashlips_core.media import plan_frames, probe, shown_seconds
-from ..flashlips_core.pipeline import DubSettings, Look, Report
+from ..flashlips_core.media import probe
+from ..flashlips_core.pipeline import DubSettings, Look, Report, plan_for
 from ..flashlips_core.poses.sampling import SamplerSettings
 from ..flashlips_core.steps import LIP_MOTION, SHARPEN, ClipSteps
 from ..flashlips_core.types import POSE_DIM, FaceTrack, LipPoses, Recording
@@ -149,7 +149,7 @@ class LipSync(io.ComfyNode):
         with progress.running("Loading networks") as run, bridge.video_source(video, run) as path:
             if download:
                 models.fetch_detector(run)
-            _notice_length(run, path, voice, length)
+            _notice_length(run, path, voice, settings)
             with models.on_device(*parts, memory_bytes=memory_of(drawer, settings.batch)):
                 report = models.lipsync(*parts).dub(path, voice, out, settings, **_callbacks(run))
             run.finish(words.dubbed(report.frames, report.without_face, voice.duration))
@@ -232,7 +232,7 @@ class LipSyncVideo(io.ComfyNode):
         with progress.running("Loading networks", len(track)) as run, bridge.video_source(video, run) as path:
             check_whole_track(track, probe(path))
             if sound is not None:
-                _notice_length(run, path, sound, length)
+                _notice_length(run, path, sound, settings)
             with models.on_device(editor, vae, lip_encoder, memory_bytes=memory_of(editor, batch)):
                 sync = models.lipsync(editor, vae, lip_encoder=lip_encoder)
                 look = _look(sync, path, track, settings, references, run)
@@ -309,11 +309,11 @@ def _callbacks(run: progress.Run) -> dict[str, Any]:
     return {"progress": run.progress, "show": run.show, "stage": run.stage}
 
 
-def _notice_length(run: progress.Run, path: str, voice: Recording, mode: str) -> None:
+def _notice_length(run: progress.Run, path: str, voice: Recording, settings: DubSettings) -> None:
     """Say what will be cut or lengthened."""
     clip = probe(path)
-    shown = len(plan_frames(clip.num_frames, clip.fps, voice.duration, mode, shown_seconds(clip, clip.num_frames)))
-    run.notice(words.fitted(clip.duration, voice.duration, shown / clip.fps, mode, clip.num_frames))
+    shown_s = len(plan_for(clip, clip.num_frames, voice, settings)) / clip.fps
+    run.notice(words.fitted(clip.duration, voice.duration, shown_s, settings.length, clip.num_frames))
 
 
 def _notice_poses(run: progress.Run, poses: LipPoses, done: Report) -> None:

@@ -70,9 +70,7 @@ class LoadVideo(io.ComfyNode):
         if not has_picture(file):
             sound = bridge.FileAudio(file)
             length_s = bridge.audio_of(sound).duration
-            progress.say(
-                f"A sound file: {words.seconds(length_s)} at {sound.sample_rate} Hz. It has no picture, 'video' is empty."
-            )
+            progress.say(f"A sound file of {words.seconds(length_s)}: it has no picture, so 'video' is empty.")
             return io.NodeOutput(None, sound)
         clip = probe(file)
         progress.say(_described(clip))
@@ -162,14 +160,15 @@ class SaveVideo(io.ComfyNode):
 
 def _described(clip: ClipInfo) -> str:
     """A clip in one line."""
-    sound = f"sound at {clip.audio_rate} Hz" if clip.audio_rate else "no sound: 'audio' is silence"
+    sound = "with sound" if clip.audio_rate else "no sound"
     return f"{clip.width} x {clip.height}, {float(clip.fps):.5g} fps, {words.seconds(clip.duration)}, {sound}"
 
 
 def _saved(out: Path, codec: str) -> str:
     """What was saved, in one line."""
-    size = out.stat().st_size / 1e6
-    return f"{out.name}, {size:.1f} MB, " + ("packets copied" if codec == "copy" else f"encoded as {codec}")
+    size = out.stat().st_size
+    text = f"{size / 1e6:.1f} MB" if size > 1e5 else f"{size / 1e3:.0f} kB"
+    return f"{out.name}, {text}, " + ("packets copied" if codec == "copy" else f"encoded as {codec}")
 
 
 def _silence(duration: Fraction) -> Audio:

@@ -315,8 +315,16 @@ class EditPoses(io.ComfyNode):
                     "keys, rest; the node's help lists their fields.",
                 ),
             ],
-            outputs=[Poses.Output(display_name="poses")],
+            outputs=[Poses.Output(display_name="poses", tooltip="The edited track.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, operations: str | None = None) -> bool | str:
+        try:
+            from_json(operations or "[]")  # None: it comes over a wire
+        except FlashLipsError as error:
+            return str(error)
+        return True
 
     @classmethod
     def execute(

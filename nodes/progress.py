@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..flashlips_core.compose import whole_picture
 from ..flashlips_core.pixels import to_bytes
-from ..flashlips_core.types import Frame
+from ..flashlips_core.types import FlashLipsError, Frame
 from . import words
 
 SHOWN_EVERY_S = 0.5  # a preview picture, and a new text, at most this often
@@ -108,6 +108,9 @@ def running(stage: str, total: int = 1, is_shown: bool = True) -> Iterator[Run]:
         yield run
     except management.InterruptProcessingException:
         run.finish(f"Cancelled. {run.kept}".strip())
+        raise
+    except FlashLipsError as error:  # ComfyUI's own box says only that the node failed, until its details are opened
+        run.finish(str(error))
         raise
     finally:
         run.frame = None

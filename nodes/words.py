@@ -51,18 +51,16 @@ def fitted(picture_s: float | Fraction, voice_s: float | Fraction, result_s: flo
     picture, voice, result = float(picture_s), float(voice_s), float(result_s)
     said = []
     if num_frames == 1 and result > picture + SMALLEST_S:
-        said.append(f"The still is held for {seconds(result)}, as long as the voice.")
+        said.append(f"Still held for {seconds(result)}, as long as the voice.")
     elif result > picture + SMALLEST_S:
-        how = {"loop": "starts again", "hold": "stands on its last frame"}.get(mode, "goes on backwards and forwards")
-        said.append(f"The picture ends at {seconds(picture)} and then {how} up to {seconds(result)}, where the voice ends.")
+        how = {"loop": "begins again", "hold": "stands still"}.get(mode, "goes back and forth")
+        said.append(f"Picture {how} from {seconds(picture)} to {seconds(result)}, with the voice.")
     elif result < picture - SMALLEST_S:
-        said.append(f"The picture was cut from {seconds(picture)} to {seconds(result)}, where the voice ends.")
+        said.append(f"Picture cut from {seconds(picture)} to {seconds(result)}, with the voice.")
     if voice > result + SMALLEST_S:
-        said.append(
-            f"The voice was cut from {seconds(voice)} to {seconds(result)}, where the picture ends; 'length' auto keeps it."
-        )
+        said.append(f"Voice cut from {seconds(voice)} to {seconds(result)}, with the picture; 'length' auto keeps it.")
     elif voice < result - SMALLEST_S:
-        said.append(f"The voice ends at {seconds(voice)}; silence follows up to {seconds(result)}.")
+        said.append(f"Voice ends at {seconds(voice)}, then silence up to {seconds(result)}.")
     return " ".join(said)
 
 

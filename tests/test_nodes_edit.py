@@ -198,7 +198,7 @@ def planes(path: str | Path) -> list[np.ndarray]:
 @pytest.mark.comfy
 def test_a_video_and_a_voice_are_all_that_the_front_door_needs(engine, graph) -> None:
     prompt = {name: graph[name] for name in ("video", "voice")}
-    prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1])
+    prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1], length="cut")
     prompt["save"] = node("FlashLipsSaveVideo", video=["sync", 0])
     run = engine.run(prompt, "sync")
     assert run.is_success, run.errors
@@ -212,6 +212,13 @@ def test_a_video_and_a_voice_are_all_that_the_front_door_needs(engine, graph) ->
         assert media.metadata["comment"] == PROVENANCE["comment"]
     assert any(np.abs(a.astype(int) - b).max() > 20 for a, b in zip(planes(source), planes(made.source), strict=True))
     assert "progress" in run.names
+    first, notice = run.said["sync"].split("\n")
+    assert first == f"{NUM_SEEN + NUM_EMPTY} frames, {NUM_EMPTY} without a face, voice 5.0 s"
+    assert notice == "Voice cut from 5.0 s to 0.6 s, with the picture; 'length' auto keeps it."
+    texts = [data["text"] for name, data in run.events if name == "progress_text"]
+    for stage in ("Loading networks", "Finding the face", "Choosing references", "Making the lip motion", "Editing frames"):
+        assert any(text.startswith(stage) for text in texts), stage
+    assert "save" not in run.previewed  # the front end would take the picture for the video
 
 
 @pytest.mark.comfy
@@ -219,7 +226,7 @@ def test_the_front_door_takes_any_lip_editor(engine, graph) -> None:
     prompt = {name: graph[name] for name in ("video", "voice")}
     made = {}
     for name in ("bundled-fast", "toy/editor.safetensors"):
-        prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1], editor=name)
+        prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1], editor=name, length="cut")
         run = engine.run(prompt, "sync")
         assert run.is_success, run.errors
         made[name] = np.stack(planes(run.outputs["sync"][0].source)[:NUM_SEEN])
@@ -272,12 +279,13 @@ def test_latents_of_another_crop_size_are_refused_with_the_size_to_choose(engine
 def test_length_and_tag_are_the_users_choice(engine, graph) -> None:
     prompt = {name: graph[name] for name in ("video", "voice")}
     prompt["sound"] = node("TrimAudioDuration", audio=["voice", 1], start_index=0.0, duration=0.8)
-    choices = {"length": "ping-pong", "tag": False, "crf": 30, "lip_motion": 0.0, "close_in_silence": False, "seed": 7}
+    choices = {"length": "auto", "tag": False, "crf": 30, "lip_motion": 0.0, "close_in_silence": False, "seed": 7}
     prompt["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["sound", 0], face="left", **choices)
     run = engine.run(prompt, "sync")
     assert run.is_success, run.errors
     [made] = run.outputs["sync"]
-    assert probe(made.source).num_frames == 20
+    assert probe(made.source).num_frames == 20  # as long as the voice
+    assert "Picture goes back and forth from 0.6 s to 0.8 s" in run.said["sync"]
     with av.open(made.source) as media:
         assert "comment" not in media.metadata
 
@@ -322,7 +330,7 @@ def test_the_start_is_the_users_choice_and_references_of_ones_own_leave_it(engin
 
 @pytest.mark.comfy
 def test_a_new_take_does_not_track_or_listen_again(engine, graph) -> None:
-    graph["edit"] = edit_node(audio=["voice", 1])
+    graph["edit"] = edit_node(audio=["voice", 1], length="cut")
     assert engine.run(graph, "edit").is_success
     graph["poses"]["inputs"]["seed"] = 1
     run = engine.run(graph, "edit")
@@ -410,11 +418,11 @@ def test_wrong_wires_get_a_sentence(engine, graph, tmp_path) -> None:
 @pytest.mark.parametrize("name", ["sync", "edit"])
 def test_cancel_leaves_no_file_and_the_next_run_works(engine, graph, name) -> None:
     graph["edit"] = edit_node()
-    graph["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1])
+    graph["sync"] = node("FlashLipsLipSync", video=["video", 0], audio=["voice", 1], length="cut")
     before = temporary(engine)
     for event in (1, 3):
         run = engine.run(graph, name, interrupt_at=("progress", event))
-        assert run.is_interrupted and not run.errors
+        assert run.is_interrupted and not run.errors and run.said[name].startswith("Cancelled.")
     assert temporary(engine) == before
     run = engine.run(graph, name)
     assert run.is_success and probe(run.outputs[name][0].source).num_frames == NUM_SEEN + NUM_EMPTY

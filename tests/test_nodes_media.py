@@ -218,6 +218,7 @@ def test_a_video_is_loaded_by_its_path_with_its_sound(engine, talking_clip, plai
     run = engine.run({"video": node("FlashLipsLoadVideo", path=f'"{talking_clip}"')}, "video")
     assert run.is_success, run.errors
     video, audio = run.outputs["video"]
+    assert run.said["video"] == "64 x 48, 25 fps, 1.0 s, with sound"
     assert video.source == str(talking_clip) and audio["waveform"].shape[:2] == (1, 2) and audio["sample_rate"] == 44_100
     _, silence = engine.run({"video": node("FlashLipsLoadVideo", path=str(plain_clip))}, "video").outputs["video"]
     assert silence["waveform"].shape == (1, 2, 44_100) and not silence["waveform"].any()
@@ -226,7 +227,9 @@ def test_a_video_is_loaded_by_its_path_with_its_sound(engine, talking_clip, plai
 @pytest.mark.comfy
 def test_a_file_with_sound_alone_gives_its_sound(engine, audio_only) -> None:
     prompt = {"sound": node("FlashLipsLoadVideo", path=str(audio_only))}
-    video, audio = engine.run(prompt, "sound").outputs["sound"]
+    run = engine.run(prompt, "sound")
+    video, audio = run.outputs["sound"]
+    assert "it has no picture, so 'video' is empty" in run.said["sound"]
     assert video is None and audio["sample_rate"] == 44_100
     run = engine.run({**prompt, "save": node("FlashLipsSaveVideo", video=["sound", 0])})
     assert "There is no video; connect one" in run.errors["save"]

@@ -178,7 +178,7 @@ def test_what_cannot_work_is_said_in_the_nodes_error_box(engine, graph) -> None:
         "The reference picture has no face": node(
             "FlashLipsTrackFace", face="reference", video=["video", 0], reference=["empty parts", 0]
         ),
-        "no face '3'": node("FlashLipsTrackFace", face="index", index=3, video=["video", 0]),
+        "no face 3: it shows 1 face, number 0": node("FlashLipsTrackFace", face="index", index=3, video=["video", 0]),
         "No face in any of the 14 frames": node("FlashLipsTrackFace", face="largest", video=["empty", 0]),
         "track has 14 frames, the image batch 19": node("FlashLipsCropFaces", images=["long parts", 0], track=track),
         "clip of 192x192 pixels, the images have 384x192": node(

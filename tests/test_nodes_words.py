@@ -41,14 +41,14 @@ def test_a_dub_ends_in_one_line():
     [
         (4.0, 4.0, 4.0, "auto", 100, []),
         (4.0, 4.03, 4.04, "auto", 100, []),
-        (10.0, 4.2, 4.2, "auto", 250, ["The picture was cut from 10 s to 4.2 s"]),
-        (4.0, 10.0, 4.0, "cut", 100, ["The voice was cut from 10 s to 4.0 s", "'length' auto"]),
-        (4.0, 10.0, 10.0, "auto", 100, ["The picture ends at 4.0 s", "backwards and forwards up to 10 s"]),
-        (4.0, 10.0, 10.0, "loop", 100, ["then starts again"]),
-        (4.0, 10.0, 10.0, "hold", 100, ["stands on its last frame"]),
-        (0.04, 6.0, 6.0, "auto", 1, ["The still is held for 6.0 s"]),
-        (10.0, 4.0, 10.0, "silence", 250, ["The voice ends at 4.0 s; silence follows"]),
-        (4.0, 10.0, 4.0, "silence", 100, ["The voice was cut"]),
+        (10.0, 4.2, 4.2, "auto", 250, ["Picture cut from 10 s to 4.2 s"]),
+        (4.0, 10.0, 4.0, "cut", 100, ["Voice cut from 10 s to 4.0 s", "'length' auto"]),
+        (4.0, 10.0, 10.0, "auto", 100, ["Picture goes back and forth from 4.0 s to 10 s"]),
+        (4.0, 10.0, 10.0, "loop", 100, ["begins again"]),
+        (4.0, 10.0, 10.0, "hold", 100, ["stands still"]),
+        (0.04, 6.0, 6.0, "auto", 1, ["Still held for 6.0 s"]),
+        (10.0, 4.0, 10.0, "silence", 250, ["Voice ends at 4.0 s, then silence up to 10 s"]),
+        (4.0, 10.0, 4.0, "silence", 100, ["Voice cut"]),
     ],
 )
 def test_what_was_cut_or_lengthened_is_said(picture, voice, result, mode, num_frames, said):

@@ -103,12 +103,14 @@ def track_faces(
     return _to_track(chosen, clip, info, every, stabilise)
 
 
+def _now(threshold: float) -> str:
+    return f"now {threshold}; in ComfyUI: Track Face's 'threshold'"
+
+
 def _no_such_face(clip: _Clip, which: Which, threshold: float) -> FlashLipsError:
     """The error for a clip that does not show the face that was asked for."""
-    most = max((len(_columns(_real(scene))) for scene in _by_scene(clip)), default=0)
-    lower = f"lower the detection threshold (now {threshold}; in ComfyUI: Track Face's 'threshold')"
-    if not most:
-        return NoFaceError(f"No face was found in the clip; take one with a large face seen from the front, or {lower}.")
+    most = max(len(_columns(_real(scene))) for scene in _by_scene(clip))
+    lower = f"lower the detection threshold ({_now(threshold)})"
     if isinstance(which, FaceReference):
         return FlashLipsError(f"No face in the clip looks like the reference; take a clearer picture of that person, or {lower}.")
     found = "1 face, number 0" if most == 1 else f"{most} faces, numbered 0 to {most - 1} from the left"
@@ -191,7 +193,7 @@ def _watch(
     if not watcher.faces:
         raise NoFaceError(
             f"No face in any of the {count} frames; pick a clip with a visible face, or lower the detection threshold "
-            f"(now {threshold})."
+            f"({_now(threshold)})."
         )
     return _Clip(watcher.faces, watcher.cuts, count, *shape)
 
