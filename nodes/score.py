@@ -19,7 +19,7 @@ from ..flashlips_core.media import probe
 from ..flashlips_core.pipeline import LipSync
 from ..flashlips_core.poses.motion import resample
 from ..flashlips_core.types import FlashLipsError, LipPoses
-from . import bridge
+from . import bridge, progress
 from . import bridge_models as models
 from .sockets import Poses
 
@@ -89,7 +89,7 @@ class ScoreLipSync(io.ComfyNode):
         if 0 < frames < 5:
             raise FlashLipsError(f"'frames' is {frames}; choose 0 for all, or 5 or more.")
         folder = bridge.output_path("FlashLips/score", "", 1, 1)[0]
-        with bridge.running() as run, ExitStack() as stack:
+        with progress.running("Measuring") as run, ExitStack() as stack:
             made, original = (Path(stack.enter_context(bridge.video_source(video, run))) for video in (generated, source))
             sound = Path(stack.enter_context(bridge.video_source(speaker, run))) if speaker is not None else None
             folder.mkdir(parents=True)
@@ -99,6 +99,7 @@ class ScoreLipSync(io.ComfyNode):
             lipsync = LipSync.load(detector=models.detector)
             result = measure_pairs([pair], lipsync, folder, weights, frames=frames or None, progress=run.progress)
         card = torch.from_numpy(_card(result, folder).copy())[None].float() / 255
+            run.finish(f"Measured; the report is {folder.name}/report.html")
         report = str(folder / "report.html")
         return io.NodeOutput(card, json.dumps(result), report, ui=ui.PreviewImage(card, cls=cls))
 
