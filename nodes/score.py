@@ -98,8 +98,8 @@ class ScoreLipSync(io.ComfyNode):
             weights = next((path for path in models.model_folders() if path.is_dir()), None)
             lipsync = LipSync.load(detector=models.detector)
             result = measure_pairs([pair], lipsync, folder, weights, frames=frames or None, progress=run.progress)
-        card = torch.from_numpy(_card(result, folder).copy())[None].float() / 255
             run.finish(f"Measured; the report is {folder.name}/report.html")
+        card = torch.from_numpy(_card(result, folder).copy())[None].float() / 255
         report = str(folder / "report.html")
         return io.NodeOutput(card, json.dumps(result), report, ui=ui.PreviewImage(card, cls=cls))
 
