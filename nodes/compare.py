@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from .sockets import Track
 CATEGORY = "FlashLips/media"
 UI_KEY = "flashlips_compare"  # what js/compare.js listens for
 BROWSERS_PLAY = {"h264", "vp8", "vp9", "av1"}
-BROWSERS_OPEN = ("mp4", "webm")  # FFmpeg's names of containers
+BROWSERS_OPEN = {".mp4", ".m4v", ".mov", ".webm"}
 MOST_MOUTHS = 2000  # sent to the browser; of longer clips every second, third ... frame's
 MOUTH_SIDE = 2.4  # of the zoomed square, in widths of the mouth
 
@@ -79,8 +80,9 @@ def _viewable(video: Any, run: progress.Run) -> tuple[dict[str, str], ClipInfo]:
 def _is_playable(path: str, clip: ClipInfo) -> bool:
     """Whether browsers show this file as it is."""
     with open_media(path) as media:
-        kinds, codec = media.format.name.split(","), media.streams.video[0].codec_context.name
-    return codec in BROWSERS_PLAY and any(kind in kinds for kind in BROWSERS_OPEN) and clip.pix_fmt in ("yuv420p", "yuvj420p")
+        codec = media.streams.video[0].codec_context.name
+    is_opened = Path(path).suffix.lower() in BROWSERS_OPEN
+    return is_opened and codec in BROWSERS_PLAY and clip.pix_fmt in ("yuv420p", "yuvj420p")
 
 
 def _mouths(track: FaceTrack) -> tuple[list[list[float]], int]:

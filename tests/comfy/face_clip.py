@@ -7,7 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-DEMO = Path(__file__).resolve().parents[1] / "flashlips_core" / "demo" / "face.mp4"
+DEMO = Path(__file__).resolve().parents[2] / "flashlips_core" / "demo" / "face.mp4"
 SIDE = 192  # of the demo's face in these clips
 NUM_SEEN, NUM_EMPTY = 10, 4
 
