@@ -191,7 +191,9 @@ class ClipSteps(Parts):
         return self.moved(self.fitted(poses, seen) if settings.fit else poses, settings.gain)
 
     def fitted(self, poses: LipPoses, seen: Tensor) -> LipPoses:
-        """The same motion within what the person shows: ``seen`` (K, 12), as a look has it."""
+        """The same motion within what the person shows: ``seen`` (K, 12), as a look has it; a still shows no range."""
+        if len(seen) < 2:
+            return poses
         return fit_to_range(poses, self.openings(poses.values), self.openings(seen), self._rest())
 
     def openings(self, poses: Tensor) -> np.ndarray:

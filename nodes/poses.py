@@ -25,7 +25,7 @@ from ..flashlips_core.drawings.poses import draw_poses
 from ..flashlips_core.flow import SOLVERS
 from ..flashlips_core.images.poses import poses_from_images
 from ..flashlips_core.media import probe
-from ..flashlips_core.poses.motion import fit_to_range, frame_rate, resample, spread
+from ..flashlips_core.poses.motion import frame_rate, resample, spread
 from ..flashlips_core.poses.operations import Surroundings, apply_operations, from_json, simple_operations
 from ..flashlips_core.poses.sampling import SamplerSettings, sample_poses
 from ..flashlips_core.poses.silence import silence_gate
@@ -195,16 +195,11 @@ class SamplePoses(io.ComfyNode):
             elif close_in_silence:
                 run.notice(NO_LEVEL)
             if fit and source_poses is not None:
-                poses = _fitted(poses, sources, rest)
+                lip_encoder = models.load_network("lip-encoder", models.BUNDLED)
+                poses = models.lipsync(pose_model=pose_model, lip_encoder=lip_encoder).fitted(poses, sources)
             poses = resample(poses, frame_rate(fps))
             run.finish(f"{words.count(len(poses), 'pose')} for {words.seconds(len(poses) / poses.fps)} of voice")
         return io.NodeOutput(poses)
-
-
-def _fitted(poses: LipPoses, seen: Tensor, rest: Tensor) -> LipPoses:
-    """The same motion within what the person's poses ``seen`` (K, 12) show, as a dub in one node fits it."""
-    openings = models.lipsync(lip_encoder=models.load_network("lip-encoder", models.BUNDLED)).openings
-    return fit_to_range(poses, openings(poses.values), openings(seen), rest)
 
 
 class EncodePoses(io.ComfyNode):

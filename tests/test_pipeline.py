@@ -188,6 +188,11 @@ def test_poses_from_a_video_are_the_lip_encoders_and_interpolated_where_no_face_
     assert torch.allclose(poses.values[5], torch.lerp(poses.values[4], poses.values[7], 1 / 3), atol=1e-5)
 
 
+def test_one_frame_shows_no_range_that_motion_could_be_fitted_to(lipsync):
+    poses = make_poses()
+    assert lipsync.fitted(poses, torch.zeros(1, 12)) is poses
+
+
 def test_silence_gives_the_rest_pose(lipsync):
     poses = lipsync.poses_from_audio(Audio(torch.zeros(1, 16_000), 16_000))
     assert len(poses) == 25 and torch.allclose(poses.values, lipsync.pose_model.rest_pose.expand(25, 12), atol=1e-4)
