@@ -18,6 +18,7 @@ from flashlips_core.types import Audio, FlashLipsError
     ("mode", "sound_s", "wanted"),
     [
         ("auto", Fraction(2, 25), [0, 1]),
+        ("auto", Fraction(21, 100), [0, 1, 2, 3]),  # what coded sound is padded with is no reason for another frame
         ("auto", Fraction(6, 25), [0, 1, 2, 3, 2, 1]),
         ("cut", Fraction(2, 25), [0, 1]),
         ("cut", Fraction(1), [0, 1, 2, 3]),

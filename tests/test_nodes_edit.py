@@ -213,8 +213,8 @@ def test_a_video_and_a_voice_are_all_that_the_front_door_needs(engine, graph) ->
     assert any(np.abs(a.astype(int) - b).max() > 20 for a, b in zip(planes(source), planes(made.source), strict=True))
     assert "progress" in run.names
     first, notice = run.said["sync"].split("\n")
-    assert first == f"{NUM_SEEN + NUM_EMPTY} frames, {NUM_EMPTY} without a face, voice 5.0 s"
-    assert notice == "Voice cut from 5.0 s to 0.6 s, with the picture; 'length' auto keeps it."
+    assert first == f"{NUM_SEEN + NUM_EMPTY} frames, {NUM_EMPTY} without a face, voice 4.5 s"
+    assert notice == "Voice cut from 4.5 s to 0.6 s, with the picture; 'length' auto keeps it."
     texts = [data["text"] for name, data in run.events if name == "progress_text"]
     for stage in ("Loading networks", "Finding the face", "Choosing references", "Making the lip motion", "Editing frames"):
         assert any(text.startswith(stage) for text in texts), stage
@@ -422,7 +422,7 @@ def test_cancel_leaves_no_file_and_the_next_run_works(engine, graph, name) -> No
     before = temporary(engine)
     for event in (1, 3):
         run = engine.run(graph, name, interrupt_at=("progress", event))
-        assert run.is_interrupted and not run.errors and run.said[name].startswith("Cancelled.")
+        assert run.is_interrupted and not run.errors and "Cancelled." in run.said.values()
     assert temporary(engine) == before
     run = engine.run(graph, name)
     assert run.is_success and probe(run.outputs[name][0].source).num_frames == NUM_SEEN + NUM_EMPTY

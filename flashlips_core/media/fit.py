@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 LengthMode = Literal["auto", "cut", "loop", "ping-pong", "hold", "silence"]
 
+PADDING_S = 0.05  # a clip's own sound ends so much after its picture, because coded sound comes in blocks
 PIECE_BYTES = 128 * 2**20  # decoded frames held while going backwards: 41 frames of 1080p in 8-bit 4:2:0
 SAME_TIME_S = 1e-6  # what sums of seconds may be off
 PIECE_FRAMES = 250  # x264's longest distance between key frames: a longer piece saves no decoding
@@ -66,6 +67,9 @@ def plan_frames(
             "all must be more than zero."
         )
     num_heard = math.ceil(audio_duration * fps) if shown_s is None else _frames_heard(shown_s, fps, audio_duration, mode)
+    whole_s = num_frames / fps if shown_s is None else float(shown_s.sum())
+    if mode == "auto" and 0 < audio_duration - whole_s <= PADDING_S:
+        num_heard = num_frames
     lengths = {"auto": num_heard, "cut": min(num_frames, num_heard), "silence": num_frames}
     num_shown = lengths.get(mode, max(num_frames, num_heard))
     shown = np.arange(num_shown, dtype=np.int64)
