@@ -7,6 +7,7 @@ import wave
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from comfy_fixtures import VERSIONS
@@ -123,8 +124,8 @@ def test_the_server_hands_out_templates_help_and_translations(start_server) -> N
     names = server.get("/workflow_templates")["flashlips"]
     assert TEMPLATE in names
     for name in names:
-        assert server.get(f"/api/workflow_templates/flashlips/{name}.json")["nodes"]
-        assert server.get_bytes(f"/api/workflow_templates/flashlips/{name}.jpg").startswith(b"\xff\xd8")
+        assert server.get(f"/api/workflow_templates/flashlips/{quote(name)}.json")["nodes"]
+        assert server.get_bytes(f"/api/workflow_templates/flashlips/{quote(name)}.jpg").startswith(b"\xff\xd8")
     assert server.get_bytes("/extensions/flashlips/docs/FlashLipsLipSync.md").startswith(b"# Lip Sync")
     assert server.get_bytes("/extensions/flashlips/docs/FlashLipsLipSync.jpg").startswith(b"\xff\xd8")
     translations = server.get("/i18n")
