@@ -34,6 +34,7 @@ from . import bridge, progress, words
 from . import bridge_models as models
 from .edit_inputs import fit_input
 from .sockets import DETECTOR_DOWNLOAD, LipEncoder, PoseModel, Poses, Track, download_input, fps_input
+from .timeline import timeline_ui
 
 log = logging.getLogger(__name__)
 
@@ -272,8 +273,8 @@ class EditPoses(io.ComfyNode):
             display_name="Edit Lip Poses",
             category=CATEGORY,
             description="Changes lip motion before it is applied: strength, smoothness, timing, a mix with another track, closed "
-            "lips in silence, and a list of edits of single ranges. The sliders act first, in this order: mix, gain, smoothing, "
-            "silence, offset; then the operations.",
+            "lips in silence, and edits of single ranges on a timeline. The sliders act first, in this order: mix, gain, "
+            "smoothing, silence, offset; then the timeline's edits.",
             inputs=[
                 Poses.Input("poses", tooltip="The track to edit."),
                 Poses.Input(
@@ -305,9 +306,12 @@ class EditPoses(io.ComfyNode):
                     default="[]",
                     multiline=True,
                     optional=True,
-                    tooltip="A JSON list of further edits, applied in order, in frames of the track, for example "
+                    tooltip="What the timeline does, as a JSON list: edits applied in order, in frames of the track, for example "
                     '[{"op": "hold", "start": 50, "stop": 60, "fade": 3}]. Operations: gain, smooth, shift, hold, mix, gate, '
-                    "keys, rest; the node's help lists their fields.",
+                    "keys, rest, draw, copy; the node's help lists their fields.",
+                ),
+                io.Audio.Input(
+                    "audio", optional=True, tooltip="The voice: drawn behind the curves of the timeline, and played with them."
                 ),
             ],
             outputs=[Poses.Output(display_name="poses", tooltip="The edited track.")],
@@ -324,7 +328,7 @@ class EditPoses(io.ComfyNode):
     @classmethod
     def execute(
         cls, poses: LipPoses, other=None, features=None, mask=None, pose_model=None, expression_gain=1.0, mouth_gain=1.0,
-        smoothing_ms=0.0, offset_ms=0.0, mix=0.0, close_in_silence=True, operations="[]",
+        smoothing_ms=0.0, offset_ms=0.0, mix=0.0, close_in_silence=True, operations="[]", audio=None,
     ) -> io.NodeOutput:  # fmt: skip
         network = (pose_model or models.load_network("pose-model", models.BUNDLED)).network
         heard = None if features is None else known_features(features)
@@ -337,7 +341,8 @@ class EditPoses(io.ComfyNode):
             poses.fps, expression_gain, mouth_gain, smoothing_ms, offset_ms, mix, mask is not None, is_gated
         )
         edits = from_json(operations)  # a wrong list is said before any work
-        return io.NodeOutput(apply_operations(apply_operations(poses, sliders, around, "Slider"), edits, around))
+        poses = apply_operations(poses, sliders, around, "Slider")
+        return io.NodeOutput(apply_operations(poses, edits, around), ui=timeline_ui(poses, around, audio))
 
 
 class PreviewPoses(io.ComfyNode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import wave
 from dataclasses import replace
@@ -31,7 +32,7 @@ from flashlips_core.media import load_audio
 from flashlips_core.models.pose_transformer import PoseTransformer, PoseTransformerConfig
 from flashlips_core.pipeline import LipSync
 from flashlips_core.poses import motion as tracks
-from flashlips_core.poses.operations import Gain, Hold, Mix, Shift, Smooth, Surroundings, apply_operations
+from flashlips_core.poses.operations import Gain, Hold, Mix, Shift, Smooth, Surroundings, apply_operations, from_json
 from flashlips_core.poses.sampling import SamplerSettings, sample_poses
 from flashlips_core.poses.silence import silence_gate
 from flashlips_core.types import FaceTrack, FlashLipsError, LipPoses
@@ -361,6 +362,52 @@ def test_silence_closes_the_lips_where_features_are_connected(engine, graph) -> 
     assert torch.equal(left.values, made.values)
 
 
+def timeline_of(engine, run, name: str = "edited") -> dict:
+    """What the node sent for its timeline."""
+    (shown,) = run.ui[name]["flashlips_timeline"]
+    return json.loads((engine.base / "temp" / shown["filename"]).read_text(encoding="utf-8"))
+
+
+def sent_poses(file: dict) -> torch.Tensor:
+    """The track before the operations, (T, 12)."""
+    values = np.frombuffer(base64.b64decode(file["poses"]), "<i2").reshape(-1, 12)
+    return torch.from_numpy(values / 32767 * file["scale"]).float()
+
+
+@pytest.mark.comfy
+def test_the_timeline_gets_the_track_after_the_sliders_and_before_the_operations(engine, graph) -> None:
+    drawn = [
+        {"op": "draw", "curve": "opening", "points": [[5, 0.2]], "start": 5, "stop": 9},
+        {"op": "copy", "source": 5, "start": 15},
+    ]
+    graph = edit(graph, operations=json.dumps(drawn), expression_gain=1.5, audio=["audio", 0])
+    run = engine.run(graph, ("poses", "edited"))
+    assert run.is_success, run.errors
+    made, edited = track_of(run.outputs["poses"][0]), track_of(run.outputs["edited"][0])
+    rest = load_network("pose-model").rest_pose
+    around, file = Surroundings(rest), timeline_of(engine, run)
+    slid = apply_operations(made, [Gain(expression=1.5)], around)
+    assert torch.allclose(sent_poses(file), slid.values, atol=1e-3)
+    assert torch.allclose(edited.values, apply_operations(slid, from_json(json.dumps(drawn)), around).values, atol=1e-4)
+    assert file["version"] == 1 and file["fps"] == [25, 1] and file["gate"] and not file["is_gated"] and file["level_hz"] == 100
+    with wave.open(str(engine.base / "temp" / file["sound"]["filename"])) as sound:
+        assert (sound.getframerate(), sound.getnchannels(), sound.getnframes()) == (16_000, 1, 16_000 * SECONDS)
+    again = engine.run(
+        {**graph, "edited": {**graph["edited"], "inputs": {**graph["edited"]["inputs"], "operations": "[]"}}}, "edited"
+    )
+    assert again.ui["edited"] == run.ui["edited"]  # the same track is the same file
+
+
+@pytest.mark.comfy
+def test_features_alone_give_the_timeline_speech_and_nothing_gives_curves(engine, graph) -> None:
+    for inputs, has_sound in (({"features": ["features", 0]}, True), ({}, False)):
+        run = engine.run(edit(graph, **inputs), "edited")
+        assert run.is_success, run.errors
+        file = timeline_of(engine, run)
+        assert len(sent_poses(file)) == 25 and file["sound"] is None
+        assert file["is_gated"] is has_sound and (file["level"] is not None) is has_sound
+
+
 @pytest.mark.comfy
 def test_edits_that_cannot_work_are_said_in_the_nodes_error_box(engine, graph) -> None:
     cases = {
@@ -369,6 +416,7 @@ def test_edits_that_cannot_work_are_said_in_the_nodes_error_box(engine, graph) -
         "Operation 1 (hold): 'start' is frame 90": {"operations": '[{"op": "hold", "start": 90}]'},
         "Slider 1 (mix): There is no other track": {"mix": 0.5},
         "Operation 1 (gate): There is no sound": {"operations": '[{"op": "gate"}]'},
+        "Operation 1 (copy): 'source' is 25, but the track has frames 0 to 24": {"operations": '[{"op": "copy", "source": 25}]'},
     }
     for words, inputs in cases.items():
         assert words in engine.run(edit(graph, **inputs), "edited").errors["edited"]

@@ -14,6 +14,8 @@ from flashlips_core.drawings.poses import SIZE, draw_poses
 from flashlips_core.poses import motion as tracks
 from flashlips_core.poses.operations import (
     OPERATIONS,
+    Copy,
+    Draw,
     Gain,
     Gate,
     Hold,
@@ -28,6 +30,7 @@ from flashlips_core.poses.operations import (
     simple_operations,
     to_json,
 )
+from flashlips_core.poses.shapes import NAMED, NAMES, shape
 from flashlips_core.poses.silence import silence_gate
 from flashlips_core.types import AudioFeatures, FlashLipsError, LipPoses
 
@@ -116,12 +119,13 @@ def test_a_mask_says_where_to_mix() -> None:
     assert torch.allclose(edited(poses, Mix(mask=True), around=constant), (poses.values + other.values) / 2, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "copy"])  # whose effect depends on its start
 def test_every_operation_keeps_to_its_range_and_fades_into_it(name: str) -> None:
     poses = random_track()
     around = Surroundings(REST, random_track(seed=1), speech_then_silence(), torch.ones(40))
     effective = {
         "gain": {"expression": 2, "mouth": 0}, "shift": {"frames": 3}, "keys": {"points": [[0, 1.0]]}, "hold": {"frame": 2},
+        "draw": {"points": [[0, 0.2]]},
     }.get(name, {})  # fmt: skip
     whole = OPERATIONS[name](**effective).apply(poses, around).values
     part = OPERATIONS[name](**effective, start=20, stop=30, fade=3).apply(poses, around).values
@@ -129,6 +133,33 @@ def test_every_operation_keeps_to_its_range_and_fades_into_it(name: str) -> None
     assert torch.equal(part[:17], poses.values[:17]) and torch.equal(part[33:], poses.values[33:])
     for frame, weight in ((19, 0.75), (18, 0.5), (17, 0.25), (30, 0.75), (32, 0.25)):
         assert torch.allclose(part[frame], torch.lerp(poses.values[frame], whole[frame], weight), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_drawn_curve_is_what_the_mouth_then_does(name: str) -> None:
+    poses, points = random_track(), ((10, 0.1), (20, 0.3))
+    drawn = edited(poses, Draw(curve=name, points=points, start=10, stop=21))
+    expected = torch.from_numpy(np.interp(np.arange(10, 21), [10, 20], [0.1, 0.3])).float()
+    assert torch.allclose(shape(name).read(drawn)[10:21], expected, atol=1e-4)
+    assert torch.equal(drawn[:10], poses.values[:10]) and torch.equal(drawn[21:], poses.values[21:])
+    assert torch.equal(edited(poses, Draw(curve=name)), poses.values)
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_drawing_one_shape_leaves_the_other_named_ones(name: str) -> None:
+    poses = random_track()
+    drawn = edited(poses, Draw(curve=name, points=((0, 0.5),)))
+    for other in set(NAMED) - {name}:
+        assert torch.allclose(shape(other).read(drawn), shape(other).read(poses.values), atol=1e-4)
+
+
+def test_a_copied_range_is_repeated_and_fades() -> None:
+    poses = random_track()
+    made = edited(poses, Copy(start=20, stop=28, source=3, fade=1))
+    assert torch.equal(made[20:28], poses.values[3:11])
+    assert torch.allclose(made[28], (poses.values[28] + poses.values[11]) / 2, atol=1e-6)
+    assert torch.allclose(made[19], (poses.values[19] + poses.values[2]) / 2, atol=1e-6)
+    assert torch.equal(edited(poses, Copy(start=30, source=36))[34:], poses.values[39].expand(6, 12))  # the last pose is held
 
 
 def test_operations_are_applied_in_order() -> None:
@@ -169,6 +200,7 @@ def test_the_text_of_operations_reads_back_as_the_same_operations() -> None:
     operations = [
         Gain(expression=1.5, start=3, stop=9, fade=2.5), Smooth(deviation=1.5), Shift(frames=-2), Hold(frame=4), Mix(mask=True),
         Gate(threshold_db=-40, attack=0, hold=3.5), Keys(dimension=11, points=((0, -1.5), (7, 2))), Rest(amount=0.5),
+        Draw(curve="width", points=((0, 0.5), (7, 0.6))), Copy(source=7),
     ]  # fmt: skip
     assert {o.name for o in operations} == set(OPERATIONS)
     assert from_json(to_json(operations)) == operations
@@ -191,6 +223,8 @@ def test_the_fields_of_the_format_are_these_and_change_by_decision_only() -> Non
         "gate": [*shared, "threshold_db", "attack", "hold", "release"],
         "keys": [*shared, "dimension", "points"],
         "rest": [*shared, "amount"],
+        "draw": [*shared, "curve", "points"],
+        "copy": [*shared, "source"],
     }
 
 
@@ -202,7 +236,7 @@ def test_the_fields_of_the_format_are_these_and_change_by_decision_only() -> Non
         ('{"op": "gain"}', "must be a JSON list"),
         ("3", "must be a JSON list"),
         ('[{"op": "rest"}, 7]', "Operation 2 must be an object"),
-        ('[{"op": "rest"}, {"mouth": 2}]', "Operation 2: 'op' must be one of gain, smooth, .*, rest, got null"),
+        ('[{"op": "rest"}, {"mouth": 2}]', "Operation 2: 'op' must be one of gain, smooth, .*, copy, got null"),
         ('[{"op": ["gain"]}]', "Operation 1: 'op' must be one of"),
         ('[{"op": "gian"}]', "Operation 1: 'op' must be one of .* got \"gian\""),
         (
@@ -225,6 +259,8 @@ def test_the_fields_of_the_format_are_these_and_change_by_decision_only() -> Non
         ('[{"op": "keys", "points": [[5, 1], [5, 2]]}]', "'points' must be a list of .frame, number. with ascending"),
         ('[{"op": "keys", "points": [[5, 1, 2]]}]', "'points' must be a list"),
         ('[{"op": "keys", "points": {"5": 1}}]', "'points' must be a list"),
+        ('[{"op": "draw", "curve": "nose"}]', "'curve' must be one of opening, width, .*, number 11, got \"nose\""),
+        ('[{"op": "copy", "source": -1}]', "'source' must be a whole number from 0"),
     ],
 )
 def test_a_wrong_list_is_refused_in_one_sentence_that_names_the_operation(text: str, says: str) -> None:

@@ -26,6 +26,10 @@ gate       Brings the lips to rest where the sound holds no speech. ``threshold_
 keys       Adds a hand-drawn curve to one pose number. ``dimension`` (0..11, 0); ``points`` (list of [frame,
            number -1000..1000], frames ascending): linear between points, held before the first and after the last.
 rest       Brings the lips to rest. ``amount`` (number 0..1, 1).
+draw       Makes what the mouth does on screen follow a hand-drawn curve. ``curve`` (name, "opening"): one of ``shapes.NAMED``,
+           or "number 0" to "number 11"; ``points`` as in keys, but what the curve is to be, not what is added.
+copy       Repeats another range: frame ``start`` gets the pose of frame ``source`` (frame, 0), the next that of the next, and
+           so on; what lies beyond the track's ends is held.
 =========  ==============================================================================================================
 
 The format is frozen: shared graphs hold it. New fields get defaults that change nothing; unknown ones are refused, so an old
@@ -35,9 +39,8 @@ version never drops an edit silently. T frames, P pose numbers (12).
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, fields, replace
 from fractions import Fraction
 from typing import Any, ClassVar
 
@@ -47,10 +50,9 @@ from torch import Tensor
 
 from ..types import POSE_DIM, AudioFeatures, FlashLipsError, LipPoses
 from . import motion as tracks
+from .fields import MOST_FRAMES, curve_points, flag, number, shape_name, whole
+from .shapes import shape
 from .silence import silence_gate
-
-Check = Callable[[Any], str]  # a field's value -> what is allowed, or "" where the value is
-MOST_FRAMES = 10_000_000  # 4 days at 25 frames per second
 
 
 @dataclass(frozen=True)
@@ -63,57 +65,6 @@ class Surroundings:
     mask: Tensor | None = None  # (T,) or (1,), for mix: 0 keeps this track
 
 
-# ---- fields ----------------------------------------------------------------------------------------------------------------
-
-
-def _option(default: Any, check: Check) -> Any:
-    return field(default=default, metadata={"check": check})
-
-
-def _number(default: float | None, low: float, high: float) -> Any:
-    def check(value: Any) -> str:
-        is_right = _is_number(value) and low <= value <= high
-        or_null = ", or null" if default is None else ""
-        return "" if is_right or (value is None and default is None) else f"a number from {low:g} to {high:g}{or_null}"
-
-    return _option(default, check)
-
-
-def _whole(default: int | None, low: int, high: int) -> Any:
-    def check(value: Any) -> str:
-        is_right = _is_whole(value) and low <= value <= high
-        or_null = ", or null" if default is None else ""
-        return "" if is_right or (value is None and default is None) else f"a whole number from {low} to {high}{or_null}"
-
-    return _option(default, check)
-
-
-def _flag(default: bool) -> Any:
-    return _option(default, lambda value: "" if isinstance(value, bool) else "true or false")
-
-
-def _curve() -> Any:
-    def check(value: Any) -> str:
-        is_list = isinstance(value, (list, tuple)) and all(_is_point(point) for point in value)
-        is_ascending = is_list and all(a[0] < b[0] for a, b in zip(value, value[1:], strict=False))
-        return "" if is_ascending else "a list of [frame, number] with ascending whole frames and numbers from -1000 to 1000"
-
-    return _option((), check)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_point(value: Any) -> bool:
-    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
-    return is_pair and _is_whole(value[0]) and 0 <= value[0] <= MOST_FRAMES and _is_number(value[1]) and abs(value[1]) <= 1000
-
-
 # ---- operations ------------------------------------------------------------------------------------------------------------
 
 
@@ -123,9 +74,9 @@ class Operation:
 
     name: ClassVar[str]
 
-    start: int = _whole(0, 0, MOST_FRAMES)
-    stop: int | None = _whole(None, 1, MOST_FRAMES)
-    fade: float = _number(0, 0, MOST_FRAMES)
+    start: int = whole(0, 0, MOST_FRAMES)
+    stop: int | None = whole(None, 1, MOST_FRAMES)
+    fade: float = number(0, 0, MOST_FRAMES)
 
     def __post_init__(self) -> None:
         for option in fields(self):
@@ -162,8 +113,8 @@ class Gain(Operation):
     """More or less motion around rest."""
 
     name = "gain"
-    expression: float = _number(1, -10, 10)
-    mouth: float = _number(1, -10, 10)
+    expression: float = number(1, -10, 10)
+    mouth: float = number(1, -10, 10)
 
     def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
         return tracks.gain(poses, self.expression, self.mouth, around.rest).values
@@ -174,7 +125,7 @@ class Smooth(Operation):
     """Calmer motion."""
 
     name = "smooth"
-    deviation: float = _number(1, 0, 1000)
+    deviation: float = number(1, 0, 1000)
 
     def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
         return tracks.smooth(poses, float(self.deviation / poses.fps)).values
@@ -185,7 +136,7 @@ class Shift(Operation):
     """Later or earlier motion."""
 
     name = "shift"
-    frames: float = _number(0, -MOST_FRAMES, MOST_FRAMES)
+    frames: float = number(0, -MOST_FRAMES, MOST_FRAMES)
 
     def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
         return tracks.shift(poses, float(self.frames / poses.fps)).values
@@ -196,7 +147,7 @@ class Hold(Operation):
     """One frozen pose."""
 
     name = "hold"
-    frame: int | None = _whole(None, 0, MOST_FRAMES)
+    frame: int | None = whole(None, 0, MOST_FRAMES)
 
     def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
         frame = self.start if self.frame is None else self.frame
@@ -210,8 +161,8 @@ class Mix(Operation):
     """Over to the other track."""
 
     name = "mix"
-    amount: float = _number(1, 0, 1)
-    mask: bool = _flag(False)
+    amount: float = number(1, 0, 1)
+    mask: bool = flag(False)
 
     def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
         if around.other is None:
@@ -234,10 +185,10 @@ class Gate(Operation):
     """Closed lips in silence."""
 
     name = "gate"
-    threshold_db: float = _number(-32, -100, 0)
-    attack: float | None = _number(None, 0, 1000)
-    hold: float | None = _number(None, 0, 1000)
-    release: float | None = _number(None, 0, 1000)
+    threshold_db: float = number(-32, -100, 0)
+    attack: float | None = number(None, 0, 1000)
+    hold: float | None = number(None, 0, 1000)
+    release: float | None = number(None, 0, 1000)
 
     def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
         if around.features is None:
@@ -256,14 +207,13 @@ class Keys(Operation):
     """A curve drawn by hand, added to one pose number."""
 
     name = "keys"
-    dimension: int = _whole(0, 0, POSE_DIM - 1)
-    points: tuple[tuple[int, float], ...] = _curve()
+    dimension: int = whole(0, 0, POSE_DIM - 1)
+    points: tuple[tuple[int, float], ...] = curve_points()
 
     def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
         values = poses.values.clone()
         if self.points:
-            frames, heights = zip(*self.points, strict=True)
-            values[:, self.dimension] += torch.from_numpy(np.interp(np.arange(len(poses)), frames, heights)).float()
+            values[:, self.dimension] += _along(self.points, len(poses))
         return values
 
 
@@ -272,13 +222,49 @@ class Rest(Operation):
     """Lips at rest."""
 
     name = "rest"
-    amount: float = _number(1, 0, 1)
+    amount: float = number(1, 0, 1)
 
     def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
         return torch.lerp(poses.values, around.rest.to(poses.values).expand_as(poses.values), float(self.amount))
 
 
-OPERATIONS: dict[str, type[Operation]] = {kind.name: kind for kind in (Gain, Smooth, Shift, Hold, Mix, Gate, Keys, Rest)}
+@dataclass(frozen=True)
+class Draw(Operation):
+    """What the mouth does on screen follows a curve drawn by hand."""
+
+    name = "draw"
+    curve: str = shape_name("opening")
+    points: tuple[tuple[int, float], ...] = curve_points()
+
+    def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
+        if not self.points:
+            return poses.values
+        return shape(self.curve).moved(poses.values, _along(self.points, len(poses)))
+
+
+@dataclass(frozen=True)
+class Copy(Operation):
+    """The motion of another range."""
+
+    name = "copy"
+    source: int = whole(0, 0, MOST_FRAMES)
+
+    def change(self, poses: LipPoses, around: Surroundings) -> Tensor:
+        if self.source >= len(poses):
+            last = len(poses) - 1
+            raise FlashLipsError(f"'source' is {self.source}, but the track has frames 0 to {last} only; choose one of them.")
+        rows = torch.arange(len(poses)) + (self.source - self.start)
+        return poses.values[rows.clamp(0, len(poses) - 1)]
+
+
+def _along(points: Sequence[tuple[int, float]], num_frames: int) -> Tensor:
+    """A curve's height at each frame, (T,)."""
+    frames, heights = zip(*points, strict=True)
+    return torch.from_numpy(np.interp(np.arange(num_frames), frames, heights)).float()
+
+
+_KINDS = (Gain, Smooth, Shift, Hold, Mix, Gate, Keys, Rest, Draw, Copy)
+OPERATIONS: dict[str, type[Operation]] = {kind.name: kind for kind in _KINDS}
 
 
 def simple_operations(
@@ -326,7 +312,7 @@ def from_json(text: str) -> list[Operation]:
         raise FlashLipsError(f"The operations are nested too deeply; write a list such as {_EXAMPLE}.") from error
     if not isinstance(items, list):
         raise FlashLipsError(f"The operations must be a JSON list such as {_EXAMPLE}, got {_shown(items)}.")
-    return [_parsed(number, item) for number, item in enumerate(items, 1)]
+    return [_parsed(place, item) for place, item in enumerate(items, 1)]
 
 
 def to_json(operations: Sequence[Operation]) -> str:
@@ -348,34 +334,34 @@ def apply_operations(
     """The track after all operations, in order. A wrong one is ``called`` by its position, 1 being the first."""
     if not len(poses):
         raise FlashLipsError("There are no poses to edit; the sound or the video behind them is empty.")
-    for number, operation in enumerate(operations, 1):
+    for place, operation in enumerate(operations, 1):
         try:
             poses = operation.apply(poses, around)
         except FlashLipsError as error:
-            raise FlashLipsError(f"{called} {number} ({operation.name}): {error}") from error
+            raise FlashLipsError(f"{called} {place} ({operation.name}): {error}") from error
     return poses
 
 
 _EXAMPLE = '[{"op": "gain", "mouth": 1.2}]'
 
 
-def _parsed(number: int, item: Any) -> Operation:
+def _parsed(place: int, item: Any) -> Operation:
     """One operation, strictly."""
     if not isinstance(item, dict):
-        raise FlashLipsError(f"Operation {number} must be an object such as {_EXAMPLE[1:-1]}, got {_shown(item)}.")
+        raise FlashLipsError(f"Operation {place} must be an object such as {_EXAMPLE[1:-1]}, got {_shown(item)}.")
     name = item.get("op")
     if not isinstance(name, str) or name not in OPERATIONS:
         allowed = ", ".join(OPERATIONS)
-        raise FlashLipsError(f"Operation {number}: 'op' must be one of {allowed}, got {_shown(name)}.")
+        raise FlashLipsError(f"Operation {place}: 'op' must be one of {allowed}, got {_shown(name)}.")
     options: dict[str, Field] = {option.name: option for option in fields(OPERATIONS[name])}
     unknown = [key for key in item if key not in options and key != "op"]
     if unknown:
         allowed = ", ".join(options)
-        raise FlashLipsError(f"Operation {number} ({name}) does not know '{unknown[0]}'; its fields are {allowed}.")
+        raise FlashLipsError(f"Operation {place} ({name}) does not know '{unknown[0]}'; its fields are {allowed}.")
     try:
         return OPERATIONS[name](**{key: value for key, value in item.items() if key != "op"})
     except FlashLipsError as error:
-        raise FlashLipsError(f"Operation {number} ({name}): {error}") from error
+        raise FlashLipsError(f"Operation {place} ({name}): {error}") from error
 
 
 def _shown(value: Any) -> str:

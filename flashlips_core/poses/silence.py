@@ -6,6 +6,7 @@ T frames, N feature rows. Frame k stands for the instant (k + 1/2) / fps, featur
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -50,12 +51,16 @@ def speech_gate(
 
 def silence_gate(poses: LipPoses, features: AudioFeatures, rest: Tensor, **settings: float) -> LipPoses:
     """Bring the lips to ``rest`` (12,) where the sound holds no speech; ``settings`` are those of :func:`speech_gate`."""
-    gate = speech_gate(features, **settings)
-    if not len(gate):
+    if not len(features.level_db):
         return poses
-    times = (torch.arange(len(poses), dtype=torch.float64) + 0.5) * float(features.rate_hz / poses.fps) - 0.5
-    weight = at_rows(gate[:, None], times, cubic=False)  # T 1
+    weight = gate_of_frames(features, len(poses), poses.fps, **settings)[:, None]  # T 1
     return replace(poses, values=torch.lerp(rest.to(poses.values).expand_as(poses.values), poses.values, weight))
+
+
+def gate_of_frames(features: AudioFeatures, num_frames: int, fps: Fraction, **settings: float) -> Tensor:
+    """:func:`speech_gate` at the instants of frames, (T,); the sound holds at least one row."""
+    times = (torch.arange(num_frames, dtype=torch.float64) + 0.5) * float(features.rate_hz / fps) - 0.5
+    return at_rows(speech_gate(features, **settings)[:, None], times, cubic=False)[:, 0]
 
 
 def _hysteresis(level: Tensor, low: float, high: float) -> Tensor:

@@ -133,7 +133,7 @@ def full_pipeline(g: Sketch) -> None:
         is_below=True,
     ):
         further = {"expression_gain": 1.15, "mouth_gain": 1.15}
-        poses = g.node("FlashLipsEditPoses", poses=sampled, features=features, **further)
+        poses = g.node("FlashLipsEditPoses", poses=sampled, features=features, audio=voice.out("audio"), **further)
         g.column()
         g.node("FlashLipsPreviewPoses", poses=poses, audio=voice.out("audio"))
     dubbed.sources["poses"] = (poses, 0)
@@ -272,8 +272,10 @@ def shape_the_lips(g: Sketch) -> None:
         "edit",
     ):
         hold = json.dumps([{"op": "hold", "start": 70, "stop": 76, "fade": 3}])
-        sliders = {"mix": 0.5, "mouth_gain": 1.3, "smoothing_ms": 40.0}
-        edited = g.node("FlashLipsEditPoses", poses=takes[0], other=takes[1], features=features, **sliders, operations=hold)
+        edited = g.node(
+            "FlashLipsEditPoses", poses=takes[0], other=takes[1], features=features, mix=0.5, mouth_gain=1.3, smoothing_ms=40.0,
+            operations=hold, audio=voice.out("audio"),
+        )  # fmt: skip
         g.node("FlashLipsPreviewPoses", poses=edited, other=takes[0], audio=voice.out("audio"))
     with g.group("3. Applied", "Track, editor and codec, as in the full pipeline.", "face"):
         video = g.node("FlashLipsLoadVideo", "Video", path=FACE)

@@ -19,7 +19,8 @@ TITLE, TEXT = 34, 140
 CLASSIC = {"slot": 20, "widget": 24, "rest": 10}
 NODES_2 = {"slot": 22, "widget": 29, "rest": 42, "advanced": 34}  # hides advanced widgets behind one button
 PICTURES = {
-    "FlashLipsCompareVideo": (480, 540), "FlashLipsPreviewPoses": (560, 420), "FlashLipsPreviewTrack": (420, 430),
+    "FlashLipsCompareVideo": (480, 540), "FlashLipsEditPoses": (760, 700),
+    "FlashLipsPreviewPoses": (560, 420), "FlashLipsPreviewTrack": (420, 430),
     "FlashLipsSaveVideo": (420, 560), "PreviewImage": (420, 380),
 }  # fmt: skip
 # Nodes that show a picture while they work, which stays when they are done: they grow by this much; and a line of text by this
