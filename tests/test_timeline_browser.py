@@ -27,7 +27,7 @@ SEEN = f"[...{EDITS}[0].flashlipsTimeline.values]"  # after the edits, as the br
 MADE = f"[...{EDITS}[1].flashlipsTimeline.state.track.values]"  # by Python: what the second node was given
 SAME_SEED = """() => app.graph._nodes.flatMap(node => node.widgets ?? [])
     .filter(widget => widget.name === "control_after_generate").forEach(widget => { widget.value = "fixed"; })"""
-PLACES = "app.graph._nodes.map(node => [...node.pos])"
+PLACES = "Object.fromEntries(app.graph._nodes.map(node => [node.id, [...node.pos]]))"  # the chosen one is last in the list
 LANE = """async key => {
     const {placed} = await import("/extensions/flashlips/timeline_draw.js");
     const {canvas, state} = EDITS[0].flashlipsTimeline, lane = placed(state, canvas.clientHeight).find(lane => lane.key === key);
