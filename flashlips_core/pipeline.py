@@ -117,6 +117,7 @@ class LipSync(ClipSteps):
         *,
         track: FaceTrack | None = None,
         poses: LipPoses | None = None,
+        look: Look | None = None,
         progress: Progress | None = None,
         show: Show | None = None,
         stage: Stage | None = None,
@@ -126,7 +127,7 @@ class LipSync(ClipSteps):
 
         Args:
             audio: A sound or video file; None keeps the clip's own sound.
-            track, poses: Computed where they are not given. Given poses are used as they are, whatever ``settings`` say.
+            track, look, poses: Computed where they are not given. Given poses are used as they are, whatever ``settings`` say.
             progress: Counts the frames of three passes: tracking, choosing references, editing; listening repeats the count.
             show: Gets each finished frame, for a preview.
             stage: Told what begins.
@@ -138,17 +139,17 @@ class LipSync(ClipSteps):
         clip, voice = probe(video), _voice(video, audio, is_needed=poses is None)
         self.check_ready(settings, needs_voice=poses is None)
         sound = None if audio is None else voice
-        shown = len(plan_for(clip, clip.num_frames, sound, settings))
-        stop = _last_frame_heard(clip, shown, settings)
+        shown, stop = frames_needed(clip, sound, settings)
         seen, tell = stop or clip.num_frames, stage or _nobody
-        passes = _Passes(progress, 0 if track is not None else seen, seen, shown)
+        passes = _Passes(progress, 0 if track is not None else seen, 0 if look is not None else seen, shown)
         if track is None:
             tell("Finding the face", seen)
             with clock("track"):
                 track = self.track(video, settings, stop, passes.first, show)
-        tell("Choosing references", seen)
-        with clock("choose references"):
-            look = self.look(video, track, settings.num_references, passes.second)
+        if look is None:
+            tell("Choosing references", seen)
+            with clock("choose references"):
+                look = self.look(video, track, settings.num_references, passes.second)
         if poses is None:
             tell("Making the lip motion", 0)
             with clock("sound to poses"):
@@ -180,6 +181,12 @@ def plan_for(clip: ClipInfo, num_frames: int, sound: Recording | None, settings:
     return plan_frames(num_frames, clip.fps, length, mode, shown_seconds(clip, num_frames))
 
 
+def frames_needed(clip: ClipInfo, sound: Recording | None, settings: DubSettings) -> tuple[int, int | None]:
+    """How many frames a dub shows, and before which of the clip's frames it ends; None: not before the last."""
+    shown = len(plan_for(clip, clip.num_frames, sound, settings))
+    return shown, shown if settings.length in ("auto", "cut") and shown < clip.num_frames else None
+
+
 def plan_rows(plan: FramePlan, track: FaceTrack, poses: LipPoses, clip: ClipInfo) -> FrameRows:
     """Box, flag and pose of each output frame."""
     is_per_frame = poses.fps == track.fps and len(poses) == len(track)
@@ -195,11 +202,6 @@ def _voice(video: Source, audio: Source | Recording | None, is_needed: bool) -> 
     if audio is None:
         return opened(video) if is_needed else None
     return opened(audio)
-
-
-def _last_frame_heard(clip: ClipInfo, num_shown: int, settings: DubSettings) -> int | None:
-    """Where the sound ends, None where every frame is needed."""
-    return num_shown if settings.length in ("auto", "cut") and num_shown < clip.num_frames else None
 
 
 @dataclass

@@ -20,7 +20,7 @@ LEVELS = [
     {"editing"},
     {"steps"},
     {"pipeline"},
-    {"images", "dataset", "heads"},
+    {"images", "dataset", "heads", "batch"},
     {"train.loop"},
     {"train.batches"},
     {"train.editor", "train.landmarks"},

@@ -1,4 +1,4 @@
-"""``python -m flashlips_core sync | track | poses | data | heads | train | average | ablation | cost | eval | bench``.
+"""``python -m flashlips_core sync | batch | track | poses | data | heads | train | average | ablation | cost | eval | bench``.
 
 Exit codes: 0 done, 2 something the user can mend (one sentence on stderr, no output file), 128 + n stopped by signal n (130 is
 Ctrl-C).
@@ -17,6 +17,7 @@ from ..system.terminal import exit_code, say, steady_streams, stoppable
 from ..types import FlashLipsError
 from .ablation import add_ablation, run_ablation
 from .average import add_average, run_average, say_average
+from .batch import add_batch, run_batch, say_batch
 from .bench import add_bench, run_bench
 from .cost import add_cost, run_cost
 from .data import add_data, run_data, say_data
@@ -38,6 +39,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "sync": Command("dub a video, file to file", add_sync, run_sync, say_sync),
+    "batch": Command("dub many videos", add_batch, run_batch, say_batch),
     "track": Command("find and follow a face", add_track, run_track, say_track),
     "poses": Command("lip poses from sound or from a face", add_poses, run_poses, say_poses),
     "data": Command("build a training set from videos", add_data, run_data, say_data),

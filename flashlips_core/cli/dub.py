@@ -28,6 +28,11 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", help="the video to edit")
     parser.add_argument("audio", nargs="?", help="the voice: a sound or video file (default with --driving: that video's own)")
     parser.add_argument("-o", "--out", required=True, help="the video to write: .mp4, .mov, .mkv or .webm")
+    add_choices(parser)
+
+
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """What may be chosen about a dub."""
     group = parser.add_argument_group("lips")
     group.add_argument("--driving", metavar="VIDEO", help="take the lip motion from this video's face instead of from sound")
     group.add_argument("--poses", metavar="FILE", help="take the lip motion from this file, as 'poses' writes it")
