@@ -99,7 +99,8 @@ def info(frames: int = 50, fps: float = 25, size: tuple[int, int] = (64, 48)) ->
 def test_videos_of_one_rate_are_compared_frame_by_frame_as_long_as_both_last():
     found = matching.match(info(40), info(50, 25.01))
     assert np.array_equal(found.rows, np.arange(40)) and found.size == (64, 48)
-    assert found.notes == ["40 frames of 50: the first 40 are compared"]
+    assert found.notes == ["40 frames, its source 50: the first 40 are compared"]
+    assert matching.match(info(40), info(50), 8).notes == ["40 frames, its source 50: the first 8 are compared"]
     assert not matching.match(info(), info()).notes and len(matching.match(info(), info(), 7)) == 7
 
 
@@ -268,6 +269,13 @@ def test_a_reconstruction_is_held_against_the_sources_own_lips(material, tmp_pat
     assert found.numbers["lips_r"] == pytest.approx(m.correlation(late, GAPS)) and found.numbers["lips_lag"] == 2
     assert found.numbers["psnr_outside"] == pytest.approx(100) and found.numbers["sharpness"] == pytest.approx(1)
     assert found.sheet.is_file() and not found.notes and len(found.curves["wanted"]) == COUNT
+
+
+def test_a_short_clip_does_not_fit_by_chance_at_a_large_lag(material):
+    made, source = material
+    noise = 0.2 + 0.05 * np.random.default_rng(0).standard_normal(COUNT)
+    found = scored(Pair(made, source), Drawn({"made": noise}), Judges(), tiny_codec(), frames=8)
+    assert abs(found.numbers["lips_lag"]) <= 2 and found.numbers["lips_best_r"] < 0.99
 
 
 def test_another_sound_is_held_against_its_own_video_and_says_so_where_it_has_none(material, talking_clip, audio_only):

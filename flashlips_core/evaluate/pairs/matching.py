@@ -39,18 +39,16 @@ class Matching:
 
 def match(generated: ClipInfo, source: ClipInfo, most: int | None = None) -> Matching:
     """Frame by frame where the rates are the same, else by time; as long as both last, and ``most`` frames at most."""
-    notes = []
-    ratio = float(source.fps / generated.fps)
-    if abs(ratio - 1) <= SAME_RATE:
-        rows = np.arange(min(generated.num_frames, source.num_frames))
-        if generated.num_frames != source.num_frames:
-            notes.append(f"{generated.num_frames} frames of {source.num_frames}: the first {len(rows)} are compared")
-    else:
-        shown = np.floor((np.arange(generated.num_frames) + 0.5) * ratio).astype(int)
-        rows = shown[shown < source.num_frames]
+    ratio, notes = float(source.fps / generated.fps), []
+    is_same_rate = abs(ratio - 1) <= SAME_RATE
+    shown = np.arange(generated.num_frames)
+    shown = shown if is_same_rate else np.floor((shown + 0.5) * ratio).astype(int)
+    rows = shown[shown < source.num_frames][:most]
+    if not is_same_rate:
         rates = f"{float(generated.fps):.4g} frames per second, its source {float(source.fps):.4g}"
         notes.append(f"{rates}: compared by time, {len(rows)} frames")
-    rows = rows[:most]
+    elif generated.num_frames != source.num_frames:
+        notes.append(f"{generated.num_frames} frames, its source {source.num_frames}: the first {len(rows)} are compared")
     if len(rows) < LEAST_FRAMES:
         raise FlashLipsError(f"{_name(generated)} and {_name(source)} share {len(rows)} frames; {LEAST_FRAMES} are needed.")
     size, sizes = (

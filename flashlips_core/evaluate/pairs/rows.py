@@ -39,7 +39,12 @@ ROWS = (
     Row("lpips_mouth_ceiling", "LPIPS (AlexNet) in the mouth: ceiling", "", "the source through the codec and back", "lpips"),
     Row("lpips_outside", "LPIPS (AlexNet) outside the mouth", "lower", WHERE, "lpips"),
     Row("lips_r", "lip gap against the one wanted, r", "higher", "frame by frame; wanted: the lips of whoever spoke the sound"),
-    Row("lips_best_r", "lip gap against the one wanted, r at the best lag", "higher", "within 10 frames"),
+    Row(
+        "lips_best_r",
+        "lip gap against the one wanted, r at the best lag",
+        "higher",
+        "within 10 frames, a quarter of the clip at most",
+    ),
     Row("lips_lag", "lag of the lips, frames", "0", "above 0: late"),
     Row("lips_size", "size of the lip motion over the one wanted", "1", "ratio of deviations"),
     Row("asked_r", "lip gap against the opening asked, r", "higher", "where NAME.opening.npy lies beside the video"),

@@ -26,7 +26,7 @@ from .listing import Pair
 from .matching import LEAST_FRAMES, Matching, Witness, by_time, match, paired_frames, readable_frames, rows_of
 from .pictures import Crops, identity, likeness, squeezed
 
-MAX_LAG = 10  # frames either way
+MAX_LAG, LAG_SHARE = 10, 4  # frames either way, and at most this part of the clip: few frames always fit somewhere
 SYNC_MARGIN = 0.4  # SyncNet's crop scale
 SHEET_PX = 150  # smaller mouths are shown larger on contact sheets, by whole pixels
 ASKED = ".opening.npy"  # beside a generated video: the mouth opening asked of each frame, over the distance of the irises
@@ -156,7 +156,7 @@ def _lips(generated: FaceMotion, wanted: np.ndarray | None) -> Numbers:
     """Correlation of two lip gaps frame by frame, at the best lag and that lag; how far lips move beside what they should."""
     if wanted is None:
         return {}
-    best, lag = m.best_correlation(generated.lip_gap, wanted, MAX_LAG)
+    best, lag = m.best_correlation(generated.lip_gap, wanted, min(MAX_LAG, len(wanted) // LAG_SHARE))
     return {
         "lips_r": m.correlation(generated.lip_gap, wanted),
         "lips_best_r": best,
