@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -71,7 +73,11 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], header: dict[str
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with appearing(path) as part, writing(path.name):
-        save_file(tensors, part, metadata={"flashlips": json.dumps(header)})
+        try:
+            save_file(tensors, part, metadata={"flashlips": json.dumps(header)})
+        except SafetensorError as error:  # it tells what the disk says in words only
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) if code else OSError(str(error)) from error
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

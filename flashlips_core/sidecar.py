@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from .checkpoint import read_header, read_tensors, write_tensors
@@ -78,10 +77,7 @@ def _not_whole(path: str | Path, error: Exception) -> FlashLipsError:
 def _write(path: str | Path, role: str, tensors: dict[str, Tensor], fields: dict[str, Any]) -> None:
     check_sidecar(path, role)
     header = {"format": "flashlips", "version": VERSION, "role": role, "config": fields, "notes": {}}
-    try:
-        write_tensors(path, tensors, header)
-    except (OSError, SafetensorError) as error:
-        raise FlashLipsError(f"Cannot write {path} ({error}); choose a folder that exists and may be written.") from error
+    write_tensors(path, tensors, header)
 
 
 def _read(path: str | Path, role: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -24,7 +24,8 @@ CLIPS = {
     "g.mov": {"pix_fmt": "yuv422p10le", "audio_rate": 22_050, "audio_codec": "pcm_s16le"}, "h.flv": {"audio_rate": 44_100},
     "i.wav": {"size": None, "audio_rate": 16_000, "audio_codec": "pcm_s16le"}, "j.m4a": {"size": None, "audio_rate": 44_100},
     "k.flac": {"size": None, "audio_rate": 44_100, "audio_codec": "flac"}, "l.mp3": {"size": None, "audio_rate": 44_100,
-    "audio_codec": "libmp3lame"}, "m.mkv": {"codec": "ffv1", "size": (63, 47)}, "n.mp4": {"pts": tuple(i * 1800 + i * i * 90 for i in range(25))},
+    "audio_codec": "libmp3lame"}, "m.mkv": {"codec": "ffv1", "size": (63, 47)},
+    "n.mp4": {"pts": tuple(i * 1800 + i * i * 90 for i in range(25))},
 }  # fmt: skip
 
 
@@ -70,16 +71,16 @@ def work(models: str, pipe) -> None:
 
     torch.set_num_threads(1)
     lipsync = LipSync.load(models, device="cpu", detector=SteadyFace())
+    steps = {
+        "probe": lambda video, voice, out: (probe(video), sum(1 for _ in read_frames(video))),
+        "track": lambda video, voice, out: lipsync.track(video),
+        "sync": lambda *files: lipsync.dub(*files, preset="ultrafast", length="hold", gate=False),
+    }
     while (task := pipe.recv()) is not None:
-        video, voice, out = task
         results = {}
-        for name, use in {
-            "probe": lambda: (probe(video), sum(1 for _ in read_frames(video))),
-            "track": lambda: lipsync.track(video),
-            "sync": lambda: lipsync.dub(video, voice, out, preset="ultrafast", length="hold", gate=False),
-        }.items():
+        for name, use in steps.items():
             try:
-                use()
+                use(*task)
                 results[name] = "a result"
             except FlashLipsError as error:
                 results[name] = "a sentence" if "\n" not in str(error) else f"several lines: {error!r}"
@@ -152,7 +153,7 @@ def main(count: int = 500, seed: int = 0) -> int:
                 path.unlink()
         worker.end()
     for case in wrong:
-        print("file %d, from %s: %s" % case)
+        print("file {}, from {}: {}".format(*case))
     print(f"{count} files, seed {seed}, slowest {slowest:.1f} s: {len(wrong)} wrong; {dict(sorted(seen.items()))}")
     return len(wrong)
 

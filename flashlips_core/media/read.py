@@ -172,7 +172,7 @@ def read_from(
 def open_media(path: str | Path) -> Iterator[av.container.InputContainer]:
     """Open a local file for reading; what FFmpeg says against it becomes one sentence."""
     path = Path(path)
-    if path.is_dir() or not path.exists():
+    if "\0" in str(path) or path.is_dir() or not path.exists():
         raise FlashLipsError(f"No file at {path}; check the path.")
     try:
         container = av.open(local(path), **READING)

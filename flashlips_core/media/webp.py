@@ -20,7 +20,7 @@ def is_animated_webp(path: str | Path) -> bool:
     try:
         with Path(path).open("rb") as file:
             head = file.read(21)
-    except OSError:
+    except (OSError, ValueError):  # open_media says why
         return False
     return head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and bool(head[20] & ANIMATION)
 
