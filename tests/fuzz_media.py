@@ -63,7 +63,7 @@ def damaged(data: bytes, random: np.random.Generator) -> bytes:
 def work(models: str, pipe) -> None:
     """A process that tries one file after the other."""
     import torch
-    from test_pipeline import SteadyFace
+    from toy_dubs import SteadyFace
 
     from flashlips_core.media import probe, read_frames
     from flashlips_core.pipeline import LipSync
@@ -118,7 +118,7 @@ class Worker:
 
 def main(count: int = 500, seed: int = 0) -> int:
     """Try ``count`` files; returns how many did something else than they may."""
-    from test_pipeline import CROP_PX, toy_networks
+    from toy_dubs import CROP_PX, toy_networks
 
     from flashlips_core import checkpoint
 

@@ -21,7 +21,7 @@ import pytest
 import torch
 from conftest import NUM_FRAMES, picture_planes, same_frames, tone
 from safetensors.torch import save_file
-from test_pipeline import CROP_PX, make_poses, make_track, model_folder, toy_networks  # noqa: F401
+from toy_dubs import CROP_PX, make_poses, make_track, toy_networks
 
 from flashlips_core import checkpoint
 from flashlips_core.checks import check_output
@@ -417,7 +417,7 @@ def test_settings_are_refused_when_they_are_made(wrong):
         DubSettings(**wrong)
 
 
-def test_models_modes_and_crops_that_would_do_nothing_are_said_before_the_work(model_folder, tmp_path, plain_clip):  # noqa: F811
+def test_models_modes_and_crops_that_would_do_nothing_are_said_before_the_work(model_folder, tmp_path, plain_clip):
     with pytest.raises(FlashLipsError, match="No model in"):
         LipSync.load(tmp_path)
     lipsync = LipSync.load(model_folder, device="cpu")
