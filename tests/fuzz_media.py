@@ -1,4 +1,4 @@
-"""Truncated and bit-flipped files through probe, track and sync: ``python tests/fuzz_media.py [COUNT] [SEED]``. Run by hand.
+"""Truncated and bit-flipped files through probe, track and sync: ``python tests/fuzz_media.py [COUNT] [SEED] [SECONDS]``, by hand.
 
 Small networks and a steady face stand in for the real ones, so that the files are what is tried. Each file must give a result or
 one sentence: no crash, no other exception, no hang over 60 s, no file left behind. Prints what did not, and a count.
@@ -7,6 +7,7 @@ one sentence: no crash, no other exception, no hang over 60 s, no file left behi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import sys
 import tempfile
@@ -116,8 +117,8 @@ class Worker:
         self.process.kill()
 
 
-def main(count: int = 500, seed: int = 0) -> int:
-    """Try ``count`` files; returns how many did something else than they may."""
+def main(count: int = 500, seed: int = 0, seconds: int = 36_000) -> int:
+    """Try ``count`` files, or as many as ``seconds`` allow; returns how many did something else than they may."""
     from toy_dubs import CROP_PX, toy_networks
 
     from flashlips_core import checkpoint
@@ -130,8 +131,8 @@ def main(count: int = 500, seed: int = 0) -> int:
         for role, network in toy_networks().items():
             checkpoint.save(network, models / f"{role}.safetensors", role, {"licence": "test", "crop_px": CROP_PX})
         whole = make_clips(folder)
-        worker = Worker(str(models))
-        for index in range(count):
+        worker, end, index = Worker(str(models)), time.perf_counter() + seconds, -1
+        for index in itertools.takewhile(lambda _: time.perf_counter() < end, range(count)):
             source = whole[random.integers(len(whole))]
             bad = folder / f"bad-{index}{source.suffix}"
             bad.write_bytes(damaged(source.read_bytes(), random))
@@ -154,7 +155,7 @@ def main(count: int = 500, seed: int = 0) -> int:
         worker.end()
     for case in wrong:
         print("file {}, from {}: {}".format(*case))
-    print(f"{count} files, seed {seed}, slowest {slowest:.1f} s: {len(wrong)} wrong; {dict(sorted(seen.items()))}")
+    print(f"{index + 1} files, seed {seed}, slowest {slowest:.1f} s: {len(wrong)} wrong; {dict(sorted(seen.items()))}")
     return len(wrong)
 
 
