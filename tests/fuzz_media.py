@@ -1,4 +1,4 @@
-"""Truncated and bit-flipped files through probe, track and sync: ``python tests/fuzz_media.py [COUNT] [SEED] [SECONDS]``, by hand.
+"""Truncated and bit-flipped files through probe, track, sync: ``python tests/fuzz_media.py [COUNT] [SEED] [SECONDS]``, by hand.
 
 Small networks and a steady face stand in for the real ones, so that the files are what is tried. Each file must give a result or
 one sentence: no crash, no other exception, no hang over 60 s, no file left behind. Prints what did not, and a count.

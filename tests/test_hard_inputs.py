@@ -282,7 +282,7 @@ except FlashLipsError as error:
     print(error)
 """
     out = tmp_path / "out" / f"x{suffix}"
-    done = subprocess.run([sys.executable, "-c", script, plain_clip, out], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script, plain_clip, out], cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"Writing x{suffix} failed: the file is larger than") and done.stdout.count("\n") == 1
     assert not list((tmp_path / "out").iterdir())
@@ -481,14 +481,14 @@ def test_a_stop_leaves_nothing_behind_and_ends_as_shells_expect(plain_clip, tmp_
     assert process.stdout.readline() == "busy\n"
     for number in signals:
         process.send_signal(number)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=600)
     assert process.returncode == 128 + signals[0] and said.strip() == "Stopped; no half-written file is left."
     assert not list((tmp_path / "out").iterdir())
 
 
 def run_command(*arguments, **options):
     command = [sys.executable, "-m", "flashlips_core", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, timeout=300, **{"capture_output": True, **options})
+    return subprocess.run(command, cwd=ROOT, timeout=600, **{"capture_output": True, **options})
 
 
 @pytest.mark.skipif(os.name == "nt", reason="file descriptors of POSIX")
