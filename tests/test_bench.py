@@ -113,6 +113,9 @@ def test_the_page_says_what_machine_when_and_by_which_command():
     assert "Written by `bench --rivals`" in text and "- date: 20" in text and "- torch: " in text and "- processor: " in text
     assert "**12.5 frames per second** (10 to 15)" in text and "| Slow | 512 | 10 M | 5 | 20 | n |" in text
     assert "| edit |" in text and "| n | 5.00 M | 1.5 |" in text
+    assert "No frame needed an edit" not in text
+    busy = result | {"conditions": {"cores": 2, report.LOAD: 9.0}, "end to end": {"default": RUN | {"stages": []}}}
+    assert report.BUSY in report.markdown(busy, "bench") and report.NO_EDIT in report.markdown(busy, "bench")
     assert "Beside other methods" not in report.markdown({name: result[name] for name in ("conditions", "networks")}, "bench")
 
 
