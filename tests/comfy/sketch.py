@@ -169,24 +169,25 @@ class Sketch:
         bottom = max(lower) if lower else 0  # where the lower boxes' notes begin
         boxes, notes, left = [], [], 0
         for stack, end in zip(stacks, upper, strict=True):
-            width = max(group.width for group in stack) + 2 * MARGIN
-            self._place(stack[0], left + MARGIN, edge)
+            columns = widths_of(stack)
+            width = sum(columns) + GAP * (len(columns) - 1) + 2 * MARGIN
+            self._place(stack[0], left + MARGIN, edge, columns)
             boxes.append((left, 0, width, end))
             notes.append((left + MARGIN, HEAD + TITLE))
             if len(stack) > 1:
-                self._place(stack[1], left + MARGIN, end + GAP + HEAD)
+                self._place(stack[1], left + MARGIN, end + GAP + HEAD, columns)
                 boxes.append((left, end + GAP, width, bottom + below - end - GAP))
                 notes.append((left + MARGIN, bottom + TITLE))
             left += width + GAP
         return boxes, notes
 
-    def _place(self, group: Group, x: int, top: int) -> None:
-        for column in group.columns:
+    def _place(self, group: Group, x: int, top: int, widths: list[int]) -> None:
+        for column, width in zip(group.columns, widths, strict=False):  # the other box may have more
             y = top + TITLE
             for node in column:
                 node.position = (x, y)
                 y += node.room + TITLE + GAP
-            x += max(node.size[0] for node in column) + GAP
+            x += width + GAP
 
     def _links(self) -> list[tuple]:
         """(number, source node, its slot, target node, its slot, type) of every wire."""
@@ -196,6 +197,13 @@ class Sketch:
             for name, (source, slot) in node.sources.items():
                 wires.append((len(wires) + 1, source, slot, node, names.index(name), source.info["output"][slot]))
         return wires
+
+
+def widths_of(stack: list[Group]) -> list[int]:
+    """The width of each column of boxes above each other, so that what is left in one is left in the other."""
+    count = max(len(group.columns) for group in stack)
+    rows = [[node.size[0] for group in stack for column in group.columns[i : i + 1] for node in column] for i in range(count)]
+    return [max(row) for row in rows]
 
 
 def view_of(boxes: list[tuple[int, int, int, int]]) -> dict:
