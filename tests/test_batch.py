@@ -90,6 +90,12 @@ def test_a_mistake_in_a_table_is_one_sentence_before_anything_is_done(kind, talk
     assert not (tmp_path / "out").exists()
 
 
+def test_a_device_that_is_not_there_is_said(talking_clip, tmp_path, capsys):
+    (tmp_path / "jobs.csv").write_text(f"{HEAD}\n{talking_clip},{talking_clip},a.mp4\n")
+    assert main(["batch", str(tmp_path / "jobs.csv"), "-o", str(tmp_path / "out"), "--device", "toaster"]) == 2
+    assert "device 'toaster' cannot be used" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_an_output_folder_that_cannot_be_written_is_said(talking_clip, tmp_path, capsys):
     (tmp_path / "jobs.csv").write_text(f"{HEAD}\n{talking_clip},{talking_clip},a.mp4\n")
     (tmp_path / "taken").write_text("a file")

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from ..types import FlashLipsError
 from .dub import add_choices
-from .options import positive, progress_bar, settings_from
+from .options import check_device, positive, progress_bar, settings_from
 
 MODELS = ("codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "emotion_encoder", "crop_px")
 YES, NO = ("true", "yes", "1"), ("false", "no", "0")
@@ -43,6 +43,7 @@ def run_batch(args: argparse.Namespace) -> dict[str, Any]:
     job_of = job_maker(args)
     jobs = {row.where: job_of(row) for row in rows}
     check_jobs(jobs, args.out)
+    check_device(args.device)
     _check_models([job.models for job in jobs.values()])
     with progress_bar("batch", args, unit=" jobs") as progress:
         summary = run(list(jobs.values()), args.out, lambda: _pool(args), progress)

@@ -132,16 +132,21 @@ def add_models(parser: argparse.ArgumentParser) -> None:
 
 def load_lipsync(args: argparse.Namespace) -> Any:
     """The pipeline with the models that were asked for."""
-    import torch
-
     from ..pipeline import LipSync
 
-    try:
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        raise FlashLipsError(f"The device '{args.device}' cannot be used ({str(error).splitlines()[0]}); choose cpu.") from error
+    check_device(args.device)
     names = ("codec", "editor", "pose_model", "audio_encoder", "lip_encoder", "detector", "emotion_encoder", "device", "crop_px")
     return LipSync.load(args.models, **{name: getattr(args, name) for name in names if getattr(args, name, None) is not None})
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that is not there."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise FlashLipsError(f"The device '{device}' cannot be used ({str(error).splitlines()[0]}); choose cpu.") from error
 
 
 def settings_from(args: argparse.Namespace) -> Any:
