@@ -484,3 +484,23 @@ def test_a_stop_leaves_nothing_behind_and_ends_as_shells_expect(plain_clip, tmp_
     _, said = process.communicate(timeout=600)
     assert process.returncode == 128 + signals[0] and said.strip() == "Stopped; no half-written file is left."
     assert not list((tmp_path / "out").iterdir())
+
+
+def run_command(*arguments, **options):
+    command = [sys.executable, "-m", "flashlips_core", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, timeout=600, **{"capture_output": True, **options})
+
+
+@pytest.mark.skipif(os.name == "nt", reason="file descriptors of POSIX")
+def test_terminals_without_letters_and_streams_that_are_gone_are_no_trouble(tmp_path):
+    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    done = run_command("track", "fehlt-ä漢.mp4", "-o", tmp_path / "t.safetensors", env=ascii_only)
+    assert done.returncode == 2 and done.stderr.startswith(b"No file at fehlt-") and b"Traceback" not in done.stderr
+    for closed in ([2], [1, 2], [0, 1, 2]):
+        options = {"capture_output": False, "preexec_fn": lambda closed=closed: [os.close(number) for number in closed]}
+        assert run_command("track", "missing.mp4", "-o", tmp_path / "t.safetensors", **options).returncode == 2
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = run_command("track", "missing.mp4", "-o", tmp_path / "t.safetensors", capture_output=False, stderr=writing)
+    os.close(writing)
+    assert done.returncode == 2
