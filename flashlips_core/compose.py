@@ -104,6 +104,30 @@ def _border_fade(height: int, width: int, cells: int) -> Tensor:
     return rows.clamp(0, 1)[:, None] * columns.clamp(0, 1)
 
 
+def changed_region(alpha: Tensor, margin: int, cell: int) -> tuple[int, int, int, int] | None:
+    """Smallest rectangle of latent cells that holds every changed pixel of a batch and ``margin`` pixels around. x0 y0 x1 y1.
+
+    Args:
+        cell: Pixels of alpha that a latent cell stands for.
+    """
+    changed = (alpha > 0).any(0)[0]  # S S
+    if not changed.any():
+        return None
+    size = alpha.shape[-1]
+    edges = []
+    for axis in (0, 1):  # columns, rows
+        index = changed.any(axis).nonzero()
+        low, high = int(index[0]) - margin, int(index[-1]) + 1 + margin
+        edges.append((max(low, 0) // cell, -(-min(high, size) // cell)))
+    (x0, x1), (y0, y1) = edges
+    return x0, y0, x1, y1
+
+
+def paste_margin(size: int, min_side: float) -> int:
+    """Pixels around the changed ones that pasting reads: the reach of alpha's linear and halved chroma's cubic resampling."""
+    return math.ceil(5 * max(1.0, size / max(min_side, 1.0))) + 2
+
+
 # ---- crop back -------------------------------------------------------------------------------------------------------------
 
 

@@ -17,23 +17,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .codec import CELL_PX, Codec, crop_decode, encode_part
-from .compose import alpha_from_latents, cut_batch, paste
-from .face.region import face_region
+from .compose import alpha_from_latents, changed_region, cut_batch, paste, paste_margin
 from .models.editor import Editor, EditorContext
 from .models.masks import lips_region, lower_face_mask, mouth_mask
+from .pixels import resized, stretched
 from .poses.motion import at_times
-from .retrieval import Mouths, lay
+from .retrieval import Mouths, alpha_of, crops_to_edit
 from .sharpen import UnsharpMask, matching_mask
 from .stream import awaited, batched, prefetch
 from .system.clock import StageClock
 from .system.memory import WithinMemory
-from .turned import to_shares
 from .types import ClipInfo, Frame, LipPoses, Waiting
 
 NUM_MEASURED = 4  # references whose edits show how soft this editor draws this mouth
 REDRAWN = (0.25, 0.8)  # mean |change| of a latent from which an edit begins to replace what the frame shows, and does so fully
-LAID = 8.0  # times a laid mouth's weight is the weight that it is pasted with: fully, but for the last of its rim
-AREA_PX = 4  # crop pixels per pixel of the face's area, which is soft anyway
 PREFETCH_BATCHES = 1  # ready, beside the one being made and the one being worked on: more only costs memory
 
 
@@ -130,9 +127,9 @@ class CropEditor:
         with self.clock.on_device("alpha"):
             alpha = alpha_from_latents(source, edited, size).float().cpu()
             if laid is not None:
-                alpha = torch.maximum(alpha, _alpha_of(laid))
+                alpha = torch.maximum(alpha, alpha_of(laid))
         with self.clock.on_device("decode crop"):
-            margin = _margin(size, min_side or size) + math.ceil(self.unsharp.reach * size / small)
+            margin = paste_margin(size, min_side or size) + math.ceil(self.unsharp.reach * size / small)
             rgb = self._decoded(crops, source, edited, changed_region(alpha, margin, CELL_PX * size // small))
         self.clock.settle()
         return rgb, alpha
@@ -142,7 +139,7 @@ class CropEditor:
     ) -> tuple[Tensor, Tensor]:
         """:meth:`__call__` where some crops need no edit."""
         rgb = crops.float().cpu().clone()
-        alpha = _alpha_of(laid) if laid is not None else crops.new_zeros(len(crops), 1, *crops.shape[-2:])
+        alpha = alpha_of(laid) if laid is not None else crops.new_zeros(len(crops), 1, *crops.shape[-2:])
         rows = need.nonzero()[:, 0]
         if len(rows):
             given = (None if x is None else x[rows] for x in (laid, area, need))
@@ -167,7 +164,7 @@ class CropEditor:
             part = (slice(y0, y1), slice(x0, x1))
             redrawn = _redrawn(source, edited)[(..., *part)]
             shape = rgb[place].shape[-2:]
-            drawn, shown, pixels, redrawn = (_stretched(x.float().cpu(), shape) for x in (drawn, shown, pixels, redrawn))
+            drawn, shown, pixels, redrawn = (stretched(x.float().cpu(), shape) for x in (drawn, shown, pixels, redrawn))
             pixels = torch.lerp(rgb[place] + drawn - shown, pixels, redrawn)
         rgb[place] = pixels.clamp(-1, 1).float().cpu()
         return rgb
@@ -194,49 +191,6 @@ class CropEditor:
         return images.to(self.device, self.dtype, memory_format=torch.channels_last)
 
 
-def _alpha_of(laid: Tensor) -> Tensor:
-    """What of a crop is pasted where another mouth was laid with that weight."""
-    return (LAID * laid).clamp(max=1)
-
-
-def started(
-    crops: Tensor,
-    boxes: np.ndarray,
-    outlines: np.ndarray | None,
-    mouths: Mouths | None = None,
-    chosen: np.ndarray | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Crops with the chosen mouths laid over them, and what :class:`CropEditor` should know of them.
-
-    Args:
-        crops: (B, 3, F, F) in [-1, 1], cut from ``boxes`` (B, 5).
-        outlines: (B, K, 2) the faces' outlines in pixels of the frames.
-        chosen: (B,) int, rows of ``mouths``; -1 leaves a crop as it is.
-    """
-    others, side = {}, crops.shape[-1] // AREA_PX
-    if outlines is not None:
-        outlines = to_shares(outlines, boxes)
-        others["area"] = face_region(outlines, side)
-    if mouths is None or chosen is None:
-        return crops, others
-    crops, others["laid"] = lay(crops, mouths, chosen, outlines)
-    if outlines is not None and mouths.outlines is not None:
-        theirs = np.where((chosen >= 0)[:, None, None], mouths.outlines[chosen], outlines)
-        others["area"] = torch.maximum(others["area"], face_region(theirs, side))
-    return crops, others
-
-
-def resized(crops: Tensor, size: int) -> Tensor:
-    """Square crops (B, 3, F, F) at another side, antialiased."""
-    if crops.shape[-1] == size:
-        return crops
-    return F.interpolate(crops, size=(size, size), mode="bilinear", antialias=True)
-
-
-def _stretched(x: Tensor, shape: torch.Size) -> Tensor:
-    return x if x.shape[-2:] == shape else F.interpolate(x, size=shape, mode="bilinear", align_corners=False)
-
-
 def _redrawn(source: Tensor, edited: Tensor) -> Tensor:
     """Where an edit changes too much for what was there to shine through, 0 to 1. (B, 4, h, w) twice -> (B, 1, h, w)."""
     change = (edited - source).float().abs().mean(1, keepdim=True)
@@ -245,35 +199,20 @@ def _redrawn(source: Tensor, edited: Tensor) -> Tensor:
     return ramp * ramp * (3 - 2 * ramp)
 
 
-def edit_once(editor: Editor, context: EditorContext, source: Tensor, poses: Tensor, mask: Tensor | None) -> Tensor:
-    """Edited latents of (B, 4, h, w) and (B, 12); ``mask`` is what a stage-1 editor must not see, None for a refined one."""
-    if mask is None:
-        return torch.lerp(source, editor(source, context, poses), mouth_mask(*source.shape[-2:]).to(source))
-    return torch.lerp(source, editor(source * (1 - mask), context, poses), mask)
+def edit_once(editor: Editor, context: EditorContext, z_src: Tensor, poses: Tensor, mask: Tensor | None) -> Tensor:
+    """Edited latents of frames' latents (B, 4, h, w) and poses (B, 12); letters and Eqs. 1 to 3: ``models.editor``.
 
-
-def changed_region(alpha: Tensor, margin: int, cell: int = CELL_PX) -> tuple[int, int, int, int] | None:
-    """Smallest rectangle of latent cells that holds every changed pixel of a batch and ``margin`` pixels around. x0 y0 x1 y1.
+    An edit is confined (ours) to the mask of stage 1, or to the mouth's ellipse.
 
     Args:
-        cell: Pixels of alpha that a latent cell stands for.
+        mask: What a stage-1 editor must not see; None for a mask-free one.
     """
-    changed = (alpha > 0).any(0)[0]  # S S
-    if not changed.any():
-        return None
-    size = alpha.shape[-1]
-    edges = []
-    for axis in (0, 1):  # columns, rows
-        index = changed.any(axis).nonzero()
-        low, high = int(index[0]) - margin, int(index[-1]) + 1 + margin
-        edges.append((max(low, 0) // cell, -(-min(high, size) // cell)))
-    (x0, x1), (y0, y1) = edges
-    return x0, y0, x1, y1
-
-
-def _margin(size: int, min_side: float) -> int:
-    """Pixels around the changed ones that pasting reads: the reach of alpha's linear and halved chroma's cubic resampling."""
-    return math.ceil(5 * max(1.0, size / max(min_side, 1.0))) + 2
+    if mask is None:
+        z_hat, area = editor(z_src, context, poses), mouth_mask(*z_src.shape[-2:]).to(z_src)
+    else:
+        z_masked = z_src * (1 - mask)
+        z_hat, area = editor(z_masked, context, poses), mask
+    return torch.lerp(z_src, z_hat, area)
 
 
 @dataclass
@@ -360,7 +299,7 @@ class FrameEditor:
             crops = cut_batch([batch.frames[i] for i in batch.rows], batch.boxes, self.size)
         outlines, chosen, needs = (None if x is None else x[index] for x in (rows.outlines, rows.starts, rows.needs))
         with self.clock("lay mouths" if self.mouths else "cut"):
-            batch.crops, batch.others = started(crops, batch.boxes, outlines, self.mouths, chosen)
+            batch.crops, batch.others = crops_to_edit(crops, batch.boxes, outlines, self.mouths, chosen)
         if needs is not None:
             batch.others["need"] = torch.from_numpy(needs).float()
 
@@ -374,7 +313,7 @@ class FrameEditor:
 
     def _edited(self, item: _Batch) -> tuple[Tensor, ...]:
         if self.crop_editor is None:
-            return item.crops, _alpha_of(item.others["laid"])
+            return item.crops, alpha_of(item.others["laid"])
         side = float((item.boxes[:, 2] - item.boxes[:, 0]).min())
 
         def edit(crops: Tensor, poses: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,8 +170,7 @@ class LipSync(ClipSteps):
         self, look: Look, box_side: float, settings: DubSettings, clock: StageClock, waiting: Waiting, is_edited: bool
     ) -> FrameEditor:
         mouths = look.mouths if settings.is_retrieved else None
-        how = (settings.mode, clock, waiting, settings.sharpen, box_side, mouths is not None)
-        crop_editor = self.prepared(look.references, *how) if is_edited else None
+        crop_editor = self.prepared(look, settings, box_side, clock, waiting) if is_edited else None
         return FrameEditor(crop_editor, mouths.size if mouths else self.crop_px, settings.batch, clock, mouths=mouths)
 
 

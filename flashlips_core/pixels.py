@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
@@ -22,3 +23,15 @@ def laplacian(grey: Tensor) -> Tensor:
     """Curvature by the four neighbours, which shows fine detail. (..., H, W) -> (..., H - 2, W - 2)"""
     inner = grey[..., 1:-1, 1:-1]
     return 4 * inner - grey[..., :-2, 1:-1] - grey[..., 2:, 1:-1] - grey[..., 1:-1, :-2] - grey[..., 1:-1, 2:]
+
+
+def resized(crops: Tensor, size: int) -> Tensor:
+    """Square crops (B, 3, F, F) at another side, antialiased."""
+    if crops.shape[-1] == size:
+        return crops
+    return F.interpolate(crops, size=(size, size), mode="bilinear", antialias=True)
+
+
+def stretched(x: Tensor, shape: torch.Size) -> Tensor:
+    """(B, C, h, w) at another height and width, linearly."""
+    return x if x.shape[-2:] == shape else F.interpolate(x, size=shape, mode="bilinear", align_corners=False)

@@ -18,12 +18,15 @@ from torch.nn import functional as F
 from .codec import CELL_PX
 from .face.region import face_region
 from .pixels import laplacian
+from .turned import to_shares
 
 NUM_MOUTHS = 96  # that are kept of a clip; at 768 px of side they take 60 MB
 LARGEST_PX = 768  # side at which crops are laid together; finer detail than that is lost in the mouth
 WINDOW = (0.2, 0.4, 0.8, 1.0)  # what is kept of a mouth's crop: left, top, right, bottom
 CENTRE, RADII = (0.5, 0.69), (0.245, 0.235)  # the ellipse that is laid over, soft towards its rim: lips, chin, the skin between
 RIM = 0.3  # of the radius, over which it fades
+LAID = 8.0  # times a laid mouth's weight is the weight that it is pasted with: fully, but for the last of its rim
+AREA_PX = 4  # crop pixels per pixel of the face's area, which is soft anyway
 FACE_SHRINK = 8  # times smaller than crops are the masks of the faces' areas, which are soft
 GRID = 48  # side at which colours are compared
 RIM_REACH = (0.7, 1.2)  # of the ellipse's radius: skin, chin and jaw that should agree; lips and teeth are not asked
@@ -207,6 +210,38 @@ def _viterbi(cost: np.ndarray, frames: np.ndarray) -> np.ndarray:
 
 
 # ---- over the frame --------------------------------------------------------------------------------------------------------
+
+
+def crops_to_edit(
+    crops: Tensor,
+    boxes: np.ndarray,
+    outlines: np.ndarray | None,
+    mouths: Mouths | None = None,
+    chosen: np.ndarray | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Crops with the chosen mouths laid over them, and what ``editing.CropEditor`` should know of them.
+
+    Args:
+        crops: (B, 3, F, F) in [-1, 1], cut from ``boxes`` (B, 5).
+        outlines: (B, K, 2) the faces' outlines in pixels of the frames.
+        chosen: (B,) int, rows of ``mouths``; -1 leaves a crop as it is.
+    """
+    others, side = {}, crops.shape[-1] // AREA_PX
+    if outlines is not None:
+        outlines = to_shares(outlines, boxes)
+        others["area"] = face_region(outlines, side)
+    if mouths is None or chosen is None:
+        return crops, others
+    crops, others["laid"] = lay(crops, mouths, chosen, outlines)
+    if outlines is not None and mouths.outlines is not None:
+        theirs = np.where((chosen >= 0)[:, None, None], mouths.outlines[chosen], outlines)
+        others["area"] = torch.maximum(others["area"], face_region(theirs, side))
+    return crops, others
+
+
+def alpha_of(laid: Tensor) -> Tensor:
+    """What of a crop is pasted where another mouth was laid with that weight."""
+    return (LAID * laid).clamp(max=1)
 
 
 def lay(crops: Tensor, mouths: Mouths, rows: np.ndarray, outlines: np.ndarray | None = None) -> tuple[Tensor, Tensor]:

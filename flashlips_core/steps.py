@@ -19,12 +19,13 @@ from torch import Tensor
 
 from .checks import check_track, no_face_in
 from .compose import cut, cut_batch
-from .editing import CropEditor, resized
+from .editing import CropEditor
 from .face.points import OVAL
 from .face.readings import lip_gap
 from .media import LengthMode, check_quality, open_sound, probe, read_frames
 from .models.lip_encoder import mouth_region
 from .parts import Parts
+from .pixels import resized
 from .poses.motion import fill_absent, fit_to_range, gain
 from .poses.sampling import SamplerSettings, sample_poses
 from .poses.silence import silence_gate
@@ -111,6 +112,11 @@ class Look:
     poses: Tensor  # (K, 12) lip poses of frames spread over the clip
     mouths: Mouths | None = None  # what edits may start from
     rims: np.ndarray | None = None  # (T, K) what surrounds the mouth in each frame, see ``retrieval``
+    reference_poses: Tensor | None = None  # (R, 12) what the references' lips do; None: nobody has read them yet
+
+    def with_references(self, crops: Tensor) -> Look:
+        """The same clip with other pictures as references, (R, 3, S, S)."""
+        return replace(self, references=crops, frames=[], reference_poses=None)
 
 
 class ClipSteps(Parts):
@@ -296,8 +302,8 @@ class ClipSteps(Parts):
             small.append(mouth_region(fine, self.lip_encoder.config.mouth_px))
             if frame in candidates:
                 crops.append(resized(fine, self.crop_px))
-        mouths, crops = torch.cat(small), torch.cat(crops)
-        poses, mirrored = self._read_mouths(mouths), self._read_mouths(mouths.flip(-1))
+        regions, crops = torch.cat(small), torch.cat(crops)
+        poses, mirrored = self._read_mouths(regions), self._read_mouths(regions.flip(-1))
         is_candidate = torch.tensor([frame in candidates for frame in kept.tolist()])
         chosen = list(range(len(crops)))
         if given is None:
@@ -306,7 +312,8 @@ class ClipSteps(Parts):
         openings = steady_openings(self.openings(poses), self.openings(mirrored), gaps, kept)
         faces = replace(self._faces(track, poses, rims, kept), openings=openings)
         references = kept[is_candidate.numpy()][chosen].tolist()
-        return Look(crops[chosen], references, poses, _mouths(torch.stack(windows), faces, track, kept, size), rims)
+        mouths = _mouths(torch.stack(windows), faces, track, kept, size)
+        return Look(crops[chosen], references, poses, mouths, rims, poses[is_candidate][chosen])
 
     def crops(self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None) -> Tensor:
         """Crops of some frames (sorted), in one pass. -> (K, 3, S, S) in [-1, 1]."""
@@ -330,19 +337,6 @@ class ClipSteps(Parts):
                     progress(index + 1, max(wanted) + 1)
         if found < len(wanted):
             raise FlashLipsError(f"{Path(video).name} ends before frame {max(wanted)} of its track; track this file again.")
-
-    def crop_editor(
-        self,
-        video: Source,
-        track: FaceTrack,
-        references: Sequence[int] | None = None,
-        mode: str = "mask-free",
-        clock: StageClock | None = None,
-        sharpen: float = SHARPEN,
-    ) -> CropEditor:
-        """The editor prepared with this clip's references (chosen, where none are given)."""
-        crops = self.look(video, track).references if references is None else self.crops(video, track, references)
-        return self.prepared(crops, mode, clock, sharpen=sharpen, box_side=track.usual_side)
 
     def check_mode(self, mode: str) -> None:
         """Refuse a mode that does not suit the editor."""
@@ -383,20 +377,22 @@ class ClipSteps(Parts):
 
     def prepared(
         self,
-        references: Tensor,
-        mode: str = "mask-free",
+        look: Look,
+        settings: DubSettings = DubSettings(),
+        box_side: float | None = None,
         clock: StageClock | None = None,
         waiting: Waiting | None = None,
-        sharpen: float = SHARPEN,
-        box_side: float | None = None,
-        keeps_detail: bool = False,
     ) -> CropEditor:
-        """The editor prepared with reference crops (R, 3, S, S) in [-1, 1]; the rest as :class:`CropEditor` takes it."""
-        check_share(sharpen)
-        self.check_mode(mode)
-        poses = self.encode_lips(references, waiting)
-        how = dict(is_masked=mode == "masked", clock=clock, waiting=waiting, sharpen=sharpen, box_side=box_side)
-        return CropEditor(self.codec, self.editor, references, poses, **how, keeps_detail=keeps_detail)
+        """The editor prepared with a look's references.
+
+        Args:
+            box_side: Usual side of the boxes that crops are pasted into, in frame pixels; None: that of the crops.
+        """
+        self.check_mode(settings.mode)
+        poses = self.encode_lips(look.references, waiting) if look.reference_poses is None else look.reference_poses
+        how = {"is_masked": settings.mode == "masked", "sharpen": settings.sharpen, "box_side": box_side}
+        how["keeps_detail"] = settings.is_retrieved and look.mouths is not None
+        return CropEditor(self.codec, self.editor, look.references, poses, clock=clock, waiting=waiting, **how)
 
     def starts(self, look: Look, poses: Tensor, track: FaceTrack, frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which of the look's mouths each output frame starts from, (T,) int, and how much of an edit it then needs, (T,).

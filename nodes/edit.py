@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -342,7 +341,7 @@ def _look(
         return Look(given, [], torch.zeros(0, POSE_DIM))  # nothing else of the clip is needed
     run.stage("Choosing references", len(track))
     look = sync.look(path, track, settings.num_references, run.progress)
-    return look if given is None else replace(look, references=given, frames=[])
+    return look if given is None else look.with_references(given)
 
 
 NODES = [LipSync, LipSyncVideo, LipSyncImages]

@@ -9,18 +9,26 @@ from torch import nn
 from toy_dubs import CROP_PX, assert_same_frames, make_poses, make_track
 
 from flashlips_core import editing
-from flashlips_core.editing import CropEditor, FrameEditor, FrameRows, changed_region
+from flashlips_core.compose import changed_region
+from flashlips_core.editing import CropEditor, FrameEditor, FrameRows
 from flashlips_core.media import read_frames
 from flashlips_core.models.editor import Editor, EditorConfig, EditorContext
 from flashlips_core.models.masks import mouth_mask
 from flashlips_core.retrieval import fine_size
 from flashlips_core.sharpen import UnsharpMask
+from flashlips_core.steps import DubSettings
 from flashlips_core.types import FlashLipsError
+
+
+def crop_editor(lipsync, path, track, **settings):  # noqa: F811
+    """Prepared with three of the clip's frames, for edits of frames as they are."""
+    settings = DubSettings(start="frame", **settings)
+    return lipsync.prepared(lipsync.look(path, track, given=[0, 5, 9]), settings, track.usual_side)
 
 
 def edit(lipsync, frames, track, poses, batch):  # noqa: F811
     """The edited frames of a stream, all of them."""
-    editor = lipsync.crop_editor(frames[0], track, references=[0, 5, 9])
+    editor = crop_editor(lipsync, frames[0], track)
     rows = FrameRows(track.boxes, track.present, poses)
     return list(FrameEditor(editor, CROP_PX, batch)(iter(frames[1]), rows))
 
@@ -42,7 +50,7 @@ def test_streamed_frames_equal_the_whole_clip_at_once(lipsync, loaded):  # noqa:
     path, frames = loaded
     track, poses = make_track(), make_poses()
     crops = cut_batch(frames, track.boxes, CROP_PX)
-    editor = lipsync.crop_editor(path, track, references=[0, 5, 9])
+    editor = crop_editor(lipsync, path, track)
     source = lipsync.codec.encode(crops)
     edited = editor.edit(source, poses.values)
     alpha, rgb = alpha_from_latents(source, edited, CROP_PX), lipsync.codec.decode(edited).clamp(-1, 1)
@@ -61,7 +69,7 @@ def test_decoding_the_changed_region_equals_decoding_everything(lipsync, monkeyp
     editor = CropEditor(lipsync.codec, OneCellEditor(), crops)
     editor.unsharp = UnsharpMask(0.4, 1.5)
     rgb, alpha = editor(crops, torch.zeros(2, 12))
-    region = changed_region(alpha, 7)
+    region = changed_region(alpha, 7, 8)
     assert region is not None and (region[2] - region[0]) * (region[3] - region[1]) < 16 * 16
     with torch.inference_mode():
         whole = editor.unsharp(lipsync.codec.decode(editor.edit(lipsync.codec.encode(crops), torch.zeros(2, 12)))).clamp(-1, 1)
@@ -92,11 +100,11 @@ def test_softness_is_measured_once_for_a_clip_and_can_be_left(lipsync, loaded, m
         return UnsharpMask(0.25)
 
     monkeypatch.setattr(editing, "matching_mask", mask)
-    assert lipsync.crop_editor(path, track, references=[0, 5, 9]).unsharp == UnsharpMask(0.25)
-    assert lipsync.crop_editor(path, track, references=[0, 5, 9], sharpen=0.0).unsharp == UnsharpMask(0.0)
+    assert crop_editor(lipsync, path, track).unsharp == UnsharpMask(0.25)
+    assert crop_editor(lipsync, path, track, sharpen=0.0).unsharp == UnsharpMask(0.0)
     assert shares == [(1.0, pytest.approx(CROP_PX / track.usual_side))]
     with pytest.raises(FlashLipsError, match="share from 0"):
-        lipsync.crop_editor(path, track, references=[0], sharpen=1.5)
+        crop_editor(lipsync, path, track, sharpen=1.5)
 
 
 class OneCellEditor(Editor):
@@ -133,7 +141,7 @@ def test_out_of_memory_is_tried_once_more_at_half_the_batch(lipsync, loaded, cap
     track, poses = make_track(), make_poses()
     expected = edit(lipsync, loaded, track, poses, 8)
     for limit, error in ((4, None), (3, FlashLipsError)):
-        editor = FullMemory(lipsync.crop_editor(loaded[0], track, references=[0, 5, 9]), limit)
+        editor = FullMemory(crop_editor(lipsync, loaded[0], track), limit)
         frames = FrameEditor(editor, CROP_PX, 8)(iter(loaded[1]), FrameRows(track.boxes, track.present, poses))
         if error is None:
             assert_same_frames(list(frames), expected)

@@ -17,6 +17,7 @@ from flashlips_core.editing import CropEditor, FrameRows
 from flashlips_core.media import probe, read_frames
 from flashlips_core.pipeline import PROVENANCE, LipSync, Report
 from flashlips_core.sidecar import load_poses, load_track, save_poses, save_track
+from flashlips_core.steps import DubSettings
 from flashlips_core.types import Audio, FlashLipsError
 
 
@@ -81,8 +82,8 @@ def test_a_stage_1_editor_runs_masked_only_and_changes_the_lower_face_alone(mode
     masked = LipSync.load(model_folder, device="cpu", editor=tmp_path / "stage_1.safetensors")
     track = make_track()
     with pytest.raises(FlashLipsError, match="use mode 'masked'"):
-        masked.crop_editor(plain_clip, track, [0])
-    editor = masked.crop_editor(plain_clip, track, [0], mode="masked")
+        masked.prepared(masked.look(plain_clip, track, given=[0]))
+    editor = masked.prepared(masked.look(plain_clip, track, given=[0]), DubSettings(mode="masked"))
     crops = masked.crops(plain_clip, track, [3, 8])
     _, alpha = editor(crops, make_poses().values[[3, 8]])
     assert alpha[..., 40:, 16:48].amax() > 0

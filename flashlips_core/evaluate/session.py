@@ -6,7 +6,7 @@ import random
 import wave
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..drawings.sheets import spread, write_mouth_sheet
@@ -73,8 +73,9 @@ class Session:
     def crop_editor(self, clip: Path, sharpen: float = 0.0) -> CropEditor:
         """The editor with this clip's references; without sharpening it is what the networks alone draw."""
         track = self.track(clip)
-        references = self.lipsync.look(clip, track, self.settings.num_references).references
-        return self.lipsync.prepared(references, self.mode, sharpen=sharpen, box_side=track.usual_side)
+        look = self.lipsync.look(clip, track, self.settings.num_references)
+        settings = replace(self.settings, mode=self.mode, sharpen=sharpen, start="frame")
+        return self.lipsync.prepared(look, settings, track.usual_side)
 
     def faces(self, clip: Path, count: int, path: Path | None = None) -> FaceFrames:
         """``count`` frames spread over a clip (or over ``path``, a dub of it), cut with the clip's own track."""

@@ -6,7 +6,6 @@ T images, H W their size, R references, S crop side in pixels. Short batches onl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..checks import no_face_in
-from ..editing import CropEditor, started
+from ..editing import CropEditor
 from ..face.points import OVAL
 from ..pipeline import LipSync
 from ..poses.motion import resample
+from ..retrieval import crops_to_edit
 from ..steps import SHARPEN, Cutter, DubSettings
 from ..stream import batched
 from ..system.memory import WithinMemory
@@ -60,9 +60,9 @@ def edit_images(
     waiting = None if progress is None else lambda: progress(0, len(images))
     look = lipsync.look_at(_cutters(images, track, waiting), track)
     if given is not None:
-        look = replace(look, references=given)
+        look = look.with_references(given)
     mouths = look.mouths if settings.is_retrieved else None
-    editor = lipsync.prepared(look.references, settings.mode, None, waiting, sharpen, track.usual_side, mouths is not None)
+    editor = lipsync.prepared(look, settings, track.usual_side, waiting=waiting)
     size = mouths.size if mouths else lipsync.crop_px
     values, every = resample(poses, track.fps, len(images)).values, np.arange(len(images))
     starts, needs = lipsync.starts(look, values, track, every) if mouths else (None, None)
@@ -72,7 +72,7 @@ def edit_images(
         boxes, some = track.squares[index], images[index]
         crops = cut_images(some, boxes, size) * 2 - 1
         chosen, rims = (None if x is None else x[index] for x in (starts, outlines))
-        laid, others = started(crops, boxes, rims, mouths, chosen)
+        laid, others = crops_to_edit(crops, boxes, rims, mouths, chosen)
         if needs is not None:
             others["need"] = torch.from_numpy(needs[index]).float()
         edit = partial(_edited, editor, float((boxes[:, 2] - boxes[:, 0]).min()), tuple(others))
