@@ -181,7 +181,7 @@ def encode_part(codec: Codec, images: Tensor, part: tuple[slice, slice]) -> Tens
     return F.pad(codec.encode(pixels), (columns.start, width - columns.stop, rows.start, height - rows.stop))
 
 
-def crop_decode(codec: Codec, latents: Tensor, region: tuple[int, int, int, int], halo: int | None = None) -> Tensor:
+def crop_decode(codec: Codec, latents: Tensor, region: tuple[int, int, int, int]) -> Tensor:
     """Decode only a part of the picture, equal to that part of the whole.
 
     A codec without a halo is decoded whole and then cropped: for SDXL's VAE nothing less is right.
@@ -189,7 +189,6 @@ def crop_decode(codec: Codec, latents: Tensor, region: tuple[int, int, int, int]
     Args:
         latents: (B, 4, h, w), scaled.
         region: x0, y0, x1, y1 in latent cells; the result is (B, 3, 8(y1 - y0), 8(x1 - x0)).
-        halo: cells around the region to decode along; fewer than ``codec.halo`` is faster and no longer exact.
     """
     height, width = latents.shape[-2:]
     x0, y0, x1, y1 = region
@@ -198,7 +197,7 @@ def crop_decode(codec: Codec, latents: Tensor, region: tuple[int, int, int, int]
     if codec.halo is None:
         left, top, right, bottom = 0, 0, width, height
     else:
-        halo = codec.halo if halo is None else halo
+        halo = codec.halo
         left, top, right, bottom = max(x0 - halo, 0), max(y0 - halo, 0), min(x1 + halo, width), min(y1 + halo, height)
     image = codec.decode(latents[..., top:bottom, left:right])
     rows, columns = slice((y0 - top) * CELL_PX, (y1 - top) * CELL_PX), slice((x0 - left) * CELL_PX, (x1 - left) * CELL_PX)

@@ -16,6 +16,10 @@ import torch
 from torch import nn
 
 from . import checkpoint
+from .face.cascades import LandmarkDetector
+from .face.detect import Detector, found_weights, load_detector
+from .face.following import Follower
+from .face.landmarks import FaceLandmarker
 from .types import FlashLipsError, device_of
 
 log = logging.getLogger(__name__)
@@ -99,17 +103,12 @@ def bundled_pose_model(kind: str) -> Path:
     return next(listening, checkpoint.bundled("pose-model"))
 
 
-def load_tracker(weights: str | Path | None = None, device: str | torch.device | None = None, download: bool = False) -> Any:
+def load_tracker(weights: str | Path | None = None, device: str | torch.device | None = None, download: bool = False) -> Detector:
     """A face detector, with the bundled landmark network to follow faces by.
 
     YuNet where its weights are given, found (see :func:`face.detect.load_detector`) or may be downloaded, since it finds small
     faces better; else cascades and the landmark network, which need nothing else.
     """
-    from .face.cascades import LandmarkDetector
-    from .face.detect import found_weights, load_detector
-    from .face.following import Follower
-    from .face.landmarks import FaceLandmarker
-
     device = device_of(device)
     landmarker = FaceLandmarker(load_network("landmarks", "bundled", device), device)
     has_yunet = weights is not None or download or found_weights() is not None

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from . import checkpoint
+from .audio import AudioEncoder, EmotionEncoder, load_audio_encoder, load_emotion_encoder
+from .codec import Codec, load_codec
+from .face.detect import Detector
 from .loading import (
     CROP_PX,
     ROLES,
@@ -22,7 +25,13 @@ from .loading import (
     load_network,
     load_tracker,
 )
+from .models.editor import Editor
+from .models.lip_encoder import LipEncoder
+from .models.pose_transformer import PoseTransformer
 from .types import FlashLipsError, device_of, dtype_for
+
+Name = str | Path
+"""What a part is loaded by: "bundled", a file, a folder or a hub id."""
 
 
 class Parts:
@@ -42,20 +51,20 @@ class Parts:
 
     def __init__(
         self,
-        codec: Any = None,
-        editor: Any = "bundled",
-        pose_model: Any = "bundled",
-        audio_encoder: Any = "bundled",
-        lip_encoder: Any = "bundled",
-        detector: Any = None,
-        emotion_encoder: Any = None,
+        codec: Codec | Name | None = None,
+        editor: Editor | LoadedPart | Name = "bundled",
+        pose_model: PoseTransformer | LoadedPart | Name = "bundled",
+        audio_encoder: AudioEncoder | Name = "bundled",
+        lip_encoder: LipEncoder | LoadedPart | Name = "bundled",
+        detector: Detector | Callable[[], Detector] | Name | None = None,
+        emotion_encoder: EmotionEncoder | Name | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
         crop_px: int | None = None,
     ) -> None:
         self.device = device_of(device)
         self.dtype = dtype or dtype_for(self.device)
-        self._given = {"codec": codec, "editor": editor, "pose-model": pose_model, "audio-encoder": audio_encoder}
+        self._given: dict[str, Any] = {"codec": codec, "editor": editor, "pose-model": pose_model, "audio-encoder": audio_encoder}
         self._given |= {"lip-encoder": lip_encoder, "detector": detector, "emotion-encoder": emotion_encoder}
         self._crop_px = crop_px
 
@@ -83,10 +92,8 @@ class Parts:
             getattr(self, name)
 
     @functools.cached_property
-    def codec(self) -> Any:
+    def codec(self) -> Codec:
         """Pixels to latents and back."""
-        from .codec import load_codec
-
         source = self._editors_codec() if self._given["codec"] is None else self._given["codec"]
         return load_codec(source, self.device, self.dtype) if isinstance(source, (str, Path)) else source
 
@@ -102,17 +109,17 @@ class Parts:
         return fine_tuned_codec(path, notes) or codec_of_editor(path.stem, notes)
 
     @functools.cached_property
-    def editor(self) -> nn.Module:
+    def editor(self) -> Editor:
         """Latents, references and a pose to edited latents."""
         return self._network("editor", self.dtype)
 
     @functools.cached_property
-    def lip_encoder(self) -> nn.Module:
+    def lip_encoder(self) -> LipEncoder:
         """Crops to lip poses."""
         return self._network("lip-encoder", self.dtype)
 
     @functools.cached_property
-    def pose_model(self) -> nn.Module:
+    def pose_model(self) -> PoseTransformer:
         """Audio features to lip poses; "bundled" is the one that listens to the audio encoder."""
         bundled = checkpoint.BUNDLED[0]
         if self._given["pose-model"] == bundled and self._given["audio-encoder"] != bundled:
@@ -120,23 +127,19 @@ class Parts:
         return self._network("pose-model", torch.float32)
 
     @functools.cached_property
-    def audio_encoder(self) -> Any:
+    def audio_encoder(self) -> AudioEncoder:
         """16 kHz samples to audio features."""
-        from .audio import load_audio_encoder
-
         given = self._given["audio-encoder"]
         return load_audio_encoder(given, device=self.device) if self._is_name("audio-encoder") else given
 
     @functools.cached_property
-    def emotion_encoder(self) -> Any:
+    def emotion_encoder(self) -> EmotionEncoder | None:
         """16 kHz samples to an emotion embedding, or None."""
-        from .audio import load_emotion_encoder
-
         given = self._given["emotion-encoder"]
         return load_emotion_encoder(given, self.device) if self._is_name("emotion-encoder") else given
 
     @functools.cached_property
-    def detector(self) -> Any:
+    def detector(self) -> Detector:
         """Pictures to faces."""
         given = self._given["detector"]
         if given is None or self._is_name("detector"):
@@ -174,7 +177,7 @@ class Parts:
     def _is_name(self, role: str) -> bool:
         return isinstance(self._given[role], (str, Path))
 
-    def _network(self, role: str, dtype: torch.dtype) -> nn.Module:
+    def _network(self, role: str, dtype: torch.dtype) -> Any:
         given = self._given[role]
         if self._is_name(role):
             return load_network(role, given, self.device, dtype)

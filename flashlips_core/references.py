@@ -43,10 +43,10 @@ def head_turns(track: FaceTrack) -> np.ndarray:
     return np.stack([poses.yaw, poses.pitch], 1)
 
 
-def mouth_frames(track: FaceTrack, count: int = NUM_MOUTHS) -> np.ndarray:
-    """Up to ``count`` frames with the face, spread evenly over the clip. -> (N,) sorted int."""
+def mouth_frames(track: FaceTrack) -> np.ndarray:
+    """Up to NUM_MOUTHS frames with the face, spread evenly over the clip. -> (N,) sorted int."""
     present = np.flatnonzero(track.present)
-    return present if len(present) <= count else present[np.linspace(0, len(present) - 1, count).round().astype(int)]
+    return present if len(present) <= NUM_MOUTHS else present[np.linspace(0, len(present) - 1, NUM_MOUTHS).round().astype(int)]
 
 
 def candidate_frames(track: FaceTrack, count: int = NUM_CANDIDATES) -> np.ndarray:

@@ -58,6 +58,7 @@ MODES = ("mask-free", "masked")
 FACE_WORDS = ("largest", "left", "right")
 LIP_MOTION = 1.15  # small editors hold back: at 1 MediaPipe sees the bundled one's lips move a fifth less far than asked
 SHARPEN = 1.0  # all of what edits of the clip's own references lose
+LIPS_BATCH = 16  # frames cut at once where only their lips are read
 LIPS_AT_ONCE = 4  # crops in the lip encoder between two looks at whether the work is still wanted
 DECODED_AHEAD = 16  # frames; more than the largest reordering delay of H.264
 
@@ -218,7 +219,6 @@ class ClipSteps(Parts):
         self,
         video: Source,
         track: FaceTrack | None = None,
-        batch: int = 16,
         progress: Progress | None = None,
         show: Show | None = None,
     ) -> LipPoses:
@@ -232,7 +232,7 @@ class ClipSteps(Parts):
         values = torch.zeros(len(track), POSE_DIM)
         done = 0
         with closing(prefetch(read_frames(video, stop=len(track)), DECODED_AHEAD)) as frames:
-            for group in batched(frames, batch):
+            for group in batched(frames, LIPS_BATCH):
                 rows = [i for i in range(len(group)) if track.present[done + i]]
                 if rows:
                     index = [done + i for i in rows]
@@ -314,11 +314,6 @@ class ClipSteps(Parts):
         references = kept[is_candidate.numpy()][chosen].tolist()
         mouths = _mouths(torch.stack(windows), faces, track, kept, size)
         return Look(crops[chosen], references, poses, mouths, rims, poses[is_candidate][chosen])
-
-    def crops(self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None) -> Tensor:
-        """Crops of some frames (sorted), in one pass. -> (K, 3, S, S) in [-1, 1]."""
-        with closing(self._cutters(video, track, frames, progress)) as cutters:
-            return torch.stack([cutter(self.crop_px) for cutter in cutters])
 
     def _cutters(
         self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None

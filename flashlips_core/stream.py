@@ -1,4 +1,4 @@
-"""Work on streams: batches, a bounded look-ahead thread, overlapping windows. Nothing here holds a whole clip."""
+"""Work on streams: batches, and a bounded look-ahead thread. Nothing here holds a whole clip."""
 
 from __future__ import annotations
 
@@ -6,21 +6,12 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
 
 _END = object()
 WAITING_S = 0.1  # how often a consumer with nothing to do says so
-
-
-@dataclass(frozen=True)
-class Window:
-    """A stretch of frames to answer for, and the wider one to look at."""
-
-    core: range  # frames that this window decides; the cores of all windows tile the clip
-    seen: range  # the core with its context, cut at the ends of the clip
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
@@ -30,17 +21,6 @@ def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
-
-
-def windows(total: int, hop: int, before: int = 0, after: int = 0) -> Iterator[Window]:
-    """Cut ``total`` frames into cores of ``hop``, each with up to ``before`` and ``after`` frames of context."""
-    if hop < 1 or before < 0 or after < 0:
-        raise ValueError(
-            f"Windows need a hop of at least 1 and no negative context, got hop {hop}, before {before}, after {after}."
-        )
-    for start in range(0, total, hop):
-        stop = min(start + hop, total)
-        yield Window(range(start, stop), range(max(0, start - before), min(total, stop + after)))
 
 
 def prefetch(items: Iterable[T], depth: int = 16, waiting: Callable[[], None] | None = None) -> Iterator[T]:

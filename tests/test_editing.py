@@ -126,7 +126,7 @@ class OneCellEditor(Editor):
 def test_pixels_outside_alpha_are_bit_identical(lipsync, loaded):  # noqa: F811
     path, frames = loaded
     track = make_track()
-    editor = CropEditor(lipsync.codec, OneCellEditor(), lipsync.crops(path, track, [0]))
+    editor = CropEditor(lipsync.codec, OneCellEditor(), lipsync.look(path, track, given=[0]).references)
     edited = list(FrameEditor(editor, 128, 4)(iter(frames), FrameRows(track.boxes, track.present, make_poses())))
     for before, after, box in zip(frames, edited, track.boxes, strict=True):
         changed = before.planes[0] != after.planes[0]

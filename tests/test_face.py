@@ -13,7 +13,7 @@ import pytest
 import torch
 from painted_faces import BLUE, RED, PatchDetector, clip_of, draw
 
-from flashlips_core.face import crop_box, load_detector, reference_face, smooth_boxes, track_all, track_faces
+from flashlips_core.face import crop_box, load_detector, reference_face, smooth_boxes, track_faces, track_scenes
 from flashlips_core.face.detect import YuNetDetector, _priors
 from flashlips_core.face.track import thumbnail
 from flashlips_core.media import read_frames
@@ -131,7 +131,7 @@ def test_a_cut_ends_the_face_and_its_smoothing() -> None:
 
 def test_several_faces_give_several_tracks_most_seen_first() -> None:
     frames, info = clip_of(lambda t: [(60, 80, 50, RED)] + ([(170, 80, 46, BLUE)] if t < 20 else []), 30)
-    tracks = track_all(frames, info, PatchDetector())
+    [(_, tracks)] = track_scenes(frames, info, PatchDetector())
     assert [int(t.present.sum()) for t in tracks] == [30, 20]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from painted_faces import BLUE, RED, PatchDetector, clip_of, draw
 
-from flashlips_core.face import track_all, track_faces
+from flashlips_core.face import track_faces, track_scenes
 from flashlips_core.face.following import Follower
 from flashlips_core.face.landmarks import square_around
 from flashlips_core.face.points import OVAL, mean_shape
@@ -92,14 +92,14 @@ def test_what_a_detector_takes_for_a_face_must_have_landmarks() -> None:
             ]
 
     frames, info = clip_of(lambda t: [(120, 90, 50, RED)], 6)
-    [track] = track_all(frames, info, Mistaken())
+    [(_, [track])] = track_scenes(frames, info, Mistaken())
     assert np.abs(box_around(track.landmarks).reshape(-1, 2, 2).mean(1) - (120, 90)).max() < 3
 
 
 def test_two_faces_are_followed_at_once() -> None:
     frames, info = clip_of(lambda t: [(50 + t, 80, 40, RED), (190 - t, 80, 48, BLUE)], 12)
     detector = CountingDetector()
-    tracks = track_all(frames, info, detector)
+    [(_, tracks)] = track_scenes(frames, info, detector)
     x = sorted(float(box_around(track.landmarks[0])[[0, 2]].mean()) for track in tracks)
     assert len(tracks) == 2 and abs(x[0] - 50) < 3 and abs(x[1] - 190) < 3 and detector.pictures <= 4
 

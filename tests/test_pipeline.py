@@ -84,7 +84,7 @@ def test_a_stage_1_editor_runs_masked_only_and_changes_the_lower_face_alone(mode
     with pytest.raises(FlashLipsError, match="use mode 'masked'"):
         masked.prepared(masked.look(plain_clip, track, given=[0]))
     editor = masked.prepared(masked.look(plain_clip, track, given=[0]), DubSettings(mode="masked"))
-    crops = masked.crops(plain_clip, track, [3, 8])
+    crops = masked.look(plain_clip, track, given=[3, 8]).references
     _, alpha = editor(crops, make_poses().values[[3, 8]])
     assert alpha[..., 40:, 16:48].amax() > 0
     with torch.inference_mode():
@@ -183,7 +183,7 @@ def test_dubbing_reports_progress_over_its_passes_and_what_each_is(lipsync, talk
 def test_poses_from_a_video_are_the_lip_encoders_and_interpolated_where_no_face_is(lipsync, plain_clip):
     track = make_track(absent=(5, 6))
     poses = lipsync.poses_from_video(plain_clip, track, batch=4)
-    alone = lipsync.encode_lips(lipsync.crops(plain_clip, track, [4, 7]))
+    alone = lipsync.encode_lips(lipsync.look(plain_clip, track, given=[4, 7]).references)
     assert len(poses) == 25 and poses.fps == 25
     assert torch.allclose(poses.values[[4, 7]], alone, atol=1e-5)
     assert torch.allclose(poses.values[5], torch.lerp(poses.values[4], poses.values[7], 1 / 3), atol=1e-5)

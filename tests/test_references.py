@@ -61,8 +61,8 @@ def test_head_turns_are_read_off_landmarks_and_guessed_without():
 
 def test_mouths_are_kept_of_frames_spread_over_all_that_show_the_face():
     absent = tuple(range(50, 150))
-    frames = mouth_frames(make_track(1000, absent=absent), 96)
+    frames = mouth_frames(make_track(1000, absent=absent))
     assert len(frames) == 96 and (np.diff(frames) > 0).all() and not set(absent) & set(frames.tolist())
     assert frames[0] == 0 and frames[-1] == 999 and np.diff(frames).max() < 100 + 2 * 10
-    assert mouth_frames(make_track(20, absent=(3,)), 96).tolist() == [i for i in range(20) if i != 3]
+    assert mouth_frames(make_track(20, absent=(3,))).tolist() == [i for i in range(20) if i != 3]
     assert mouth_frames(make_track(1)).tolist() == [0]

@@ -296,7 +296,7 @@ def test_mouths_are_those_of_the_frames_with_a_face(lipsync, plain_clip) -> None
     shown = np.flatnonzero(track.present)
     assert np.array_equal(look.mouths.frames, shown) and len(look.mouths) == len(shown)
     assert look.rims[shown].any(1).all() and not look.rims[[0, 7]].any()
-    crops = lipsync.crops(plain_clip, track, [3, 9])
+    crops = lipsync.look(plain_clip, track, given=[3, 9]).references
     torch.testing.assert_close(lipsync.encode_lips(crops), look.mouths.faces.poses[[2, 7]], atol=1e-4, rtol=0)
     view = mouth_window(look.mouths.size)
     stored = look.mouths.windows[[2, 7]].float() / 127.5 - 1

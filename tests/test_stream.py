@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from flashlips_core.stream import batched, counted, prefetch, windows
+from flashlips_core.stream import batched, counted, prefetch
 
 
 def test_items_are_shown_and_counted_once_the_consumer_is_done_with_them():
@@ -91,16 +91,3 @@ def test_prefetches_can_be_chained_and_stopped_together():
     assert [next(stream) for _ in range(5)] == [0, 1, 2, 3, 4]
     stream.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "flashlips-prefetch"]
-
-
-@pytest.mark.parametrize(("total", "hop", "before", "after"), [(10, 3, 2, 1), (10, 10, 5, 5), (1, 4, 2, 2), (7, 1, 0, 3)])
-def test_window_cores_tile_the_clip_and_lie_in_what_is_seen(total, hop, before, after):
-    cuts = list(windows(total, hop, before, after))
-    assert list(itertools.chain(*(cut.core for cut in cuts))) == list(range(total))
-    for cut in cuts:
-        assert cut.seen.start == max(0, cut.core.start - before)
-        assert cut.seen.stop == min(total, cut.core.stop + after)
-
-
-def test_no_frames_have_no_window():
-    assert list(windows(0, 5)) == []

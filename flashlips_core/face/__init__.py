@@ -2,7 +2,7 @@
 
 from .crop import Stabilise, crop_box, smooth_boxes
 from .detect import Detection, Detector, load_detector
-from .track import FaceReference, NoFaceError, Which, reference_face, track_all, track_faces, track_scenes
+from .track import FaceReference, NoFaceError, Which, reference_face, track_faces, track_scenes
 
 __all__ = [
     "Detection",
@@ -15,7 +15,6 @@ __all__ = [
     "load_detector",
     "reference_face",
     "smooth_boxes",
-    "track_all",
     "track_faces",
     "track_scenes",
 ]

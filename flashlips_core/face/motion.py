@@ -130,9 +130,9 @@ def measure_frames(frames: Iterable[np.ndarray], model: str | Path, progress: Pr
     return motion_from_faces(faces)
 
 
-def measure_video(path: str | Path, model: str | Path, progress: Progress | None = None) -> FaceMotion:
+def measure_video(path: str | Path, model: str | Path) -> FaceMotion:
     """Measure a video file, decoded by PyAV as any player would show it."""
-    return measure_frames(rgb_frames(path), model, progress)
+    return measure_frames(rgb_frames(path), model)
 
 
 def rgb_frames(path: str | Path) -> Iterator[np.ndarray]:

@@ -117,37 +117,21 @@ def _no_such_face(clip: _Clip, which: Which, threshold: float) -> FlashLipsError
     return FlashLipsError(f"The clip has no face {which}: it shows {found}; choose one that is there, or {lower}.")
 
 
-def track_all(
-    frames: Iterable[Frame],
-    info: ClipInfo,
-    detector: Detector,
-    every: int = 1,
-    stabilise: Stabilise = "smooth",
-    threshold: float = 0.5,
-    progress: Progress | None = None,
-) -> list[FaceTrack]:
-    """Follow everybody, the most seen first. Across cuts and long gaps a face is joined to the one that looks most like it."""
-    clip = _watch(frames, info, detector, every, threshold, progress)
-    return [_to_track(p, clip, info, every, stabilise) for p in _people(clip.faces)]
-
-
 def track_scenes(
     frames: Iterable[Frame],
     info: ClipInfo,
     detector: Detector,
-    every: int = 1,
-    stabilise: Stabilise = "smooth",
     threshold: float = 0.5,
     progress: Progress | None = None,
 ) -> list[tuple[int, list[FaceTrack]]]:
     """Follow everybody, each scene on its own: its first frame, and one track of its frames per person, the most seen first."""
-    clip = _watch(frames, info, detector, every, threshold, progress)
+    clip = _watch(frames, info, detector, 1, threshold, progress)
     edges = [0, *clip.cuts, clip.num_frames]
     found = []
     for scene in _by_scene(clip):
         place = int(np.searchsorted(clip.cuts, scene[0].frames[0], side="right"))
         part = slice(edges[place], edges[place + 1])
-        whole = (_to_track(p, clip, info, every, stabilise) for p in _people(scene))
+        whole = (_to_track(p, clip, info, 1, "smooth") for p in _people(scene))
         found.append((part.start, [track.rows(part) for track in whole]))
     return found
 

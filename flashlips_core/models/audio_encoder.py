@@ -42,11 +42,11 @@ MEL_CONV_LARGE = MelConvConfig(width=256, blocks=10, kernel=7, dim=48)  # the bu
 
 
 @cache
-def mel_filters(num_mels: int, num_bins: int = MEL_WINDOW // 2 + 1) -> Tensor:
-    """Triangular filters, equally spaced in mel (HTK formula) over 0..8 kHz, unit peak. Returns (num_bins, num_mels)."""
+def mel_filters(num_mels: int) -> Tensor:
+    """Triangular filters, equally spaced in mel (HTK formula) over 0..8 kHz, unit peak. -> (MEL_WINDOW / 2 + 1, num_mels)"""
     top = 2595.0 * math.log10(1.0 + SAMPLE_RATE / 2 / 700.0)
     edges_hz = 700.0 * (10.0 ** (torch.linspace(0, top, num_mels + 2, dtype=torch.float64) / 2595.0) - 1.0)
-    bins_hz = torch.linspace(0, SAMPLE_RATE / 2, num_bins, dtype=torch.float64)[:, None]
+    bins_hz = torch.linspace(0, SAMPLE_RATE / 2, MEL_WINDOW // 2 + 1, dtype=torch.float64)[:, None]
     low, mid, high = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
     rising, falling = (bins_hz - low) / (mid - low), (high - bins_hz) / (high - mid)
     return torch.minimum(rising, falling).clamp_min(0).float()

@@ -315,19 +315,6 @@ def from_json(text: str) -> list[Operation]:
     return [_parsed(place, item) for place, item in enumerate(items, 1)]
 
 
-def to_json(operations: Sequence[Operation]) -> str:
-    """The shortest text that :func:`from_json` reads back: fields at their defaults are left out."""
-    items = []
-    for operation in operations:
-        item = {"op": operation.name}
-        for option in fields(operation):
-            value = getattr(operation, option.name)
-            if value != option.default:
-                item[option.name] = value
-        items.append(item)
-    return json.dumps(items)
-
-
 def apply_operations(
     poses: LipPoses, operations: Sequence[Operation], around: Surroundings, called: str = "Operation"
 ) -> LipPoses:

@@ -119,9 +119,8 @@ class PoseStream:
         sources: Tensor | None = None,
         settings: SamplerSettings | None = None,
         emotion: Tensor | None = None,
-        first_frame: int = 0,
     ):
-        """Start at absolute pose frame ``first_frame``, which keys the noise; ``sources`` (K, P) default to the rest pose."""
+        """``sources`` (K, P) default to the rest pose."""
         config = network.config
         _check_kind(config.audio_kind, kind)
         self.network, self.rate_hz, self.emotion = network, Fraction(rate_hz), emotion
@@ -129,7 +128,6 @@ class PoseStream:
         self.sources = network.rest_pose[None].cpu() if sources is None else sources
         if self.sources.ndim != 2 or self.sources.shape[1] != config.pose_dim:
             raise FlashLipsError(f"Source poses must be (K, {config.pose_dim}), got {tuple(self.sources.shape)}.")
-        self._first_frame = first_frame
         self._rows = torch.zeros(0, config.audio_dim // rows_per_pose(self.rate_hz))  # encoder rows still needed
         self._first_row = 0  # index of _rows[0]
         self._num_done = 0  # poses given out
@@ -157,8 +155,7 @@ class PoseStream:
             stop = min(wanted, num_ready)
             frames = range(self._num_done - len(self._tail), stop)
             audio = gather(self._rows, self.rate_hz, frames, self._first_row)
-            absolute = range(self._first_frame + frames.start, self._first_frame + frames.stop)
-            noise = frame_noise(settings.seed, absolute, self._tail.shape[1])
+            noise = frame_noise(settings.seed, frames, self._tail.shape[1])
             poses = sample_window(self.network, noise, self._tail, audio, self.sources, self.emotion, settings)
             new = poses[len(self._tail) :][: settings.hop]
             out.append(new)

@@ -21,6 +21,7 @@ PAPER_WEIGHTS = {
     "perceptual": 50.0,
     "identity": 5.0,
 }
+SHARPNESS_LEVELS, TEXTURE_LEVELS = 3, 2  # bands of a Laplacian pyramid, from the finest
 GRAIN_PX = 8  # side of the place whose fine detail is measured
 # Of the crop. The paper has a threshold and does not state it: ours is half a closed mouth, about 20x7 of 256 px
 MIN_LIPS_AREA = 0.002
@@ -35,9 +36,9 @@ def l1(prediction: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor
     return (error * mask).sum() / (mask.sum() * error.shape[1]).clamp_min(1e-6)
 
 
-def lips_l1(images: Tensor, target: Tensor, lips: Tensor, min_area: float = MIN_LIPS_AREA) -> Tensor:
-    """L1 in the lips of the images where lips cover at least ``min_area`` of the picture; 0 where none do."""
-    is_visible = lips.float().mean((1, 2, 3), keepdim=True) >= min_area  # B 1 1 1
+def lips_l1(images: Tensor, target: Tensor, lips: Tensor) -> Tensor:
+    """L1 in the lips of the images where lips cover at least MIN_LIPS_AREA of the picture; 0 where none do."""
+    is_visible = lips.float().mean((1, 2, 3), keepdim=True) >= MIN_LIPS_AREA  # B 1 1 1
     return l1(images, target, lips * is_visible)
 
 
@@ -82,26 +83,26 @@ class IdentityLoss(nn.Module):
         return (1 - F.cosine_similarity(self.network(images).float(), expected.float(), dim=1)).mean()
 
 
-def sharpness_loss(image: Tensor, target: Tensor, levels: int = 3) -> Tensor:
+def sharpness_loss(image: Tensor, target: Tensor) -> Tensor:
     """L1 between Laplacian pyramids: weighs lip and tooth edges that a plain L1 blurs. (B, 3, H, W) each."""
     total, rest = image.new_zeros(()), image - target  # the pyramid is linear
-    for _ in range(levels):
+    for _ in range(SHARPNESS_LEVELS):
         band, rest = _band(rest)
         total = total + band.abs().mean()
-    return total / levels
+    return total / SHARPNESS_LEVELS
 
 
-def texture_loss(image: Tensor, target: Tensor, levels: int = 2) -> Tensor:
+def texture_loss(image: Tensor, target: Tensor) -> Tensor:
     """How much fine detail there is around each place, not where it lies: L1 between the local deviations of two band passes.
 
     An L1 of pixels is least for a blur where a tooth may stand here or there; this one is least for as many edges as there are.
     (B, 3, H, W) each.
     """
     total = image.new_zeros(())
-    for _ in range(levels):
+    for _ in range(TEXTURE_LEVELS):
         (band, image), (wanted, target) = _band(image), _band(target)
         total = total + (_deviation(band) - _deviation(wanted)).abs().mean()
-    return total / levels
+    return total / TEXTURE_LEVELS
 
 
 def _band(image: Tensor) -> tuple[Tensor, Tensor]:
