@@ -1,4 +1,7 @@
-"""Crop out of a YUV frame, alpha from the latents, crop back into the YUV frame.
+"""Crop out of a YUV frame, alpha from the latents, crop back into the YUV frame: where the edit meets the clip.
+
+What is blended, and how, is said in three places: :class:`AlphaSettings` here (how much of the edited crop is pasted),
+``editing.REDRAWN`` (what of the frame's own detail shines through an edit), ``retrieval.lay`` (another mouth over the frame's).
 
 B batch, S crop side in pixels, N box side in pixels. A box is ``xyxy``, or ``xyxy roll``: then it is a square that is turned
 about its centre by ``roll`` radians, clockwise on screen. Upright resampling is two small matrix products per plane, so that a

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from . import checkpoint
+from .audio.speech_models import ENCODERS
 from .face.cascades import LandmarkDetector
 from .face.detect import Detector, found_weights, load_detector
 from .face.following import Follower
@@ -166,7 +167,7 @@ def folder_role(folder: str | Path) -> str | None:
             continue
         if fields.get("_class_name") in ("AutoencoderKL", "AutoencoderTiny"):
             return "codec"
-        if fields.get("model_type") in ("wav2vec2", "hubert", "wavlm", "whisper"):
+        if fields.get("model_type") in ENCODERS:
             return "audio-encoder"
     return None
 

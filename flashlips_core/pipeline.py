@@ -94,13 +94,13 @@ class LipSync(ClipSteps):
             wanted = resample(rows.poses, clip.fps, len(plan)).values if rows.uneven else rows.poses.values
             starts, needs = self.starts(look, wanted, track, plan.indices)
             rows = replace(rows, starts=starts, needs=needs)
-        steps = _Steps(progress, show, clock, len(rows))
+        reporter = _Reporter(progress, show, clock, len(rows))
         tell("Editing frames", len(rows))
-        steps.again()
+        reporter.again()
         is_edited = rows.needs is None or bool(rows.needs[rows.present].any())
-        editor = self._frame_editor(look, track.usual_side, settings, clock, steps.again, is_edited)
+        editor = self._frame_editor(look, track.usual_side, settings, clock, reporter.again, is_edited)
         frames = prefetch(clock.timed("read", read_planned(source, plan)), DECODED_AHEAD)
-        with closing(steps.reported(editor(frames, rows, steps.again))) as edited:
+        with closing(reporter.reported(editor(frames, rows, reporter.again))) as edited:
             tags = PROVENANCE if settings.is_tagged else None
             like = replace(clip, duration=min(clip.duration, len(plan) / clip.fps))  # chapters of what is shown
             kept = None if sound else source
@@ -204,7 +204,7 @@ def _voice(video: Source, audio: Source | Recording | None, is_needed: bool) -> 
 
 
 @dataclass
-class _Steps:
+class _Reporter:
     """Edited frames, reported one by one; the count is repeated while the next frame is awaited."""
 
     progress: Progress | None

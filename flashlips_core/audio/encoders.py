@@ -1,7 +1,8 @@
 """The audio encoders: 16 kHz samples in, 50 feature rows a second out. :func:`load_audio_encoder` finds one by its name.
 
-A new one is a subclass of :class:`WindowedEncoder` that says how it hears one window, and a line in ``load_audio_encoder``; a
-pose model is then trained on its features, whose ``kind`` it remembers. S samples, N rows, D dims.
+A new one is a subclass of :class:`WindowedEncoder` that says how it hears one window, and a line in ``load_audio_encoder`` (of
+transformers' networks: in ``speech_models.ENCODERS``). A pose model is then trained on its features, and remembers their
+``kind``. S samples, N rows, D dims.
 """
 
 from __future__ import annotations

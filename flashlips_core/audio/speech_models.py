@@ -17,7 +17,6 @@ from ..models.audio_encoder import ROW_SAMPLES
 from ..types import SAMPLE_RATE, FlashLipsError
 from .windows import AudioEncoder, WindowedEncoder, WindowPlan
 
-WAVEFORM_MODELS = ("wav2vec2", "hubert", "wavlm")
 SECONDS_4 = WindowPlan(hop=200, before=50, after=50, is_fixed=True)  # 4 s from 6 s
 DEFAULT_LAYERS = {"whisper-tiny": 2}  # by the network's name: what a bundled pose model listens to; of others the last
 SECONDS_10 = WindowPlan(hop=500, before=100, after=50, is_fixed=True)  # Whisper computes 30 s however little it is given
@@ -26,15 +25,12 @@ SECONDS_10 = WindowPlan(hop=500, before=100, after=50, is_fixed=True)  # Whisper
 def load_speech_model(source: str, layer: int | None, device: torch.device, windows: WindowPlan | None) -> AudioEncoder:
     """A pretrained speech network from a local folder or a hub id, as an audio encoder."""
     config = read_config(source)
-    if config.model_type in WAVEFORM_MODELS:
-        kind, plan = WaveformEncoder, windows or SECONDS_4
-    elif config.model_type == "whisper":
-        kind, plan = WhisperAudioEncoder, windows or SECONDS_10
-    else:
+    if config.model_type not in ENCODERS:
         raise FlashLipsError(
-            f"{source} is a '{config.model_type}' network; an audio encoder must be one of {', '.join(WAVEFORM_MODELS)}, whisper."
+            f"{source} is a '{config.model_type}' network; an audio encoder must be one of {', '.join(ENCODERS)}."
         )
-    return kind(source, config, _checked_layer(source, config, layer), device, _checked_plan(plan))
+    encoder = ENCODERS[config.model_type]
+    return encoder(source, config, _checked_layer(source, config, layer), device, _checked_plan(windows or encoder.plan))
 
 
 def read_config(source: str) -> Any:
@@ -97,6 +93,8 @@ def name_of(source: str) -> str:
 class WaveformEncoder(WindowedEncoder):
     """wav2vec 2.0, HuBERT or WavLM."""
 
+    plan = SECONDS_4
+
     def __init__(self, source: str, config: Any, layer: int, device: torch.device, plan: WindowPlan):
         from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
@@ -131,6 +129,8 @@ class WaveformEncoder(WindowedEncoder):
 class WhisperAudioEncoder(WindowedEncoder):
     """Whisper's encoder; what lies behind the window is the silence that it was trained to expect."""
 
+    plan = SECONDS_10
+
     def __init__(self, source: str, config: Any, layer: int, device: torch.device, plan: WindowPlan):
         from transformers import WhisperFeatureExtractor, WhisperModel
 
@@ -153,3 +153,12 @@ class WhisperAudioEncoder(WindowedEncoder):
         mels = self.extract(window.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         states = self.network(mels.to(self.device), output_hidden_states=True).hidden_states[self.layer][0]
         return states[self.plan.before : self.plan.before + self.plan.hop]
+
+
+# By transformers' ``model_type``
+ENCODERS: dict[str, type[WaveformEncoder] | type[WhisperAudioEncoder]] = {
+    "wav2vec2": WaveformEncoder,
+    "hubert": WaveformEncoder,
+    "wavlm": WaveformEncoder,
+    "whisper": WhisperAudioEncoder,
+}

@@ -24,7 +24,7 @@ def compare_poses(poses: Tensor, reference_poses: Tensor | None, metric: Tensor)
     return likeness, (likeness.softmax(1)[..., None] * difference).sum(1)
 
 
-def blend(weights: Tensor, maps: Tensor) -> Tensor:
+def weighted_sum(weights: Tensor, maps: Tensor) -> Tensor:
     """Sum over references, (B, R, h, w) and (1 or B, R, F, h, w) -> (B, F, h, w)."""
     if maps.shape[0] == 1:
         return torch.einsum("brhw,rfhw->bfhw", weights, maps[0])

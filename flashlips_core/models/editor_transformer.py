@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import FlashLipsError
-from .copying import blend, compare_poses
+from .copying import compare_poses, weighted_sum
 from .editor import NUM_REFERENCES, Editor, EditorConfig, EditorContext
 from .editor_unet import UNET_MINI
 from .layers import RecomputedBlock, rotate
@@ -133,7 +133,7 @@ class EditorTransformer(Editor):
         if likeness is None:
             likeness = poses.new_zeros(len(poses), context.latents.shape[1])
         weights = likeness.softmax(1)[..., None, None].expand(-1, -1, *context.latents.shape[-2:])
-        return blend(weights, context.latents), missing
+        return weighted_sum(weights, context.latents), missing
 
     def _rope(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the window's tokens in latents (..., h, w)."""

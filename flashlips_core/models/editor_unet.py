@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..types import FlashLipsError
-from .copying import blend, compare_poses
+from .copying import compare_poses, weighted_sum
 from .editor import NUM_REFERENCES, WHOLE_CROP, Editor, EditorConfig, EditorContext
 from .layers import ModulatedBlock
 
@@ -166,9 +166,9 @@ class EditorUNet(Editor):
         condition = self.pose(asked)
         weights = self._suitability(context, condition, likeness)
         if self.config.is_copying:
-            shown.append(blend(weights, context.latents))
+            shown.append(weighted_sum(weights, context.latents))
         z_lips = poses[..., None, None].expand(-1, -1, *shown[0].shape[2:])
-        z_input = torch.cat([*shown, blend(weights, context.values), z_lips], 1)  # Eq. 1
+        z_input = torch.cat([*shown, weighted_sum(weights, context.values), z_lips], 1)  # Eq. 1
         z_target = self.conv_out(F.silu(self.norm_out(self._backbone(self.conv_in(z_input), condition))))
         if not self.config.is_copying:
             return z_target
