@@ -315,23 +315,18 @@ class ClipSteps(Parts):
         mouths = _mouths(torch.stack(windows), faces, track, kept, size)
         return Look(crops[chosen], references, poses, mouths, rims, poses[is_candidate][chosen])
 
-    def _cutters(
-        self, video: Source, track: FaceTrack, frames: Sequence[int], progress: Progress | None = None
-    ) -> Iterator[Cutter]:
-        wanted, found = {int(i) for i in frames}, 0
-        if not wanted or min(wanted) < 0 or max(wanted) >= len(track):
-            raise FlashLipsError(
-                f"Reference frames {sorted(wanted)} must lie within the track's {len(track)} frames; choose others."
-            )
-        with closing(prefetch(read_frames(video, stop=max(wanted) + 1), DECODED_AHEAD)) as stream:
+    def _cutters(self, video: Source, track: FaceTrack, frames: np.ndarray, progress: Progress | None) -> Iterator[Cutter]:
+        """A cutter for each of some frames of the track (sorted), in one pass."""
+        wanted, found, count = set(frames.tolist()), 0, int(frames[-1]) + 1
+        with closing(prefetch(read_frames(video, stop=count), DECODED_AHEAD)) as stream:
             for index, frame in enumerate(stream):
                 if index in wanted:
                     found += 1
                     yield partial(cut, frame, track.squares[index])
                 if progress is not None:
-                    progress(index + 1, max(wanted) + 1)
+                    progress(index + 1, count)
         if found < len(wanted):
-            raise FlashLipsError(f"{Path(video).name} ends before frame {max(wanted)} of its track; track this file again.")
+            raise FlashLipsError(f"{Path(video).name} ends before frame {count - 1} of its track; track this file again.")
 
     def check_mode(self, mode: str) -> None:
         """Refuse a mode that does not suit the editor."""

@@ -182,7 +182,7 @@ def test_dubbing_reports_progress_over_its_passes_and_what_each_is(lipsync, talk
 
 def test_poses_from_a_video_are_the_lip_encoders_and_interpolated_where_no_face_is(lipsync, plain_clip):
     track = make_track(absent=(5, 6))
-    poses = lipsync.poses_from_video(plain_clip, track, batch=4)
+    poses = lipsync.poses_from_video(plain_clip, track)
     alone = lipsync.encode_lips(lipsync.look(plain_clip, track, given=[4, 7]).references)
     assert len(poses) == 25 and poses.fps == 25
     assert torch.allclose(poses.values[[4, 7]], alone, atol=1e-5)
