@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import nn
@@ -21,27 +20,51 @@ from .face.cascades import LandmarkDetector
 from .face.detect import Detector, found_weights, load_detector
 from .face.following import Follower
 from .face.landmarks import FaceLandmarker
+from .models.editor import Editor
+from .models.editor_transformer import EditorTransformer, EditorTransformerConfig
+from .models.editor_unet import EditorUNet, EditorUNetConfig
+from .models.landmark_net import LandmarkNet, LandmarkNetConfig
+from .models.lip_encoder import LipEncoder, LipEncoderConfig
+from .models.pose_transformer import PoseTransformer, PoseTransformerConfig
 from .types import FlashLipsError, device_of
 
 log = logging.getLogger(__name__)
 
+Name = str | Path
+"""What a network is loaded by: "bundled", a file, a folder or a hub id."""
+Device = torch.device | str
+
 CROP_PX = 256  # where the editor's checkpoint does not say what it was trained on
 
-# role: {network class: module of models/}; by convention its config class is <network class>Config
-NETWORKS = {
-    "editor": {"EditorUNet": "editor_unet", "EditorTransformer": "editor_transformer"},
-    "lip-encoder": {"LipEncoder": "lip_encoder"},
-    "pose-model": {"PoseTransformer": "pose_transformer"},
-    "landmarks": {"LandmarkNet": "landmark_net"},
+# role: {network: its config}. A checkpoint names the class, so classes keep their names
+NETWORKS: dict[str, dict[type[nn.Module], type]] = {
+    "editor": {EditorUNet: EditorUNetConfig, EditorTransformer: EditorTransformerConfig},
+    "lip-encoder": {LipEncoder: LipEncoderConfig},
+    "pose-model": {PoseTransformer: PoseTransformerConfig},
+    "landmarks": {LandmarkNet: LandmarkNetConfig},
 }
 CODEC_FILE = "codec_file"  # note of a fine-tuned editor: the fine-tuned codec that it learnt through, a file beside its own
 STAGE_1 = "editor-masked"  # role of an editor before its mask-free refinement
 ROLES = ("codec", "editor", "pose-model", "audio-encoder", "lip-encoder")
 
 
+@overload
+def load_network(role: Literal["editor"], source: Name = ..., device: Device = ..., dtype: torch.dtype = ...) -> Editor: ...
+@overload
 def load_network(
-    role: str, source: str | Path = "bundled", device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> nn.Module:
+    role: Literal["lip-encoder"], source: Name = ..., device: Device = ..., dtype: torch.dtype = ...
+) -> LipEncoder: ...
+@overload
+def load_network(
+    role: Literal["pose-model"], source: Name = ..., device: Device = ..., dtype: torch.dtype = ...
+) -> PoseTransformer: ...
+@overload
+def load_network(
+    role: Literal["landmarks"], source: Name = ..., device: Device = ..., dtype: torch.dtype = ...
+) -> LandmarkNet: ...
+@overload
+def load_network(role: str, source: Name = ..., device: Device = ..., dtype: torch.dtype = ...) -> nn.Module: ...
+def load_network(role: str, source: Name = "bundled", device: Device = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
     """Load an editor, lip encoder, pose model or landmark network, frozen and in eval mode.
 
     Args:
@@ -49,7 +72,7 @@ def load_network(
         source: "bundled", another of ``checkpoint.BUNDLED`` (editors), a checkpoint, a folder with ``<role>.safetensors``, or
             a Hugging Face id of such a folder.
     """
-    builders = {name: _builder(name, module) for name, module in NETWORKS[role].items()}
+    builders = {network.__name__: _builder(network, config) for network, config in NETWORKS[role].items()}
     path = find_checkpoint(role, source)
     if role == "editor" and checkpoint.info(path).role == STAGE_1:
         role = STAGE_1
@@ -186,12 +209,8 @@ def find_checkpoint(role: str, source: str | Path = "bundled") -> Path:
     return path
 
 
-def _builder(name: str, module: str) -> checkpoint.Builder:
-    def build(fields: dict) -> nn.Module:
-        home = importlib.import_module(f".models.{module}", __package__)
-        return getattr(home, name)(checkpoint.config_from_dict(getattr(home, f"{name}Config"), fields))
-
-    return build
+def _builder(network: type[nn.Module], config: type) -> checkpoint.Builder:
+    return lambda fields: network(checkpoint.config_from_dict(config, fields))
 
 
 def _download(hub_id: str, file: str) -> Path:

@@ -18,6 +18,7 @@ from .loading import (
     ROLES,
     STAGE_1,
     LoadedPart,
+    Name,
     bundled_pose_model,
     codec_of_editor,
     find_checkpoint,
@@ -29,9 +30,6 @@ from .models.editor import Editor
 from .models.lip_encoder import LipEncoder
 from .models.pose_transformer import PoseTransformer
 from .types import FlashLipsError, device_of, dtype_for
-
-Name = str | Path
-"""What a part is loaded by: "bundled", a file, a folder or a hub id."""
 
 
 class Parts:

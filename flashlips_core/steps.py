@@ -391,6 +391,7 @@ class ClipSteps(Parts):
             poses: (T, 12) that are wanted.
             frames: (T,) int, the clip's frames that are shown.
         """
+        assert look.mouths is not None and look.rims is not None, "a look of reference pictures alone has no mouths"
         wanted = self._faces(track, poses, look.rims, frames)
         path = choose_path(look.mouths, wanted)
         return path, needs_of(look.mouths, wanted, path)

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -51,7 +52,10 @@ class EditorContext:
     poses: Tensor | None  # (1 or B, R, P) their lip poses; None where nobody has read them
 
 
-class Editor(nn.Module):
+Context = TypeVar("Context", bound=EditorContext)
+
+
+class Editor(nn.Module, Generic[Context]):
     """The contract: :meth:`prepare_references` once per clip, then the editor is called for any batch of its frames.
 
     A new backbone implements ``prepare_references`` and ``residual``, and is named in ``loading.NETWORKS``.
@@ -64,7 +68,7 @@ class Editor(nn.Module):
         self.config = config
 
     @abstractmethod
-    def prepare_references(self, z_ref: Tensor, poses: Tensor | None = None) -> EditorContext:
+    def prepare_references(self, z_ref: Tensor, poses: Tensor | None = None) -> Context:
         """f_ref on a clip's references, (1 or B, R, C, h, w).
 
         Args:
@@ -72,10 +76,10 @@ class Editor(nn.Module):
         """
 
     @abstractmethod
-    def residual(self, z_masked: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
+    def residual(self, z_masked: Tensor, context: Context, poses: Tensor) -> Tensor:
         """The estimate of z_target = z_src - z_masked (Eq. 2) inside the window, (B, C, h', w'); arguments as for a call."""
 
-    def forward(self, z_masked: Tensor, context: EditorContext, poses: Tensor) -> Tensor:
+    def forward(self, z_masked: Tensor, context: Context, poses: Tensor) -> Tensor:
         """z_hat, the edited latents (B, C, h, w); outside the window they are what was given.
 
         Args:

@@ -58,7 +58,7 @@ class TransformerContext(EditorContext):
     values: tuple[Tensor, ...]  # depth x (B, H, M, D)
 
 
-class EditorTransformer(Editor):
+class EditorTransformer(Editor[TransformerContext]):
     """The editor of Eqs. 1-3 with a Transformer. Starts as the identity: its head is zero."""
 
     config: EditorTransformerConfig

@@ -99,7 +99,7 @@ class SelfAttention(nn.Module):
         return x + self.out(rearrange(attended, "b n (h w) d -> b (n d) h w", h=height))
 
 
-class EditorUNet(Editor):
+class EditorUNet(Editor[UNetContext]):
     """The editor of Eqs. 1-3 with a U-Net. Starts as the identity: its last layer is zero."""
 
     config: EditorUNetConfig
