@@ -22,7 +22,7 @@ from .models.editor import Editor, EditorContext
 from .models.masks import lips_region, lower_face_mask, mouth_mask
 from .pixels import resized, stretched
 from .poses.motion import at_times
-from .retrieval import Mouths, alpha_of, crops_to_edit
+from .retrieval import Mouths, crops_to_edit, laid_alpha
 from .sharpen import UnsharpMask, matching_mask
 from .stream import awaited, batched, prefetch
 from .system.clock import StageClock
@@ -127,7 +127,7 @@ class CropEditor:
         with self.clock.on_device("alpha"):
             alpha = alpha_from_latents(source, edited, size).float().cpu()
             if laid is not None:
-                alpha = torch.maximum(alpha, alpha_of(laid))
+                alpha = torch.maximum(alpha, laid_alpha(laid))
         with self.clock.on_device("decode crop"):
             margin = paste_margin(size, min_side or size) + math.ceil(self.unsharp.reach * size / small)
             rgb = self._decoded(crops, source, edited, changed_region(alpha, margin, CELL_PX * size // small))
@@ -139,7 +139,7 @@ class CropEditor:
     ) -> tuple[Tensor, Tensor]:
         """:meth:`__call__` where some crops need no edit."""
         rgb = crops.float().cpu().clone()
-        alpha = alpha_of(laid) if laid is not None else crops.new_zeros(len(crops), 1, *crops.shape[-2:])
+        alpha = laid_alpha(laid) if laid is not None else crops.new_zeros(len(crops), 1, *crops.shape[-2:])
         rows = need.nonzero()[:, 0]
         if len(rows):
             given = (None if x is None else x[rows] for x in (laid, area, need))
@@ -313,7 +313,7 @@ class FrameEditor:
 
     def _edited(self, item: _Batch) -> tuple[Tensor, ...]:
         if self.crop_editor is None:
-            return item.crops, alpha_of(item.others["laid"])
+            return item.crops, laid_alpha(item.others["laid"])
         side = float((item.boxes[:, 2] - item.boxes[:, 0]).min())
 
         def edit(crops: Tensor, poses: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:

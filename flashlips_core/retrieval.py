@@ -239,7 +239,7 @@ def crops_to_edit(
     return crops, others
 
 
-def alpha_of(laid: Tensor) -> Tensor:
+def laid_alpha(laid: Tensor) -> Tensor:
     """What of a crop is pasted where another mouth was laid with that weight."""
     return (LAID * laid).clamp(max=1)
 

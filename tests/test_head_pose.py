@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flashlips_core.face import motion
 from flashlips_core.face.crop import crop_box
 from flashlips_core.face.head_pose import (
     MOUTH_AT,
@@ -17,7 +18,7 @@ from flashlips_core.face.head_pose import (
     mouth_rest,
     rotations,
 )
-from flashlips_core.face.points import FIVE, ICT_MOUTH, LANDMARKS, MOUTH_CORNERS, mean_shape, mirror_order
+from flashlips_core.face.points import FIVE, ICT_MOUTH, LANDMARKS, MOUTH_CORNERS, in_mesh, mean_shape, mirror_order
 from flashlips_core.heads.mesh import ICT_MEDIAPIPE_VERTICES, Camera, load_head, rotation
 from flashlips_core.turned import to_shares
 from flashlips_core.types import NUM_LANDMARKS, FlashLipsError
@@ -45,7 +46,8 @@ def mesh_points(mesh, vertices: np.ndarray, camera: Camera) -> np.ndarray:
 
 def test_the_table_holds_the_points_that_data_and_evaluation_use():
     assert len(LANDMARKS) == len(ICT_MEDIAPIPE_VERTICES) == NUM_LANDMARKS
-    assert [LANDMARKS[i] for i in FIVE] == [468, 473, 4, 61, 291]
+    assert in_mesh(FIVE) == (468, 473, 4, 61, 291)
+    assert motion.INNER_PAIRS == ((82, 87), (13, 14), (312, 317)) and motion.EYE_CORNERS == (33, 263)
     order = list(mirror_order())
     assert [order[i] for i in order] == list(range(len(LANDMARKS)))
     assert order[MOUTH_CORNERS[0]] == MOUTH_CORNERS[1]

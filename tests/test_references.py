@@ -45,6 +45,16 @@ def test_a_short_clip_gives_all_the_references_it_has(lipsync, plain_clip):  # n
     assert look.frames == [0, 1] and look.references.shape == (2, 3, CROP_PX, CROP_PX)
 
 
+def test_the_lips_of_references_are_read_once(lipsync, plain_clip, monkeypatch):  # noqa: F811
+    look = lipsync.look(plain_clip, make_track(), 4)
+    torch.testing.assert_close(look.reference_poses, lipsync.encode_lips(look.references), atol=1e-4, rtol=0)
+    other = look.with_references(look.references.flip(0))
+    assert other.reference_poses is None and other.frames == [] and other.mouths is look.mouths
+    read = lipsync.prepared(other).context.poses[0]
+    monkeypatch.setattr(lipsync, "encode_lips", None)  # not asked again
+    torch.testing.assert_close(lipsync.prepared(look).context.poses[0], read.flip(0), atol=1e-4, rtol=0)
+
+
 def test_as_many_references_are_chosen_as_suit_the_editor(lipsync, plain_clip, monkeypatch):  # noqa: F811
     monkeypatch.setattr(lipsync.editor, "num_references", 5)
     assert len(lipsync.look(plain_clip, make_track()).frames) == 5
