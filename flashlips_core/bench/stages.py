@@ -16,6 +16,7 @@ from ..codec import CELL_PX, crop_decode, encode_part
 from ..loading import load_network
 from ..measures import flops_of
 from ..pipeline import LipSync
+from ..steps import DubSettings, Look
 from ..types import POSE_DIM
 
 # The clock's names in the order of a frame's way, and what people call them; "" for what is done once per clip
@@ -72,7 +73,8 @@ def work_of(lipsync: LipSync, num_references: int = 4) -> dict[str, tuple[int, f
     """
     size, weight = lipsync.crop_px, next(lipsync.editor.parameters())
     crop = torch.zeros(1, 3, size, size).to(weight)
-    editor = lipsync.prepared(crop.float().cpu().expand(num_references, -1, -1, -1), sharpen=0.0)
+    look = Look(crop.float().cpu().expand(num_references, -1, -1, -1), [], torch.zeros(0, POSE_DIM))
+    editor = lipsync.prepared(look, DubSettings(sharpen=0.0))
     latents, pose = torch.zeros(1, 4, size // CELL_PX, size // CELL_PX).to(weight), torch.zeros(1, POSE_DIM).to(weight)
     rows, columns = editor.view
     window = latents[..., rows, columns]
