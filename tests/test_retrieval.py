@@ -277,7 +277,7 @@ def test_a_single_image_is_edited(lipsync, start) -> None:  # noqa: F811
 
 
 def test_a_start_that_nobody_knows_is_refused() -> None:
-    with pytest.raises(FlashLipsError, match="choose retrieved or frame"):
+    with pytest.raises(FlashLipsError, match="choose one of retrieved, frame"):
         DubSettings(start="middle")
     assert not DubSettings(mode="masked").is_retrieved and DubSettings().is_retrieved
 
