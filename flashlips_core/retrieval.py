@@ -265,10 +265,14 @@ def lay(crops: Tensor, mouths: Mouths, rows: np.ndarray, outlines: np.ndarray | 
     if outlines is not None and mouths.outlines is not None:
         area = area * _faces(outlines[index], mouths.outlines[chosen], size, view)
     own = crops[torch.from_numpy(index)][..., view[0], view[1]]
-    shown = (shown + _colour_plane(own, shown, area)).clamp(-1, 1)
-    result[index, :, view[0], view[1]] = torch.lerp(own, shown, area)
+    result[index, :, view[0], view[1]] = laid_over(own, shown, area)
     laid[index, :, view[0], view[1]] = area
     return result, laid
+
+
+def laid_over(own: Tensor, shown: Tensor, area: Tensor) -> Tensor:
+    """``shown`` over ``own``, (B, 3, h, w) in [-1, 1] each, where ``area`` (B, 1, h, w) says, its colours made the frame's."""
+    return torch.lerp(own, (shown + _colour_plane(own, shown, area)).clamp(-1, 1), area)
 
 
 def ellipse(size: int) -> Tensor:

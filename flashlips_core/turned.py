@@ -33,6 +33,12 @@ class Square:
         return Square((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, roll)
 
     @property
+    def box(self) -> np.ndarray:
+        """(5,) ``x0 y0 x1 y1 roll``."""
+        half = self.side / 2
+        return np.array([self.x - half, self.y - half, self.x + half, self.y + half, self.roll])
+
+    @property
     def axes(self) -> np.ndarray:
         """(2, 2): how far one side to the right, and one down, moves in the picture; columns."""
         cos, sin = math.cos(self.roll), math.sin(self.roll)

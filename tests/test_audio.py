@@ -369,7 +369,7 @@ def test_training_on_a_tiny_corpus_learns_resumes_and_standardises(tmp_path: Pat
     rows = (tmp_path / "whole" / "losses.csv").read_text().splitlines()
     assert len(rows) == 9 and "teacher" in rows[0] and "motion" in rows[0]
     path = tmp_path / "encoder.safetensors"
-    training.save_audio_encoder(whole, path, {"licence": "Apache-2.0"})
+    checkpoint.save(whole, path, "audio-encoder", {"licence": "Apache-2.0"})
     features = load_audio_encoder(path, device="cpu").encode(noise(32_000)).values
     assert features.shape == (100, 6) and 0.2 < features.std() < 5
 

@@ -264,16 +264,16 @@ def test_every_command_explains_itself_without_loading_a_model(capsys):
 
 
 def test_train_passes_settings_on_and_refuses_unknown_ones(monkeypatch, capsys):
-    from flashlips_core import train
+    from flashlips_core.train import presets
 
-    real = train.run_stage
+    real = presets.run_stage
 
     def stage(name, data, weights, folder, options, progress, preset):
         if "stepz" in options:
             return real(name, data, weights, folder, options, progress, preset)
         return f"{name} {options} {preset}"
 
-    monkeypatch.setattr(train, "run_stage", stage)
+    monkeypatch.setattr(presets, "run_stage", stage)
     places = ["--data", "d", "--weights", "w"]
     assert main(["train", "codec", "steps=40", "rates=(1e-3, 2)", "note=a b", *places, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["path"] == "codec {'steps': 40, 'rates': (0.001, 2), 'note': 'a b'} mini"

@@ -92,9 +92,17 @@ def test_a_start_keeps_its_weights_and_a_kept_encoder_its_latents(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stage, "MiniCodecConfig", lambda: DEEPER)
         trained = stage.train_codec(
-            stores, str(tmp_path / "teacher.safetensors"), str(tmp_path / "run"), steps=2, batch_size=2, cached=4,
-            start=str(tmp_path / "codec.safetensors"), decoder_only=True,
-        )  # fmt: skip
+            stores,
+            str(tmp_path / "teacher.safetensors"),
+            stage.CodecSettings(
+                str(tmp_path / "run"),
+                steps=2,
+                batch_size=2,
+                cached=4,
+                start=str(tmp_path / "codec.safetensors"),
+                decoder_only=True,
+            ),
+        )
     images = torch.rand(1, 3, 64, 64) * 2 - 1
     assert trained.config == DEEPER
     torch.testing.assert_close(trained.encode(images), before.encode(images))

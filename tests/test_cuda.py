@@ -10,10 +10,11 @@ from tiny import TINY_EDITOR, encoded_frames, stored_crops, tiny_codec
 from flashlips_core.bench.dubs import demo_clip, demo_voice
 from flashlips_core.checkpoint import BUNDLED
 from flashlips_core.media import read_frames
+from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
 from flashlips_core.pipeline import LipSync
 from flashlips_core.train.batches.frames import encode_looks, load_frames
-from flashlips_core.train.editor.pairs import train_editor
+from flashlips_core.train.editor.pairs import EditorSettings, Judge, train_editor
 from flashlips_core.train.loop.logs import read_rows
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
@@ -39,9 +40,9 @@ def test_a_step_on_the_card_has_the_losses_of_the_cpu(tmp_path):
     losses = {}
     for device in DEVICES:
         frames, codec = encoded_frames().near(device), tiny_codec().to(device)
-        options = {"config": TINY_EDITOR, "steps": 3, "batch_size": 4, "log_every": 1, "device": device}
+        settings = EditorSettings(str(tmp_path / device), 3, batch_size=4, log_every=1, device=device)
         torch.manual_seed(0)
-        train_editor(frames, codec, str(tmp_path / device), **options)
+        train_editor(EditorUNet(TINY_EDITOR), frames, Judge(codec), settings)
         rows = read_rows(tmp_path / device / "losses.csv")
         losses[device] = [{name: float(row[name]) for name in ("latent", "pixel", "lips", "sharpness")} for row in rows]
     assert len(losses["cuda"]) == 3

@@ -217,7 +217,9 @@ def test_the_editors_looks_are_encoded_from_shards(demo, lipsync, tmp_path):
     assert store.batch(np.array([3, 7])).shape == (2, 3, 320, 320) and round(256 * STORED_MARGIN) == 320
     lips = store.landmarks[:, :40]
     assert (lips[..., 1] > 0.45).all() and (lips[..., 1] < 0.85).all() and abs(lips[..., 0].mean() - 0.5) < 0.1
-    encode_looks(store, lipsync.codec, lipsync.lip_encoder, tmp_path / "looks", looks=1, frames=6, seed=0)
+    encode_looks(
+        store, lipsync.codec, lipsync.lip_encoder, tmp_path / "looks", looks=1, frames=6, seed=0, strength=1.0, crop_px=256
+    )
     assert load_frames([tmp_path / "looks"]).latents.shape == (6, 4, 32, 32)
 
 

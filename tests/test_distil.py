@@ -14,9 +14,9 @@ from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_transformer import TRANSFORMER_TINY, EditorTransformer
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.masks import mouth_mask
-from flashlips_core.train import run_stage, stages
 from flashlips_core.train.editor import distil
 from flashlips_core.train.loop.logs import read_rows
+from flashlips_core.train.presets import run_stage
 from flashlips_core.types import FlashLipsError
 
 
@@ -66,8 +66,8 @@ def test_a_batch_that_does_not_divide_into_clips_is_refused(size):
 
 
 def test_the_student_comes_to_do_what_the_teacher_does(tmp_path, tiny_student):
-    given = {"teacher": Shift(), "frames": encoded_frames(), "codec": tiny_codec(), "network": "tiny", "batch_size": 8}
-    distil.distil_editor(**given, run_dir=str(tmp_path), steps=60, lr=3e-3, log_every=10, validate_every=30)
+    settings = distil.DistilSettings(str(tmp_path), steps=60, batch_size=8, lr=3e-3, log_every=10, validate_every=30)
+    distil.distil_editor(Shift(), distil.STUDENTS["tiny"](32), encoded_frames(), tiny_codec(), settings)
     losses = [float(row["latent"]) for row in read_rows(tmp_path / "losses.csv")]
     assert losses[-1] < 0.5 * losses[0]
     first, last = (np.array(Image.open(tmp_path / "sheets" / f"{step:07d}.png")) for step in (30, 60))
@@ -98,7 +98,7 @@ def run_folder(tmp_path, monkeypatch, role: str = "editor", crop_px: int = 256):
     """A run with a codec, a teacher and looks."""
     checkpoint.save(MiniCodec(TINY_CODEC), tmp_path / "codec.safetensors", "codec", {})
     checkpoint.save(teacher(), tmp_path / "editor.safetensors", role, {"crop_px": crop_px, "codec": "bundled-fast"})
-    monkeypatch.setattr(stages, "_frames", lambda run: encoded_frames())
+    monkeypatch.setattr(distil, "encoded_looks", lambda run: encoded_frames())
     return tmp_path
 
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -24,9 +25,19 @@ from flashlips_core.train.batches.frames import (
     window_cells,
     window_of,
 )
-from flashlips_core.train.critic import Critic
-from flashlips_core.train.detail import train_detail
-from flashlips_core.train.editor.pairs import EditorBatch, Judge, editor_batches, moved, pair_target, refine_editor, train_editor
+from flashlips_core.train.detail import Critic, DetailSettings, train_detail
+from flashlips_core.train.editor.pairs import (
+    EditorBatch,
+    EditorSettings,
+    Judge,
+    RefinementSettings,
+    editor_batches,
+    mini_config,
+    moved,
+    pair_target,
+    refine_editor,
+    train_editor,
+)
 from flashlips_core.train.loop.logs import read_rows
 from flashlips_core.types import FlashLipsError
 
@@ -74,17 +85,17 @@ def test_faces_that_were_moved_turned_and_scaled_are_laid_upon_each_other():
 
 @pytest.mark.parametrize("cells", [32, 48])
 def test_both_editor_stages_run_from_one_to_the_next(tmp_path, cells):
-    data = encoded_frames(cells)
-    masked = train_editor(data, tiny_codec(), str(tmp_path / "a"), config=TINY_EDITOR, steps=2, batch_size=4)
+    data, judge = encoded_frames(cells), Judge(tiny_codec())
+    masked = train_editor(EditorUNet(TINY_EDITOR), data, judge, EditorSettings(str(tmp_path / "a"), 2, batch_size=4))
     start = [p.clone() for p in masked.parameters()]
-    refined = refine_editor(masked, data, tiny_codec(), str(tmp_path / "b"), steps=2, batch_size=4)
+    refined = refine_editor(masked, data, judge, RefinementSettings(str(tmp_path / "b"), 2, batch_size=4))
     assert all(torch.equal(a, b) for a, b in zip(start, masked.parameters(), strict=False))
     assert any(not torch.equal(a, b) for a, b in zip(start, refined.parameters(), strict=False))
 
 
 def test_an_editors_run_leaves_sheets_of_the_same_pairs(tmp_path):
-    options = {"config": TINY_EDITOR, "steps": 4, "batch_size": 4, "validate_every": 2, "ema": 0.0}
-    train_editor(encoded_frames(), tiny_codec(), str(tmp_path), **options)
+    settings = EditorSettings(str(tmp_path), 4, batch_size=4, validate_every=2, ema=0.0)
+    train_editor(EditorUNet(TINY_EDITOR), encoded_frames(), Judge(tiny_codec()), settings)
     first, last = (np.array(Image.open(tmp_path / "sheets" / f"{step:07d}.png")) for step in (2, 4))
     _, _, rows, columns = window_of(32)
     assert first.shape == (3 * 8 * rows, 4 * 8 * columns, 3)
@@ -101,25 +112,24 @@ def test_the_critics_loss_moves_the_critic_and_the_realism_loss_the_decoder():
     assert decoded.grad.abs().sum() > 0 and all(p.grad is None for p in critic.parameters())
 
 
-@pytest.mark.parametrize("stage", [train_editor, refine_editor])
+@pytest.mark.parametrize(("stage", "settings"), [(train_editor, EditorSettings), (refine_editor, RefinementSettings)])
 @pytest.mark.parametrize("verdict", ["readback", "texture"])
-def test_a_verdict_weighs_what_it_is_told_to(tmp_path, stage, verdict):
+def test_a_verdict_weighs_what_it_is_told_to(tmp_path, stage, settings, verdict):
     torch.manual_seed(0)
     reader = LipEncoder(LipEncoderConfig(channels=(8, 8), blocks=(1, 1), mouth_px=32)).eval().requires_grad_(False)
-    start = EditorUNet(TINY_EDITOR)
-    first = {"start": start, "config": TINY_EDITOR} if stage is train_editor else {"drawer": start}
-    made = [
-        stage(frames=encoded_frames(), codec=tiny_codec(), run_dir=str(tmp_path / str(weight)), lip_encoder=reader, steps=2,
-              batch_size=4, **first, **{verdict: weight}).conv_out.weight
-        for weight in (0.0, 5.0)
-    ]  # fmt: skip
+    start, judge, made = EditorUNet(TINY_EDITOR), Judge(tiny_codec(), reader), []
+    for weight in (0.0, 5.0):
+        config = settings(str(tmp_path / str(weight)), 2, batch_size=4, **{verdict: weight})
+        made.append(stage(copy.deepcopy(start), encoded_frames(), judge, config).conv_out.weight)
     assert not torch.equal(*made)
 
 
 def test_detail_training_changes_the_decoder_alone(tmp_path):
     editor, before = EditorUNet(TINY_EDITOR), tiny_codec().network.state_dict()
     whole, half = (
-        train_detail(tiny_codec(), editor, encoded_frames(), str(tmp_path), steps=3, batch_size=4, blend=blend).state_dict()
+        train_detail(
+            tiny_codec(), editor, encoded_frames(), DetailSettings(str(tmp_path), 3, batch_size=4, blend=blend)
+        ).state_dict()
         for blend in (1.0, 0.5)  # the second finds the first one's run done
     )
     changed = {name.split(".")[0] for name, value in whole.items() if not torch.equal(value, before[name])}
@@ -129,8 +139,8 @@ def test_detail_training_changes_the_decoder_alone(tmp_path):
 
 
 @pytest.mark.parametrize("cells", [32, 48])
-def test_the_small_network_suits_either_crop_size(tmp_path, cells):
-    network = train_editor(encoded_frames(cells), tiny_codec(), str(tmp_path), steps=1, batch_size=4)
+def test_the_small_network_suits_either_crop_size(cells):
+    network = EditorUNet(mini_config(cells))
     rows, columns = network.window_slices((cells, cells))
     allowed = mouth_mask(cells, cells)[0, 0] > 0.1
     outside = torch.ones(cells, cells, dtype=torch.bool)

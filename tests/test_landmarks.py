@@ -21,7 +21,14 @@ from flashlips_core.models.landmark_net import LANDMARKS_MINI, LandmarkNet, Land
 from flashlips_core.train.landmarks.heads import vertex_offsets
 from flashlips_core.train.landmarks.measure import jitter, measure
 from flashlips_core.train.landmarks.pictures import FaceStore, mirror, write_store
-from flashlips_core.train.landmarks.training import LandmarkStores, landmark_batches, landmark_step, train_landmarks
+from flashlips_core.train.landmarks.training import (
+    LandmarkSettings,
+    LandmarkStores,
+    fresh,
+    landmark_batches,
+    landmark_step,
+    train_landmarks,
+)
 from flashlips_core.train.landmarks.views import background_view, face_view, wrong_view
 from flashlips_core.turned import to_pixels, to_shares
 from flashlips_core.types import NUM_LANDMARKS, FlashLipsError
@@ -202,9 +209,8 @@ def test_a_wrong_answer_costs_nothing_where_there_is_no_face(store):
 def test_a_few_steps_of_training_bring_points_nearer(store, tmp_path):
     stores = LandmarkStores({"portraits": [store]}, [])
     wide = LandmarkNetConfig(size=32, channels=(8, 16), blocks=(0, 0), squeezed=8)
-    network = train_landmarks(
-        stores, str(tmp_path / "run"), {"portraits": store}, wide, steps=60, batch_size=16, lr=5e-3, log_every=20, ema=0.9
-    )
+    settings = LandmarkSettings(str(tmp_path / "run"), steps=60, batch_size=16, lr=5e-3, log_every=20, ema=0.9)
+    network = train_landmarks(fresh(wide), stores, {"portraits": store}, settings)
     table = (tmp_path / "run" / "losses.csv").read_text().splitlines()
     column = table[0].split(",").index("points")
     losses = [float(row.split(",")[column]) for row in table[1:]]

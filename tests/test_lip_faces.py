@@ -12,6 +12,7 @@ from flashlips_core.train.batches.material import STORED_PX
 from flashlips_core.train.lip_faces import (
     EYES_SHARE,
     FaceMouths,
+    LipFacesSettings,
     cut_mouths,
     fit_poses,
     openings_of,
@@ -20,7 +21,6 @@ from flashlips_core.train.lip_faces import (
     told_poses,
     train_faces,
 )
-from flashlips_core.train.loop.trainer import TrainConfig
 
 
 def faces(gaps: np.ndarray) -> np.ndarray:
@@ -78,8 +78,8 @@ def test_training_teaches_openings_and_keeps_poses(tmp_path) -> None:
         return float((encoder.eval().opening(read_mouths(encoder, new.images)) - torch.from_numpy(new.openings)).abs().mean())
 
     before = error()
-    config = TrainConfig(str(tmp_path), 40, lr=5e-3, ema=0, weights={"pose": 0.1, "opening": 1.0}, log_every=20)
-    encoder = train_faces(encoder, [known, new], [0.5, 0.5], config, batch_size=16)
+    settings = LipFacesSettings(str(tmp_path), 40, lr=5e-3, ema=0, opening=10.0, log_every=20, batch_size=16)
+    encoder = train_faces(encoder, [known, new], [0.5, 0.5], settings)
     assert error() < 0.6 * before
 
 

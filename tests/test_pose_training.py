@@ -15,7 +15,7 @@ from flashlips_core.flow import flow_matching_loss
 from flashlips_core.loading import load_network
 from flashlips_core.train.batches import told as told_poses
 from flashlips_core.train.batches import tracks as pose_tracks
-from flashlips_core.train.batches.material import open_material
+from flashlips_core.train.batches.material import Material, open_material
 from flashlips_core.train.batches.tracks import (
     FRAME_SAMPLES,
     PoseLabels,
@@ -27,7 +27,7 @@ from flashlips_core.train.batches.tracks import (
     speaker_of,
 )
 from flashlips_core.train.batches.voices import shifted_voice
-from flashlips_core.train.poses import PoseTraining, build_network, train
+from flashlips_core.train.poses import PoseSettings, build_network, train
 from flashlips_core.types import AudioFeatures, FlashLipsError
 
 CLIPS = ["s1/train/a", "s1/train/b", "grid_people/train/s2/c", "grid_people/train/s33/d", "s1/val/e"]
@@ -53,8 +53,28 @@ def speech(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return samples, (10 * level[:, None] * np.linspace(0.5, 1, 12) - 1).astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Toy:
+    """What is learnt from, and how."""
+
+    folder: Path
+    settings: PoseSettings
+
+    @property
+    def labels(self) -> PoseLabels:
+        return PoseLabels.load(self.folder / "labels.npz")
+
+    @property
+    def material(self) -> Material:
+        return open_material(self.folder / "data", self.folder)
+
+    def trained(self, encoder: Loudness, out: str = "pose-model.safetensors", **changes: object) -> Path:
+        settings = dataclasses.replace(self.settings, **changes)
+        return train(settings, self.labels, self.material, encoder, self.folder / out)
+
+
 @pytest.fixture
-def toy(tmp_path) -> PoseTraining:
+def toy(tmp_path) -> Toy:
     """A data folder of sounds, and the labels that belong to them."""
     poses = []
     for seed, clip in enumerate(CLIPS):
@@ -66,8 +86,7 @@ def toy(tmp_path) -> PoseTraining:
     found, rest = np.ones(FRAMES * len(CLIPS), bool), np.full(12, -1, np.float32)
     lengths = [FRAMES] * len(CLIPS)
     np.savez(tmp_path / "labels.npz", ids=CLIPS, num_frames=lengths, poses=np.concatenate(poses), found=found, rest=rest)
-    paths = (str(tmp_path / name) for name in ("labels.npz", "data", "run"))
-    return PoseTraining(*paths, steps=6, batch=4, num_frames=20, validate_every=6)
+    return Toy(tmp_path, PoseSettings(str(tmp_path / "run"), steps=6, batch=4, num_frames=20, validate_every=6))
 
 
 def write_sound(path: Path, samples: np.ndarray) -> None:
@@ -80,7 +99,7 @@ def write_sound(path: Path, samples: np.ndarray) -> None:
 
 
 def test_labels_name_their_speakers_and_leave_out_those_out_of_sync(toy):
-    labels = PoseLabels.load(toy.labels)
+    labels = toy.labels
     assert [labels.ids[i] for i in labels.split("train")] == CLIPS[:3]
     assert [speaker_of(i) for i in CLIPS] == ["s1", "s1", "s2", "s33", "s1"]
 
@@ -138,7 +157,7 @@ def test_a_voice_that_is_not_moved_stays_as_it_is():
 def test_one_rendition_has_the_clips_own_voice_and_the_others_have_others(toy, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr(pose_tracks, "shifted_voice", lambda samples, semitones: asked.append(semitones) or samples)
-    PoseSounds.build(PoseLabels.load(toy.labels), sounds_of(toy), Loudness(), tmp_path / "a.npz", variants=4, voice_shift=5.0)
+    sounds(toy, Loudness(), tmp_path / "a.npz", variants=4, voice_shift=5.0)
     assert len(asked) == 3 * 3 and max(map(abs, asked)) <= 5 and min(asked) < -1 and max(asked) > 1  # three clips are learnt from
 
 
@@ -148,22 +167,21 @@ class Squared(Loudness):
 
 
 def test_sounds_are_encoded_once_for_an_encoder_and_outlive_the_labels(toy, tmp_path):
-    labels, cache = PoseLabels.load(toy.labels), tmp_path / "run" / "sounds.npz"
-    first = PoseSounds.build(labels, sounds_of(toy), Loudness(), cache)
-    stamp = cache.stat().st_mtime_ns
-    labels.poses[:] += 1
-    assert np.array_equal(PoseSounds.build(labels, sounds_of(toy), Loudness(), cache).audio, first.audio)
+    cache, file = tmp_path / "run" / "sounds.npz", tmp_path / "labels.npz"
+    first = sounds(toy, Loudness(), cache)
+    stamp, labels = cache.stat().st_mtime_ns, dict(np.load(file))
+    np.savez(file, **labels | {"poses": labels["poses"] + 1})
+    assert np.array_equal(sounds(toy, Loudness(), cache).audio, first.audio)
     assert cache.stat().st_mtime_ns == stamp
-    assert not np.array_equal(PoseSounds.build(labels, sounds_of(toy), Squared(), cache).audio, first.audio)
+    assert not np.array_equal(sounds(toy, Squared(), cache).audio, first.audio)
 
 
-def sounds_of(toy: PoseTraining):
-    return open_material(toy.data, "run").sound
+def sounds(toy: Toy, encoder: Loudness, cache: Path, variants: int = 3, voice_shift: float = 6.0) -> PoseSounds:
+    return PoseSounds.build(toy.labels, toy.material.sound, encoder, cache, variants, voice_shift, 0)
 
 
-def make_tracks(toy: PoseTraining, tmp_path: Path) -> PoseTracks:
-    labels = PoseLabels.load(toy.labels)
-    return PoseTracks.build(labels, PoseSounds.build(labels, sounds_of(toy), Loudness(), tmp_path / "sounds.npz"))
+def make_tracks(toy: Toy, tmp_path: Path) -> PoseTracks:
+    return PoseTracks.build(toy.labels, sounds(toy, Loudness(), tmp_path / "sounds.npz"))
 
 
 def test_a_batch_is_a_function_of_the_generator(toy, tmp_path):
@@ -174,9 +192,8 @@ def test_a_batch_is_a_function_of_the_generator(toy, tmp_path):
 
 
 def test_the_forecast_is_better_than_the_prior_before_any_step(toy, tmp_path):
-    labels = PoseLabels.load(toy.labels)
     tracks = make_tracks(toy, tmp_path)
-    network = build_network(toy, labels, tracks, Loudness()).eval()
+    network = build_network(toy.settings, toy.labels, tracks, Loudness()).eval()
     batch = tracks.batch(32, 20, torch.Generator().manual_seed(1))
     with torch.inference_mode():
         loss = flow_matching_loss(network, batch, torch.Generator().manual_seed(2), audio_dropout=0.0)
@@ -189,26 +206,26 @@ def test_the_forecast_is_better_than_the_prior_before_any_step(toy, tmp_path):
 
 
 def test_training_writes_a_checkpoint_that_loads_and_a_finished_run_gives_it_again(toy, tmp_path):
-    path = train(toy, Loudness())
+    path = toy.trained(Loudness())
     network = load_network("pose-model", path)
     assert network.config.audio_kind == "loudness"
     assert torch.equal(network.rest_pose, torch.full((12,), -1.0))
     weights = {name: value.clone() for name, value in network.state_dict().items()}
-    again = load_network("pose-model", train(toy, Loudness())).state_dict()
+    again = load_network("pose-model", toy.trained(Loudness())).state_dict()
     assert all(torch.equal(weights[name], again[name]) for name in weights)
 
 
 def test_training_goes_on_from_another_pose_model(toy, tmp_path):
-    first = train(toy, Loudness())
-    still = dataclasses.replace(toy, start=str(first), run_dir=str(tmp_path / "next"), out="", lr=1e-12)
-    before, after = (load_network("pose-model", path).state_dict() for path in (first, train(still, Loudness())))
+    first = toy.trained(Loudness())
+    second = toy.trained(Loudness(), "next.safetensors", start=str(first), run_dir=str(tmp_path / "next"), lr=1e-12)
+    before, after = (load_network("pose-model", path).state_dict() for path in (first, second))
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
 
     class Other(Loudness):
         kind = "other"
 
     with pytest.raises(FlashLipsError, match="listens to 'loudness', the encoder is 'other'"):
-        train(dataclasses.replace(still, run_dir=str(tmp_path / "third")), Other())
+        toy.trained(Other(), "third.safetensors", start=str(first), run_dir=str(tmp_path / "third"))
 
 
 # Told poses
@@ -261,12 +278,10 @@ def test_tracks_without_told_poses_are_drawn_as_before():
     assert plain.shares[3] == 0 and np.isclose(plain.shares[:2].sum(), 1)
 
 
-def test_a_model_of_few_components_does_not_hear_the_rest(toy):
-    labels, encoder = PoseLabels.load(toy.labels), Loudness()
-    material = open_material(toy.data, Path(toy.labels).parent)
-    sounds = PoseSounds.build(labels, material.sound, encoder, Path(toy.run_dir) / "s.npz", 1)
-    tracks = PoseTracks.build(labels, sounds)
-    network = build_network(dataclasses.replace(toy, components=1), labels, tracks, encoder).eval()
+def test_a_model_of_few_components_does_not_hear_the_rest(toy, tmp_path):
+    labels, encoder = toy.labels, Loudness()
+    tracks = PoseTracks.build(labels, sounds(toy, encoder, tmp_path / "s.npz", 1))
+    network = build_network(dataclasses.replace(toy.settings, components=1), labels, tracks, encoder).eval()
     assert network.config.listened_dim == 2 and network.forecast_audio.shape[1] == 2
     audio = torch.from_numpy(tracks.audio[:20]).float()[None]
     across = torch.linalg.svd(network.row_basis.T)[2][-1]  # a direction that the component leaves out

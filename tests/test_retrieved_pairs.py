@@ -10,6 +10,7 @@ from tiny import TINY_EDITOR, tiny_codec
 from flashlips_core.dataset.store import CropStore
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
+from flashlips_core.retrieval import ellipse
 from flashlips_core.train.batches.aligned import aligned_squares, wider
 from flashlips_core.train.editor import retrieved as training
 from flashlips_core.train.editor import starts as pairs
@@ -40,14 +41,14 @@ def reader() -> LipEncoder:
 
 @pytest.fixture
 def retrieved(tmp_path):
-    pairs.encode_retrieved(clip_store(tmp_path / "crops"), tiny_codec(), reader(), tmp_path / "starts", 2, 5, 0, crop_px=256)
+    pairs.encode_retrieved(clip_store(tmp_path / "crops"), tiny_codec(), reader(), tmp_path / "starts", 2, 5, 0, 0.5, 256)
     return pairs.load_retrieved([tmp_path / "starts"])
 
 
 def test_what_is_laid_over_changes_the_mouth_alone_and_takes_the_frames_colour():
     frame = torch.full((2, 3, 128, 128), 0.2)
     mouth = frame - 0.5 + 0.1 * torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
-    laid, area = pairs.lay_over(frame, mouth), pairs.ellipse(128)
+    laid, area = pairs.lay_over(frame, mouth), ellipse(128)
     assert torch.equal(laid[(area == 0).expand_as(laid)], frame[(area == 0).expand_as(laid)])
     inside = (area == 1).expand_as(laid)
     assert float(laid[inside].mean()) == pytest.approx(0.2, abs=0.02)
@@ -105,7 +106,7 @@ def test_targets_are_never_among_their_references(tmp_path):
 
 def test_clips_that_are_too_short_are_refused(tmp_path):
     with pytest.raises(FlashLipsError, match="long enough"):
-        pairs.encode_retrieved(clip_store(tmp_path / "crops", 6), tiny_codec(), reader(), tmp_path / "out", 1, 5, 0)
+        pairs.encode_retrieved(clip_store(tmp_path / "crops", 6), tiny_codec(), reader(), tmp_path / "out", 1, 5, 0, 0.5, 384)
 
 
 def test_where_nothing_changes_the_picture_is_the_start_and_where_much_does_the_drawing():
@@ -135,9 +136,8 @@ def test_training_leaves_the_given_editor_and_learns(tmp_path, retrieved):
     torch.manual_seed(0)
     editor = EditorUNet(TINY_EDITOR)
     before = [p.clone() for p in editor.parameters()]
-    learnt = training.train_retrieved(
-        editor, retrieved, tiny_codec(), str(tmp_path / "run"), reader(), steps=3, batch_size=4, references=3
-    )
+    settings = training.RetrievedSettings(str(tmp_path / "run"), steps=3, batch_size=4, references=3)
+    learnt = training.train_retrieved(editor, retrieved, Judge(tiny_codec(), reader()), settings)
     assert all(torch.equal(a, b) for a, b in zip(before, editor.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(before, learnt.parameters(), strict=True))
 
@@ -157,7 +157,7 @@ def test_squares_follow_a_moving_head_smoothly():
     for index, place in {468: (170, 150), 473: (230, 150), 61: (180, 222), 291: (220, 222)}.items():
         points[:, OF_99[index]] = np.array(place) + path + rng.normal(0, 0.5, (frames, 2))
     squares = aligned_squares(points, np.ones(frames, bool))
-    x = np.array([s.centre[0] for s in squares])
+    x = np.array([s.x for s in squares])
     assert np.abs(np.diff(x, 2)).max() < 0.2  # the points' own: about 1.2
     assert x[-1] - x[0] == pytest.approx(40, abs=1)
     assert wider(squares[0]).side == pytest.approx(1.25 * squares[0].side)

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 
 from flashlips_core.audio.encoders import MelConvAudioEncoder
 from flashlips_core.models.audio_encoder import MEL_CONV_LARGE, MelConvConfig, MelConvEncoder
-from flashlips_core.train import audio, run_stage, speech
+from flashlips_core.train import audio, speech
 from flashlips_core.train.audio import AudioTrainConfig, Clip, Corpus, Teacher, build_corpus
 from flashlips_core.train.batches import told as told_poses
 from flashlips_core.train.batches.tracks import PoseLabels, PoseTracks
 from flashlips_core.train.loop.trainer import TrainConfig
-from flashlips_core.train.speech_stages import KIND
+from flashlips_core.train.presets import run_stage
 from flashlips_core.types import FlashLipsError
 
 COMPONENTS, FRAMES = 4, 40
@@ -111,12 +111,12 @@ def test_an_encoder_learns_components_and_what_lies_outside_a_clip_asks_for_noth
     fitted = speech.fit_pose_teacher(corpus, labels)
     config = TrainConfig(str(tmp_path / "run"), steps=80, lr=5e-3, log_every=1, save_every_s=1e9, ema=0.9)
     crops = AudioTrainConfig(batch=4, crop_rows=100, components=COMPONENTS)  # longer than the clips
-    encoder = MelConvAudioEncoder(speech.train_components(corpus, fitted, config, TINY, crops))
+    encoder = MelConvAudioEncoder(speech.train_components(corpus, fitted, config, TINY, crops, 0.5))
     features = [encoder.encode(part).values.numpy() for part in sounds.split(FRAMES * 640)]
     wanted = (mixed - fitted.mean) @ fitted.basis
     assert np.square(np.concatenate(features) - wanted).mean() < 0.3 * wanted.var(0).mean()
     with pytest.raises(FlashLipsError, match="gives 128 numbers, the teacher hears 4"):
-        speech.train_components(corpus, fitted, config, MelConvConfig(), crops)
+        speech.train_components(corpus, fitted, config, MelConvConfig(), crops, 0.5)
 
 
 def test_told_voices_stand_beside_real_ones_and_about_other_people(corpus, labels):
@@ -134,13 +134,13 @@ def test_told_voices_stand_beside_real_ones_and_about_other_people(corpus, label
 def test_stages_that_listen_name_what_is_missing(tmp_path):
     (tmp_path / "grid_people").mkdir()
     with pytest.raises(FlashLipsError, match="run the stage 'audio-corpus' first"):
-        run_stage("audio-encoder", tmp_path, tmp_path, tmp_path / "run")
+        run_stage("audio-encoder", tmp_path, tmp_path, tmp_path / "run", {})
     with pytest.raises(FlashLipsError, match="run the stage 'prepare' first"):
-        run_stage("audio-corpus", tmp_path, tmp_path, tmp_path / "run")
+        run_stage("audio-corpus", tmp_path, tmp_path, tmp_path / "run", {})
 
 
 def test_the_large_encoder_keeps_its_size_and_its_features_have_a_name_of_their_own():
     with torch.device("meta"):
         network = MelConvEncoder(MEL_CONV_LARGE)
     assert sum(p.numel() for p in network.parameters()) == 2_752_304 and network.context == 31
-    assert KIND == "flashlips-mel-conv-3"
+    assert speech.KIND == "flashlips-mel-conv-3"

@@ -31,10 +31,12 @@ from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoderConfig
 from flashlips_core.pipeline import LipSync
-from flashlips_core.train import ablation, lip, stages
+from flashlips_core.train import ablation, lip, looks
 from flashlips_core.train.batches import labels, tracks
 from flashlips_core.train.batches.material import SET_FACES, STORED_MOUTH, STORED_PX, cut_mouths, open_material
 from flashlips_core.train.batches.tracks import OTHERS_SHARE, SILENT_SHARE, PoseLabels, PoseTracks
+from flashlips_core.train.lip import LipTeacherSettings
+from flashlips_core.train.run import Run
 from flashlips_core.types import FlashLipsError
 
 PX, FRAMES, HIDDEN_EVERY = 128, 40, 7
@@ -141,7 +143,7 @@ def trained(built, teachers, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracks, "SILENT_TRACKS", 4)
-        patch.setitem(stages.LOOKS, SET_FACES, (2, 6))
+        patch.setitem(looks.LOOKS, SET_FACES, (2, 6))
         for stage, settings in STAGES.items():
             assert train(stage, built, teachers, folder, *settings) == 0, stage
             if stage == "codec":
@@ -150,8 +152,8 @@ def trained(built, teachers, tmp_path_factory) -> Path:
     return folder
 
 
-def run_of(built: Path, folder: Path, **options) -> stages.Run:
-    return stages.Run(built, Path("weights"), folder, options)
+def run_of(built: Path, folder: Path) -> Run[LipTeacherSettings]:
+    return Run(built, Path("weights"), folder, LipTeacherSettings())
 
 
 # ---- the whole way ---------------------------------------------------------------------------------------------------------
@@ -190,10 +192,10 @@ def test_videos_are_labelled_into_a_folder_that_is_made(tmp_path, monkeypatch):
 def test_everybody_is_labelled_and_nobody_but_the_training_split_is_learnt_from(trained, built):
     wanted = {"set/s4", "set/headley"}
     run = run_of(built, trained)
-    labels, (samples, clips) = PoseLabels.load(trained / "poses_grid.npz"), stages.mouth_samples(run)
+    labels, (samples, clips) = PoseLabels.load(trained / "poses_grid.npz"), lip.mouth_samples(run)
     assert set(labels.speakers) == {c.speaker for c in clips} == {f"set/{name}" for name in SPLITS}
     assert dict(zip(labels.speakers, labels.splits, strict=True)) == {f"set/{name}": split for name, split in SPLITS.items()}
-    assert {s for store in stages.face_stores(run) for s in store.speakers} == wanted
+    assert {s for store in run.face_stores() for s in store.speakers} == wanted
     assert set(samples.clips_of_speaker) == wanted
     rows = lip.draw_rows(samples, 200, torch.Generator().manual_seed(0))
     assert {samples.store.speakers[samples.store.clip_of[row]] for row in rows.ravel()} == wanted
@@ -205,10 +207,10 @@ def test_everybody_is_labelled_and_nobody_but_the_training_split_is_learnt_from(
 def test_without_a_lip_teacher_the_lip_encoder_labels_everybody(trained, built, tmp_path, caplog):
     (tmp_path / "mouths").symlink_to(trained / "mouths")
     run = run_of(built, tmp_path)
-    store = stages.mouth_samples(run)[0].store
+    store = lip.mouth_samples(run)[0].store
     given = {}
     for name in ("bundled", "its own"):
-        labels = PoseLabels.load(stages.labelled(run))
+        labels = PoseLabels.load(lip.labelled(run))
         given[name] = labels.poses[labels.found]
         encoder = load_network("lip-encoder", "bundled" if name == "bundled" else tmp_path)
         torch.testing.assert_close(torch.from_numpy(given[name]), lip.read_rows(encoder, store))
@@ -264,7 +266,7 @@ def test_a_decoder_that_draws_what_was_asked_for_scores_best(trained, built, mon
         def opening(self, poses):
             return poses
 
-    learnt, clips = stages.mouth_samples(run_of(built, trained))
+    learnt, clips = lip.mouth_samples(run_of(built, trained))
     held_out = lip.lip_samples(learnt.store, clips, {c.id for c in clips if c.split != "train"})
     shown = ablation.mouths(held_out, np.arange(len(held_out.features))).mean((1, 2, 3)).numpy()
     held_out, network = replace(held_out, opening=shown), lip.MouthDecoder(lip.start_teacher(learnt.features)).eval()
@@ -279,7 +281,7 @@ def test_a_decoder_that_draws_what_was_asked_for_scores_best(trained, built, mon
 
 
 def test_a_speaker_that_poses_give_away_is_named_and_one_that_they_hide_is_not(trained, built):
-    samples, _ = stages.mouth_samples(run_of(built, trained))
+    samples, _ = lip.mouth_samples(run_of(built, trained))
     network = lip.MouthDecoder(lip.start_teacher(samples.features, 0)).eval()
     hidden, told = np.zeros_like(samples.features), np.zeros_like(samples.features)
     for number, clips in enumerate(samples.clips_of_speaker.values()):
@@ -290,11 +292,11 @@ def test_a_speaker_that_poses_give_away_is_named_and_one_that_they_hide_is_not(t
 
 def test_an_ablation_without_people_held_out_is_refused(trained, built):
     with pytest.raises(FlashLipsError, match="two that are held out"):
-        samples, clips = stages.mouth_samples(run_of(built, trained))
+        samples, clips = lip.mouth_samples(run_of(built, trained))
         with pytest.MonkeyPatch.context() as patch:
             everybody = [replace(c, split="train") for c in clips]
-            patch.setattr(stages, "mouth_samples", lambda run: (samples, everybody))
-            ablation.ablate(run_of(built, trained))
+            patch.setattr(lip, "mouth_samples", lambda run: (samples, everybody))
+            ablation.ablate(run_of(built, trained), [0], 1)
 
 
 # ---- what belongs together -------------------------------------------------------------------------------------------------
@@ -402,7 +404,7 @@ def test_a_run_folder_of_other_clips_and_folders_that_are_no_data_are_one_senten
     np.savez(tmp_path / "mouths" / "table.npz", **table | {"clip_ids": [f"x{i}" for i in table["clip_ids"]]})
     np.save(tmp_path / "mouths" / "crops.npy", np.zeros((1, 1, 1, 3), np.uint8))
     with pytest.raises(FlashLipsError, match="holds mouths of other clips than"):
-        stages.mouth_samples(other)
+        lip.mouth_samples(other)
     with pytest.raises(FlashLipsError, match="neither a training set nor the folder grid_people"):
         open_material(tmp_path, tmp_path).prepare(teachers, 256)
     with pytest.raises(FlashLipsError, match="run the stage 'prepare' first"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
+import typing
 
 import numpy as np
 import pytest
@@ -16,52 +16,29 @@ from flashlips_core.loading import STAGE_1, load_network
 from flashlips_core.models.codec_mini import MiniCodec
 from flashlips_core.models.editor_unet import EditorUNet
 from flashlips_core.models.lip_encoder import LipEncoder, LipEncoderConfig
-from flashlips_core.train import STAGES, codec, detail, lip, poses, run_stage, stages
+from flashlips_core.train import lip, looks, run
 from flashlips_core.train.batches import material
 from flashlips_core.train.batches.frames import window_of
-from flashlips_core.train.editor import distil, pairs, paper
-from flashlips_core.train.loop.trainer import TrainConfig
-from flashlips_core.train.presets import FULL, LOOP, MINI, PRESETS, WHY_NOT, settings_of
+from flashlips_core.train.editor import pairs, paper
+from flashlips_core.train.loop.settings import changed, options_of, values_of
+from flashlips_core.train.loop.trainer import TrainConfig, Trainer
+from flashlips_core.train.presets import PRESETS, STAGES, Stage, run_stage, stage_of, stages_of
 from flashlips_core.types import FlashLipsError
 
-FUNCTIONS = {
-    "codec": codec.train_codec, "lip-teacher": lip.train_decoder, "lip-encoder": lip.train_student,
-    "editor": pairs.train_editor, "refinement": pairs.refine_editor, "detail": detail.train_detail,
-    "distil": distil.distil_editor,
-}  # fmt: skip
-OF_STAGE = {"network", "teacher", "vgg_stages"}  # the stage turns these into the function's arguments
+ALL = [(name, preset) for name in STAGES for preset in stages_of(name)]
 
 
-@pytest.mark.parametrize("stage", FUNCTIONS)
-def test_the_mini_preset_is_what_the_training_functions_do_by_themselves(stage):
-    parameters = inspect.signature(FUNCTIONS[stage]).parameters
-    loop = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    for name, value in MINI[stage].items():
-        if name not in OF_STAGE:
-            assert value == (parameters[name].default if name in parameters else loop[name]), name
-
-
-def test_the_loops_settings_are_the_loops_own():
-    loop = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    assert all(loop[name] == value for name, value in LOOP.items())
-    given_by_stages = {"run_dir", "steps", "lr", "ema", "seed", "weights"}
-    assert set(loop) == set(LOOP) | given_by_stages
-
-
-def test_the_mini_pose_model_is_trained_as_its_class_says():
-    own = {field.name: field.default for field in dataclasses.fields(poses.PoseTraining)}
-    assert all(own[name] == value for name, value in MINI["poses"].items() if name in own)
+def full(name: str) -> dict:
+    return values_of(stage_of(name, "full", {}).settings)
 
 
 def test_the_full_preset_has_the_papers_numbers():
-    editor_run, refinement, pose = FULL["editor"], FULL["refinement"], FULL["poses"]
+    editor_run, refinement, pose = full("editor"), full("refinement"), full("poses")
     assert (editor_run["steps"], editor_run["lr"], editor_run["schedule"]) == (1_000_000, 1e-4, "onecycle")
-    assert editor_run["batch_size"] * 8 == 32 and refinement["steps"] == FULL["lip-encoder"]["steps"] == 200_000
+    assert editor_run["batch_size"] * 8 == 32 and refinement["steps"] == full("lip-encoder")["steps"] == 200_000
     assert (pose["lr"], pose["schedule"]) == (5e-5, "constant")
-    config = TrainConfig("x", steps=editor_run["steps"], lr=editor_run["lr"], schedule=editor_run["schedule"])
-    from flashlips_core.train.loop.trainer import Trainer
-
-    trainer = Trainer(torch.nn.Linear(1, 1), config)
+    assert all(full(name)["precision"] == "bf16" for name in ("editor", "editor-joint", "refinement", "poses", "lip-encoder"))
+    trainer = Trainer(torch.nn.Linear(1, 1), dataclasses.replace(paper.FULL_EDITOR, run_dir="x", recompute=False))
     trainer.step = 40_000
     assert trainer.learning_rate() == pytest.approx(1e-4)
     trainer.step = 1_000_000
@@ -71,12 +48,22 @@ def test_the_full_preset_has_the_papers_numbers():
     assert sizes["unet-250m"] == pytest.approx(250, rel=0.03) and sizes["transformer-300m"] == pytest.approx(300, rel=0.05)
 
 
+@pytest.mark.parametrize(("name", "preset"), ALL)
+def test_a_stage_takes_the_settings_that_stand_beside_it_and_every_number_has_a_text(name, preset):
+    stage = stage_of(name, preset, {})
+    asked = typing.get_type_hints(stage.run)["run"]
+    assert typing.get_args(asked) == (type(stage.settings),)
+    own = {field.name for field in dataclasses.fields(stage.settings)} - {"run_dir", "weights"}
+    assert set(options_of(type(stage.settings))) == own and all(options_of(type(stage.settings)).values())
+    assert changed(stage.settings, values_of(stage.settings), "x") == stage.settings  # each value is of its own kind
+
+
 def test_every_stage_is_in_a_preset_and_says_why_it_is_not_in_the_other():
-    for preset, settings in PRESETS.items():
-        assert set(settings) | {stage for other, stage in WHY_NOT if other == preset} == set(STAGES)
-        for stage in set(STAGES) - set(settings):
-            with pytest.raises(FlashLipsError, match=f"preset '{preset}' has no stage '{stage}': "):
-                settings_of(stage, preset)
+    for name, presets in STAGES.items():
+        assert tuple(presets) == PRESETS and any(isinstance(stage, Stage) for stage in presets.values())
+        for preset in set(PRESETS) - set(stages_of(name)):
+            with pytest.raises(FlashLipsError, match=f"preset '{preset}' has no stage '{name}': {presets[preset]}"):
+                stage_of(name, preset, {})
 
 
 @pytest.mark.parametrize(
@@ -84,20 +71,51 @@ def test_every_stage_is_in_a_preset_and_says_why_it_is_not_in_the_other():
     [
         ("editor", "mini", {"stepz": 1}, "has no setting 'stepz'; did you mean steps"),
         ("looks", "mini", {"lr": 1e-3}, "has no setting 'lr'; it has crop_px, device, only, rounds, strength"),
+        ("heads", "mini", {"lr": 1e-3}, "has no setting 'lr'; it has none"),
         ("editor", "mini", {"steps": "many"}, "The setting 'steps' is 'many'; give it a value like 12000"),
+        ("editor", "mini", {"betas": (0.9,)}, "The setting 'betas' is"),
+        ("editor", "mini", {"start": 3}, "The setting 'start' is 3; give it a value like None"),
         ("editor", "full", {"recompute": 1}, "give it a value like True"),
+        ("editor", "mini", {"run_dir": "x"}, "has no setting 'run_dir'"),
+        ("editor", "mini", {"precision": "fp8"}, "The precision is 'fp8'; choose one of fp32, bf16"),
         ("editor", "huge", {}, "No preset is called 'huge'"),
+        ("dance", "mini", {}, "Unknown stage 'dance'; choose one of prepare, codec"),
     ],
 )
 def test_settings_that_do_not_exist_or_fit_are_one_sentence(stage, preset, changes, words):
     with pytest.raises(FlashLipsError, match=words):
-        settings_of(stage, preset, changes)
+        stage_of(stage, preset, changes)
 
 
 def test_settings_replace_the_presets():
-    changed = settings_of("editor", "full", {"lr": 1, "start": "a.safetensors", "betas": (0.9, 0.95)})
-    assert changed["lr"] == 1 and changed["start"] == "a.safetensors" and changed["steps"] == 1_000_000
-    assert FULL["editor"]["lr"] == 1e-4
+    own = stage_of("editor", "full", {"lr": 1, "start": "a.safetensors", "betas": (0.9, 0.95)}).settings
+    assert own.lr == 1 and own.start == "a.safetensors" and own.steps == 1_000_000
+    assert full("editor")["lr"] == 1e-4
+
+
+@pytest.mark.parametrize("cards", [0, 2])
+@pytest.mark.parametrize(("name", "preset"), ALL)
+def test_a_stage_computes_on_the_named_device_else_on_its_processes_own_card(name, preset, cards, monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: cards > 0)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    settings = stage_of(name, preset, {}).settings
+    one = run.Run(tmp_path, tmp_path, tmp_path, settings)
+    assert one.device == ("cuda:1" if cards else "cpu")
+    if isinstance(settings, TrainConfig):
+        there = run.Run(tmp_path, tmp_path, tmp_path, dataclasses.replace(settings, device="cuda:7"))
+        assert one.config("x").device == one.device and there.device == there.config("x").device == "cuda:7"
+        assert one.config("x").run_dir == str(tmp_path / "x")
+
+
+def test_the_judges_of_an_editor_are_where_it_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    asked = []
+    for name in ("load_codec", "load_network", "load_vgg"):
+        monkeypatch.setattr(pairs, name, lambda *given: asked.append([x for x in given if x == "cuda:3"]))
+    monkeypatch.setattr(pairs, "PerceptualLoss", lambda vgg: vgg)
+    pairs.judge_of(run.Run(tmp_path, tmp_path, tmp_path, pairs.EditorSettings(vgg_stages=2)))
+    assert asked == [["cuda:3"]] * 3
 
 
 @pytest.fixture
@@ -148,10 +166,10 @@ def test_the_joint_stage_writes_the_editor_and_the_teacher_with_its_labels(place
     written = {}
     rows = {"rows_of_clip": [np.arange(140)], "clips_of_speaker": {"a": [0]}, "opening": np.ones(140), "store": None}
     samples = lip.LipSamples(features=random.normal(size=(140, 107)).astype(np.float32), **rows)
-    monkeypatch.setattr(stages, "mouth_samples", lambda run: (samples, []))
+    monkeypatch.setattr(lip, "mouth_samples", lambda run: (samples, []))
     monkeypatch.setattr(lip, "speaker_features", lambda clips: features)
     monkeypatch.setattr(lip, "label_rows", lambda teacher, *rest: written.update(teacher=teacher) or "poses")
-    monkeypatch.setattr(stages, "save_labels", lambda run, poses, *rest: written.update(poses=poses))
+    monkeypatch.setattr(lip, "save_labels", lambda run, poses, *rest: written.update(poses=poses))
     small = {"steps": 2, "batch_size": 2, "references": 1, "crop_px": 64, "precision": "fp32", "tensorboard": False}
     path = run_stage("editor-joint", "d", "w", place, small | {"network": "tiny"}, preset="full")
     assert checkpoint.info(path).role == STAGE_1 and (place / "lip-teacher.safetensors").is_file()
@@ -167,7 +185,7 @@ def test_the_looks_are_as_strong_and_as_large_as_was_asked(tmp_path, monkeypatch
         "load_codec": lambda path, device: "codec", "load_network": lambda role, folder, device: "reader",
         "encode_looks": lambda *given, **how: made.append((given[4], how)),
     }.items():  # fmt: skip
-        monkeypatch.setattr(stages, name, value)
+        monkeypatch.setattr(looks, name, value)
     monkeypatch.setattr(material, "CropStore", lambda folder: "store")
     run_stage("looks", tmp_path, tmp_path, tmp_path, {"crop_px": 384, "strength": 0.5, "rounds": 4})
     assert [(count, how["crop_px"], how["strength"], how["device"]) for count, how in made] == [(4, 384, 0.5, "cpu")]

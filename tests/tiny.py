@@ -13,7 +13,6 @@ from flashlips_core.dataset.store import CropStore
 from flashlips_core.models.codec_mini import MiniCodec, MiniCodecConfig
 from flashlips_core.models.editor_unet import EditorUNet, EditorUNetConfig
 from flashlips_core.models.vgg import VGG19_CONVS, VGGFeatures
-from flashlips_core.train import paper_stages
 from flashlips_core.train.batches.frames import EditorFrames, window_of
 from flashlips_core.train.editor import paper
 
@@ -38,7 +37,7 @@ def put_tiny_judges_in(patch: pytest.MonkeyPatch) -> None:
         name, is_stand_in = "flat", True
 
     vgg = VGGFeatures(VGG19_CONVS[:2], mean=(0.5, 0.5, 0.5))
-    patch.setattr(paper_stages, "load_codec", lambda source, device: codec)
+    patch.setattr(paper, "load_codec", lambda source, device: codec)
     patch.setattr(paper, "load_vgg", lambda weights, device: vgg)
     patch.setattr(paper, "load_identity", lambda weights, device: Embedding())
     patch.setitem(paper.NETWORKS, "tiny", lambda: EditorUNet(TINY_EDITOR))

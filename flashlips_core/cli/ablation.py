@@ -23,8 +23,9 @@ def add_ablation(parser: argparse.ArgumentParser) -> None:
 def run_ablation(args: argparse.Namespace) -> dict[str, Any]:
     """Train the lip teacher with poses of several sizes and show what each is good for, on people and clips held out."""
     from ..train.ablation import ablate, table
-    from ..train.stages import Run
+    from ..train.lip import LipTeacherSettings
+    from ..train.run import Run
 
     with progress_bar("ablation", args, unit=" steps") as progress:
-        rows = ablate(Run(args.data, args.data, args.folder, {}), args.extra, args.steps, progress=progress)
+        rows = ablate(Run(args.data, args.data, args.folder, LipTeacherSettings()), args.extra, args.steps, progress=progress)
     return {"rows": [asdict(row) for row in rows], "table": table(rows)}

@@ -10,7 +10,7 @@ N pairs of frames, P numbers of a pose.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from ..loading import load_network
 from ..measures import correlation, psnr
 from ..models.lip_encoder import LipEncoder, LipTeacherConfig
 from ..types import FlashLipsError, Progress
-from . import lip, stages
-from .lip import LipSamples, MouthDecoder
-from .presets import settings_of
+from . import lip
+from .lip import LipSamples, LipTeacherSettings, MouthDecoder
+from .run import Run
 
 EXTRA_DIMS = (0, 4, 16)  # beside the 8 main numbers
 RIDGE = 1e-2  # of the linear map that names the speaker, on standardised poses
@@ -41,25 +41,24 @@ class Row:
 
 
 def ablate(
-    run: stages.Run,
-    extra_dims: Sequence[int] = EXTRA_DIMS,
-    steps: int = 1500,
+    run: Run[LipTeacherSettings],
+    extra_dims: Sequence[int],
+    steps: int,
     pairs: int = 512,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Train and judge one teacher after the other, with the settings of the stage "lip-teacher" but for their length."""
     if min(extra_dims) < 0:
         raise FlashLipsError(f"A pose cannot have {min(extra_dims)} further numbers; give 0 or more.")
-    learnt, clips = stages.mouth_samples(run)
+    learnt, clips = lip.mouth_samples(run)
     held_out = lip.lip_samples(learnt.store, clips, {c.id for c in clips if c.split != "train"})
     if len(held_out.clips_of_speaker) < 2 or len(learnt.clips_of_speaker) < 2:
         raise FlashLipsError("The ablation needs two people to learn from and two that are held out; build a larger set.")
     reader = load_network("lip-encoder")
     rows = []
     for extra_dim in extra_dims:
-        settings = settings_of("lip-teacher", changes={"steps": steps})
-        run_dir = str(run.folder / f"run_ablation_{extra_dim}_{steps}")
-        network = lip.train_decoder(learnt, run_dir, extra_dim=extra_dim, progress=progress, **settings).eval()
+        settings = replace(run.config(f"run_ablation_{extra_dim}_{steps}"), steps=steps)
+        network = lip.train_decoder(learnt, settings, extra_dim, progress).cpu().eval()
         rows.append(judged(network, learnt, held_out, reader, pairs))
     return rows
 

@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import checkpoint
 from ..audio.samples import resample
 from ..models.audio_encoder import ROW_SAMPLES, MelConvConfig, MelConvEncoder
 from ..types import SAMPLE_RATE, FlashLipsError, Progress
@@ -79,8 +78,8 @@ def read_corpus(path: str | Path) -> Corpus:
 class AudioTrainConfig:
     """What a batch is made of; ``shares`` are the chances of each group."""
 
-    batch: int = 16
-    crop_rows: int = 100
+    batch: int
+    crop_rows: int
     shares: dict[str, float] = field(default_factory=dict)
     components: int = 128
     motion_weight: float = 0.5
@@ -324,17 +323,16 @@ def known_mse(predicted: Tensor, target: Tensor) -> Tensor:
 def train_audio_encoder(
     corpus: Corpus,
     config: TrainConfig,
-    audio: AudioTrainConfig | None = None,
-    network: MelConvConfig | None = None,
-    progress: Progress | None = None,
+    audio: AudioTrainConfig,
+    network: MelConvConfig,
     start: MelConvEncoder | None = None,
+    progress: Progress | None = None,
 ) -> MelConvEncoder:
     """Train on a corpus; resumes from ``config.run_dir``. The returned encoder's features are standardised on the corpus.
 
     Args:
         start: An encoder to go on from, which sets the network's size.
     """
-    audio, network = audio or AudioTrainConfig(), network or MelConvConfig()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         encoder = MelConvEncoder(network) if start is None else start.requires_grad_(True)
@@ -354,8 +352,3 @@ def standardise_features(encoder: MelConvEncoder, batches: Batches, seed: int, n
     encoder.out.weight.div_(std[:, None])
     encoder.out.bias.sub_(mean).div_(std)
     return encoder
-
-
-def save_audio_encoder(encoder: MelConvEncoder, path: str | Path, notes: dict[str, Any]) -> None:
-    """Write the encoder as the checkpoint that ``load_audio_encoder`` reads."""
-    checkpoint.save(encoder, path, "audio-encoder", notes)

@@ -8,7 +8,7 @@ is a function of the latents, so that regression towards it does not blur.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,13 +24,29 @@ from ..pixels import from_bytes, to_bytes
 from ..types import FlashLipsError, Progress
 from .batches import augment
 from .editor.losses import sharpness_loss
+from .loop.settings import setting
 from .loop.trainer import MakeBatch, TrainConfig, fit
+from .run import Run
 
+TEACHER = "TAESDXL (MIT, Ollin Boer Bohan)"
 OWN_LATENTS = 0.65  # share of images that are decoded from the encoder's own latents rather than the teacher's
 WEIGHTS = {"latent": 1.0, "pixel": 2.0, "sharpness": 4.0, "squared": 8.0}
 SIZES = (192, 256, 384)  # px of the crops: small ones hold sharp pixels of any video, large ones are what editors see
 WINDOW_PX = 192  # what is learnt from of each crop
 HEAD_SHARE = 0.5  # of the crops are rendered heads, where there are any: people's faces in the data are small and soft
+
+
+@dataclass(frozen=True)
+class CodecSettings(TrainConfig):
+    """Distil TAESDXL into the small face codec."""
+
+    steps: int = 3000
+    batch_size: int = setting(4, "windows per step")
+    lr: float = 1.5e-3
+    ema: float = 0.995
+    cached: int = setting(2400, "windows that are drawn, and encoded by the teacher, once")
+    start: str | None = setting(None, "a codec to go on from; it grows to the present number of blocks")
+    decoder_only: bool = setting(False, "keep the encoder, whose latents an editor may have been trained on")
 
 
 @dataclass(frozen=True)
@@ -175,32 +191,22 @@ def _fill(weight: Tensor, before: Tensor) -> None:
 def train_codec(
     stores: list[CropStore],
     teacher: str,
-    run_dir: str,
-    steps: int = 3000,
-    batch_size: int = 4,
-    cached: int = 2400,
-    seed: int = 0,
-    lr: float = 1.5e-3,
-    start: str | None = None,
-    decoder_only: bool = False,
-    ema: float = 0.995,
+    settings: CodecSettings,
     progress: Progress | None = None,
-    **loop: object,
 ) -> MiniCodec:
-    """Train the bundled codec.
-
-    Args:
-        teacher: what :func:`codec.load_codec` takes.
-        start: a checkpoint to go on from; it grows to the present number of blocks.
-        decoder_only: keep the encoder, whose latents an editor may have been trained on.
-        loop: further settings of TrainConfig.
-    """
-    cache = Path(run_dir) / f"cache_{cached}_{seed}.npz"
+    """Train the bundled codec. ``teacher`` is what :func:`codec.load_codec` takes."""
+    cache = Path(settings.run_dir) / f"cache_{settings.cached}_{settings.seed}.npz"
     if not cache.is_file():
-        build_cache(stores, load_codec(teacher), cache, cached, seed, progress)
-    config = TrainConfig(run_dir, steps, lr=lr, ema=ema, seed=seed, weights=WEIGHTS, **loop)
+        build_cache(stores, load_codec(teacher), cache, settings.cached, settings.seed, progress)
+    start = settings.start
     network = grown(load_codec(start).network, MiniCodecConfig()).requires_grad_(True) if start else MiniCodec()
     network = network.to(memory_format=torch.channels_last)
-    network.encoder.requires_grad_(not decoder_only)
-    step = polish_step if decoder_only else codec_step
-    return fit(network, cached_batches(cache, batch_size), step, config, progress=progress)
+    network.encoder.requires_grad_(not settings.decoder_only)
+    step, config = polish_step if settings.decoder_only else codec_step, replace(settings, weights=WEIGHTS)
+    return fit(network, cached_batches(cache, settings.batch_size), step, config, progress=progress)
+
+
+def codec(run: Run[CodecSettings]) -> Path:
+    """Distil TAESDXL."""
+    network = train_codec(run.face_stores(), str(run.weights), run.config("run_codec"), run.progress)
+    return run.save(network, "codec", teacher=TEACHER)

@@ -10,19 +10,56 @@ B batch, N frames, E expression features, P = 12.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..dataset.store import Clip, CropStore
+from ..dataset.store import Clip, CropStore, has_store
 from ..face.expression import mirrored, mouth_opening, neutral_features, raw_features
+from ..loading import load_network
 from ..models.layers import ModulatedBlock
-from ..models.lip_encoder import LIP_ENCODER_MINI, LipEncoder, LipEncoderConfig, LipTeacher, LipTeacherConfig
-from ..types import Progress
+from ..models.lip_encoder import LIP_ENCODER_MINI, LIP_ENCODER_RESNET34, LipEncoder, LipTeacher, LipTeacherConfig
+from ..types import FlashLipsError, Progress
+from .batches.material import MOUTHS
+from .loop.processes import is_first_process
+from .loop.settings import of_full_size, setting
 from .loop.trainer import MakeBatch, TrainConfig, fit
+from .run import Run, named
+
+LIP_ENCODERS = {"mini": LIP_ENCODER_MINI, "resnet34": LIP_ENCODER_RESNET34}
+POSES = "poses_grid.npz"  # the labels of all frames, whatever they were learnt from
+
+
+@dataclass(frozen=True)
+class LipTeacherSettings(TrainConfig):
+    """Learn what the 12 pose numbers mean and label every frame."""
+
+    steps: int = 4000
+    batch_size: int = setting(32, "pairs of mouths per step")
+    lr: float = 2e-3
+    log_every: int = 100
+
+
+@dataclass(frozen=True)
+class LipEncoderSettings(TrainConfig):
+    """Distil the labels into a network that reads the picture alone."""
+
+    network: str = setting("mini", "mini, or resnet34 (the paper's)")
+    steps: int = 5000
+    batch_size: int = setting(64, "mouths per step")
+    lr: float = 2e-3
+    ema: float = 0.0
+    log_every: int = 100
+
+
+# ResNet-34; distilled in 200 k steps, in the paper the last ones of the reconstruction
+FULL = replace(
+    of_full_size(LipEncoderSettings(network="resnet34", steps=200_000, lr=1e-3, log_every=50)), recompute=False
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,27 +218,20 @@ def start_teacher(features: np.ndarray, extra_dim: int = LipTeacherConfig.extra_
 
 def train_decoder(
     samples: LipSamples,
-    run_dir: str,
-    steps: int = 4000,
-    batch_size: int = 32,
-    seed: int = 0,
-    lr: float = 2e-3,
-    log_every: int = 100,
+    settings: LipTeacherSettings,
     extra_dim: int = LipTeacherConfig.extra_dim,
     progress: Progress | None = None,
-    **loop: object,
 ) -> MouthDecoder:
-    """Train a teacher and the decoder that redraws mouths from its poses; ``loop`` are further settings of TrainConfig."""
+    """Train a teacher and the decoder that redraws mouths from its poses."""
     rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
     network = MouthDecoder(start_teacher(samples.features[rows], extra_dim))
-    weights = {"pixel": 1.0, "extra": 0.1}
-    config = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, log_every=log_every, **loop)
-    return fit(network, teacher_batches(samples, batch_size), teacher_step, config, progress=progress)
+    config = replace(settings, weights={"pixel": 1.0, "extra": 0.1})
+    return fit(network, teacher_batches(samples, settings.batch_size), teacher_step, config, progress=progress)
 
 
-def train_teacher(samples: LipSamples, run_dir: str, **settings: object) -> LipTeacher:
+def train_teacher(samples: LipSamples, settings: LipTeacherSettings, progress: Progress | None = None) -> LipTeacher:
     """The teacher alone (see :func:`train_decoder`), with its standardisation set from the training frames."""
-    teacher = train_decoder(samples, run_dir, **settings).teacher.cpu()
+    teacher = train_decoder(samples, settings, progress=progress).teacher.cpu()
     picked = np.concatenate([draw_rows(samples, 64, torch.Generator().manual_seed(i))[:, 1] for i in range(60)])
     raw = label_rows(teacher, samples, picked, standardised=False)
     teacher.pose_mean.copy_(raw.mean(0))
@@ -264,29 +294,95 @@ def student_step(network: LipEncoder, batch: StudentBatch, generator: torch.Gene
 def train_student(
     samples: LipSamples,
     poses: Tensor,
-    run_dir: str,
-    config: LipEncoderConfig = LIP_ENCODER_MINI,
-    steps: int = 5000,
-    batch_size: int = 64,
-    seed: int = 0,
-    lr: float = 2e-3,
-    ema: float = 0.0,
-    log_every: int = 100,
+    settings: LipEncoderSettings,
     progress: Progress | None = None,
-    **loop: object,
 ) -> LipEncoder:
     """Distil the teacher's poses of all stored frames (N, 12) into a ResNet, and fit its opening readout."""
-    settings = TrainConfig(run_dir, steps, lr=lr, ema=ema, seed=seed, log_every=log_every, **loop)
-    network = fit(
-        LipEncoder(config),
-        student_batches(samples, poses, batch_size, config.mouth_px),
-        student_step,
-        settings,
-        progress=progress,
-    )
+    network = LipEncoder(named("lip encoder", LIP_ENCODERS, settings.network))
+    batches = student_batches(samples, poses, settings.batch_size, network.config.mouth_px)
+    network = fit(network, batches, student_step, settings, progress=progress)
     rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
     design = torch.cat([poses[rows], torch.ones(len(rows), 1)], 1)
     solution = torch.linalg.lstsq(design, torch.from_numpy(samples.opening[rows])[:, None]).solution[:, 0]
     network.opening_weight.copy_(solution[:-1])
     network.opening_bias.copy_(solution[-1])
     return network.eval()
+
+
+# ---- the stages ------------------------------------------------------------------------------------------------------------
+
+
+def lip_teacher(run: Run[LipTeacherSettings]) -> Path:
+    """Learn what the 12 numbers mean, and label every clip with them."""
+    samples, clips = mouth_samples(run)
+    teacher = train_teacher(samples, run.config("run_lip_teacher"), run.progress)
+    path = run.save(teacher, "lip-teacher")
+    save_labels(run, label_rows(teacher, samples, np.arange(len(samples.features))), samples, clips)
+    return path
+
+
+def lip_encoder(run: Run[LipEncoderSettings]) -> Path:
+    """Distil the teacher's labels into the network that reads the picture alone."""
+    table = read_poses(run.folder / POSES)
+    samples, _ = mouth_samples(run)
+    store = samples.store
+    if any(str(i) not in table for i in store.clip_ids):
+        raise FlashLipsError(f"{POSES} in {run.folder} was made of other clips; run the stage 'lip-teacher' again.")
+    poses = np.stack([table[str(store.clip_ids[c])][f] for c, f in zip(store.clip_of, store.frame_of, strict=False)])
+    student = train_student(samples, torch.from_numpy(poses), run.config("run_lip_encoder"), run.progress)
+    return run.save(student, "lip-encoder")
+
+
+def mouth_samples(run: Run) -> tuple[LipSamples, list[Clip]]:
+    """Stored mouths of all clips, of which the training clips alone are drawn; and the clips."""
+    folder, clips = run.folder / MOUTHS, run.material.clips()
+    if not has_store(folder):
+        raise FlashLipsError(f"No mouths in {folder}; run the stage 'prepare' first.")
+    store, known = CropStore(folder), {c.id for c in clips}
+    if any(str(i) not in known for i in store.clip_ids):
+        raise FlashLipsError(f"{folder} holds mouths of other clips than {run.data}; choose another --folder, or delete it.")
+    samples = lip_samples(store, clips, {c.id for c in clips if c.split == "train"})
+    if not samples.clips_of_speaker:
+        raise FlashLipsError(f"No clip of {run.data} is to be learnt from; build the set with smaller shares for val and test.")
+    return samples, clips
+
+
+def save_labels(run: Run, poses: Tensor, samples: LipSamples, clips: list[Clip]) -> None:
+    """Write the poses (N, 12) of all stored frames, whose and for what they are, and everybody's rest pose."""
+    poses = poses.numpy()
+    by_id = {c.id: c for c in clips}
+    own = [by_id[str(i)] for i in samples.store.clip_ids]
+    starts = np.cumsum([0] + [len(c) for c in own])
+    place = starts[samples.store.clip_of] + samples.store.frame_of
+    found = np.zeros(starts[-1], bool)
+    found[place] = True
+    full = np.zeros((starts[-1], poses.shape[1]), np.float32)
+    full[place] = poses
+    rest_rows = np.concatenate([samples.rows_of_clip[c] for s in samples.clips_of_speaker.values() for c in s])
+    closed = rest_rows[samples.opening[rest_rows] <= np.quantile(samples.opening[rest_rows], 0.15)]
+    if not is_first_process():
+        return
+    np.savez(
+        run.folder / POSES, ids=[c.id for c in own], num_frames=[len(c) for c in own], poses=full, found=found,
+        rest=np.median(poses[closed], axis=0).astype(np.float32),
+        speakers=[c.speaker for c in own], splits=[c.split for c in own], has_voice=[c.has_voice for c in own],
+    )  # fmt: skip
+
+
+def labelled(run: Run) -> Path:
+    """The teacher's labels; where no lip teacher was trained, what the run's or the bundled lip encoder reads."""
+    path = run.folder / POSES
+    if not path.is_file():
+        samples, clips = mouth_samples(run)
+        encoder = load_network("lip-encoder", run.own_or_bundled("lip-encoder"))
+        save_labels(run, read_rows(encoder, samples.store), samples, clips)
+    return path
+
+
+def read_poses(path: Path) -> dict[str, np.ndarray]:
+    """Clip id -> poses (T, 12)."""
+    if not path.is_file():
+        raise FlashLipsError(f"No {path.name} in {path.parent}; run the stage 'lip-teacher' first.")
+    table = np.load(path)
+    parts = np.split(table["poses"], np.cumsum(table["num_frames"])[:-1])
+    return {str(i): p for i, p in zip(table["ids"], parts, strict=False)}

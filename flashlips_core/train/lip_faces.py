@@ -9,8 +9,9 @@ N mouths, B batch, P = 12.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,14 +21,21 @@ from torch.nn import functional as F
 from ..dataset.store import STORED_MARGIN, CropStore
 from ..face import head_pose
 from ..face.expression import mouth_opening
-from ..face.points import INNER_LIPS, IRISES, LIPS, MIRROR_LIPS, NOSE, OUTER_LIPS
+from ..face.points import INNER_LIPS, IRISES, LANDMARKS, LIPS, MIRROR_LIPS, NOSE, OUTER_LIPS
 from ..face.readings import five_points
+from ..loading import load_network
 from ..models.lip_encoder import LipEncoder
 from ..pixels import from_bytes
 from ..turned import Square, to_shares, turned_cut
+from ..types import Progress
 from .batches.material import STORED_MOUTH, STORED_PX
+from .batches.portraits import read_picture, read_portraits
+from .landmarks.pictures import FaceStore
 from .lip import view_mouths
+from .loop.settings import setting
 from .loop.trainer import MakeBatch, TrainConfig, fit
+from .prepare import FIRST, OPEN, PEOPLE, aligned_stores
+from .run import Run
 
 CUT_AT_ONCE = 64  # crops
 PICTURE_PX = 240  # side of the crop of a single picture
@@ -35,6 +43,19 @@ OPENING_UNIT = 0.05  # of the eyes' distance: a step of the mouth that shows
 RIDGE = 3.0  # of the regression from outlines to poses, in squared shares of the outline's usual spread
 NOSE_FLOOR = NOSE.stop - 3  # the landmark below the nose: no beard grows above
 EYES_SHARE = 0.29  # distance of the irises over the side of an aligned crop: what a turned head's is taken for
+LIP_SHARES = {PEOPLE: 0.3, FIRST: 0.1, OPEN: 0.15, "portraits": 0.15, "heads": 0.16, "beards": 0.2}  # of a batch
+
+
+@dataclass(frozen=True)
+class LipFacesSettings(TrainConfig):
+    """Teach the lip encoder faces that GRID lacks."""
+
+    steps: int = 3900
+    batch_size: int = setting(48, "mouths per step")
+    lr: float = 1.2e-3
+    ema: float = 0.995
+    start: str | None = setting(None, "another lip encoder than the run's")
+    opening: float = setting(0.3, "weight of the measured opening; the pose's is 1")
 
 
 @dataclass(frozen=True)
@@ -215,13 +236,15 @@ def train_faces(
     encoder: LipEncoder,
     sources: Sequence[FaceMouths],
     shares: Sequence[float],
-    config: TrainConfig,
-    batch_size: int = 64,
+    settings: LipFacesSettings,
+    progress: Progress | None = None,
 ) -> LipEncoder:
-    """Go on training a lip encoder on these mouths; ``config.weights`` are those of pose and opening."""
+    """Go on training a lip encoder on these mouths, which come with ``shares`` of a batch."""
     before = LipEncoder(encoder.config)
     before.load_state_dict(encoder.state_dict())
-    return fit(encoder.train(), face_batches(sources, shares, before.eval(), batch_size), face_step, config).eval()
+    batches = face_batches(sources, shares, before.eval(), settings.batch_size)
+    config = replace(settings, weights={"pose": 1.0, "opening": settings.opening})
+    return fit(encoder.train(), batches, face_step, config, progress=progress).eval()
 
 
 def _mirrored(outlines: np.ndarray) -> np.ndarray:
@@ -248,3 +271,39 @@ def _softened(images: Tensor, generator: torch.Generator) -> Tensor:
         less = F.interpolate(images[row : row + 1], size=(small, small), mode="bilinear", antialias=True)
         result[row] = F.interpolate(less, size=(size, size), mode="bilinear")[0]
     return result
+
+
+# ---- the stage -------------------------------------------------------------------------------------------------------------
+
+
+def lip_faces(run: Run[LipFacesSettings]) -> Path:
+    """Go on training a lip encoder on the aligned clips, portraits and rendered heads."""
+    encoder, stores = load_network("lip-encoder", run.settings.start or run.folder), aligned_stores(run)
+    kinds = {name: mouths_of_store(store, 1 if name == OPEN else 2) for name, store in stores.items()}
+    for name in {PEOPLE, FIRST} & set(kinds):  # of whom the encoder's teacher knew the face at rest
+        kinds[name] = replace(kinds[name], poses=read_mouths(encoder, kinds[name].images))
+    beards = [mouths_of_store(store, 3 if name == OPEN else 6, has_beards=True) for name, store in stores.items()]
+    pictures = {name: list(make()) for name, make in _pictures(run).items()}
+    kinds |= {name: mouths_of_pictures(shown) for name, shown in pictures.items() if shown}
+    beards += [mouths_of_pictures(shown, has_beards=True) for shown in pictures.values() if shown]
+    kinds["beards"] = joined(beards)
+    shares = [LIP_SHARES[name] for name in kinds]
+    network = train_faces(encoder, list(kinds.values()), shares, run.config("run_lip_faces"), run.progress)
+    return run.save(network, "lip-encoder", "lip-encoder-faces")
+
+
+def _pictures(run: Run) -> dict[str, Callable[[], Iterator[tuple[np.ndarray, np.ndarray]]]]:
+    """Single pictures with their 99 landmarks in pixels: portraits, and the landmark stage's rendered heads."""
+
+    def portraits() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        if (run.data / "portraits").is_dir():
+            for portrait in read_portraits(run.data / "portraits")[0]:
+                yield read_picture(portrait.path), portrait.landmarks[list(LANDMARKS)]
+
+    def heads() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for folder in sorted(run.folder.glob("landmarks/heads-[0-9]*")):
+            store = FaceStore(folder)
+            for row in range(0, len(store), 2):
+                yield store.pictures[row], store.points[row] * store.pictures.shape[1]
+
+    return {"portraits": portraits, "heads": heads}

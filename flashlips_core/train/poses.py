@@ -1,7 +1,6 @@
 """Train the pose model: audio features to lip poses by conditional flow matching, silence to rest.
 
-One command, resumable; run again whenever labels or the audio encoder change:
-``python -m flashlips_core.train.poses --labels=poses.npz --data=data --run_dir=runs/poses --out=pose-model.safetensors``
+Resumable; run again whenever labels or the audio encoder change.
 """
 
 from __future__ import annotations
@@ -24,117 +23,123 @@ from ..loading import load_network
 from ..models.pose_transformer import POSE_150M, POSE_MINI, PoseTransformer, PoseTransformerConfig, source_mean
 from ..poses.sampling import SamplerSettings, sample_poses
 from ..types import SAMPLE_RATE, AudioFeatures, FlashLipsError, Progress
-from .audio import read_corpus
-from .batches.material import Material, open_material
+from .audio import Corpus, read_corpus
+from .batches.material import Material
 from .batches.told import half_whitening
 from .batches.tracks import PoseLabels, PoseSounds, PoseTracks, SoundOf, pose_correlation, quiet_tone
+from .lip import labelled
 from .loop.processes import is_first_process
-from .loop.trainer import TrainConfig, fit
-from .speech import fit_pose_teacher, with_told
+from .loop.settings import of_full_size, setting
+from .loop.trainer import MakeBatch, TrainConfig, fit
+from .run import Run, named
+from .speech import corpus_file, fit_pose_teacher, with_told
 
 log = logging.getLogger(__name__)
 
-PRESETS = {"mini": POSE_MINI, "150m": POSE_150M}
+NETWORKS = {"mini": POSE_MINI, "150m": POSE_150M}
 
 
 @dataclass(frozen=True)
-class PoseTraining:
-    """What to train on, for how long, and where it goes. Every field is ``--name=value`` on the command line."""
+class PoseSettings(TrainConfig):
+    """Stage 2: audio to lip poses by flow matching."""
 
-    labels: str  # .npz with the poses of all clips, as the stage "lip-teacher" writes it
-    data: str  # folder with grid_s1 and grid_people, or a built training set
-    run_dir: str = "runs/poses"
-    out: str = ""  # checkpoint to write; empty: <run_dir>/pose-model.safetensors
-    audio_encoder: str = "bundled"
-    preset: str = "mini"
+    network: str = setting("mini", "mini, or 150m (the paper's)")
     steps: int = 1500
-    batch: int = 10
-    num_frames: int = 64  # 2.6 s
-    lr: float = 1e-3
+    batch: int = setting(10, "windows per step")
+    num_frames: int = setting(64, "of a window; 25 are a second")
     ema: float = 0.995
-    audio_dropout: float = 0.1  # for guidance (paper: classifier-free)
-    variants: int = 3  # renditions of each clip's sound
-    voice_shift: float = 6.0  # semitones by which all but the first are moved, up or down, at most: other people's voices
-    validate_every: int = 1000
-    threads: int = 1
-    seed: int = 0
-    components: int = 0  # of each row, that are listened to; 0: all. For large speech networks, see models/pose_transformer.py
-    start: str | None = None  # a pose model to go on from, instead of random weights
-    corpus: str = ""  # .npz of the stage "audio-corpus", whose recordings are learnt with told poses; empty: lips alone
+    log_every: int = 100
+    audio_dropout: float = setting(0.1, "share of the windows without sound, for guidance (paper: classifier-free)")
+    variants: int = setting(3, "renditions of each clip's sound")
+    voice_shift: float = setting(6.0, "semitones by which all but the first are moved at most: other people's voices")
+    threads: int = setting(1, "of PyTorch on a CPU")
+    start: str | None = setting(None, "a pose model to go on from")
+    # see models/pose_transformer.py
+    components: int = setting(0, "of each row, that are listened to; 0: all. For large speech networks")
+    told: bool = setting(False, "also learn the recordings of the stage audio-corpus, with told poses")
 
 
-def train(config: PoseTraining, encoder: AudioEncoder | None = None, progress: Progress | None = None, **loop: object) -> Path:
-    """Train and save a pose model; returns the checkpoint's path. Resumes from ``run_dir``.
+# 150 M parameters, AdamW at a constant 5e-5; batch and steps are ours
+FULL = of_full_size(
+    PoseSettings(
+        network="150m", steps=400_000, batch=4, num_frames=100, lr=5e-5, schedule="constant", ema=0.9999, log_every=50
+    )
+)  # fmt: skip
+
+
+def poses(run: Run[PoseSettings]) -> Path:
+    """Flow matching from audio features to the labelled poses."""
+    named("pose model", NETWORKS, run.settings.network)
+    labels, encoder = PoseLabels.load(labelled(run)), load_audio_encoder(run.own_or_bundled("audio-encoder"))
+    corpus = read_corpus(corpus_file(run)) if run.settings.told else None
+    out = run.folder / "pose-model.safetensors"
+    return train(run.config("run_poses"), labels, run.material, encoder, out, corpus, run.progress)
+
+
+def train(
+    settings: PoseSettings,
+    labels: PoseLabels,
+    material: Material,
+    encoder: AudioEncoder,
+    out: Path,
+    corpus: Corpus | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Train and save a pose model; returns the checkpoint's path, ``out``. Resumes from ``settings.run_dir``.
 
     Args:
-        loop: Further settings of TrainConfig.
+        corpus: recordings that are learnt with told poses beside the lips.
     """
-    torch.set_num_threads(config.threads)
-    labels = PoseLabels.load(config.labels)
-    encoder = encoder or load_audio_encoder(config.audio_encoder)
-    material = open_material(config.data, Path(config.labels).parent)
-    cache = Path(config.run_dir) / "sounds.npz"
-    sounds = PoseSounds.build(labels, material.sound, encoder, cache, config.variants, config.seed, progress, config.voice_shift)
+    torch.set_num_threads(settings.threads)
+    cache = Path(settings.run_dir) / "sounds.npz"
+    sounds = PoseSounds.build(
+        labels, material.sound, encoder, cache, settings.variants, settings.voice_shift, settings.seed, progress
+    )
     tracks = PoseTracks.build(labels, sounds)
-    if config.corpus:
-        corpus = read_corpus(config.corpus)
-        tracks = with_told(tracks, corpus, fit_pose_teacher(corpus, labels), encoder, config.seed)
+    if corpus is not None:
+        tracks = with_told(tracks, corpus, fit_pose_teacher(corpus, labels), encoder, settings.seed)
     held_out = held_out_clips(labels, "val", material.sound, encoder, limit=8)
     jaw = JawReadout.fit(labels, material.jaw)
 
     def step(network: nn.Module, batch: FlowBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        return {"flow": flow_matching_loss(network, batch, generator, config.audio_dropout)}
+        return {"flow": flow_matching_loss(network, batch, generator, settings.audio_dropout)}
 
     def validate(network: nn.Module, step: int) -> dict[str, float]:
         return score(network, labels, held_out, encoder, SamplerSettings(), jaw)
 
-    best = fit(
-        started_network(config, encoder) if config.start else build_network(config, labels, tracks, encoder),
-        lambda generator: tracks.batch(config.batch, config.num_frames, generator),
-        step,
-        TrainConfig(
-            run_dir=config.run_dir,
-            steps=config.steps,
-            lr=config.lr,
-            ema=config.ema,
-            seed=config.seed,
-            validate_every=config.validate_every,
-            **({"log_every": 100} | loop),
-        ),
-        validate,
-        progress,
-    )
-    out = Path(config.out or Path(config.run_dir) / "pose-model.safetensors")
+    network = started_network(settings.start, encoder) if settings.start else build_network(settings, labels, tracks, encoder)
+    batches: MakeBatch = lambda generator: tracks.batch(settings.batch, settings.num_frames, generator)  # noqa: E731
+    best = fit(network, batches, step, settings, validate, progress)
     if is_first_process():
-        checkpoint.save(best, out, "pose-model", training_notes(config, labels, tracks, encoder, material))
+        checkpoint.save(best, out, "pose-model", training_notes(settings, labels, tracks, encoder, material))
     return out
 
 
-def started_network(config: PoseTraining, encoder: AudioEncoder) -> PoseTransformer:
+def started_network(start: str, encoder: AudioEncoder) -> PoseTransformer:
     """The pose model to go on from, which must listen to the same encoder."""
-    network = load_network("pose-model", config.start)
+    network = load_network("pose-model", start)
     if network.config.audio_kind != encoder.kind:
-        raise FlashLipsError(f"{config.start} listens to '{network.config.audio_kind}', the encoder is '{encoder.kind}'.")
+        raise FlashLipsError(f"{start} listens to '{network.config.audio_kind}', the encoder is '{encoder.kind}'.")
     return network.requires_grad_(True)
 
 
-def build_network(config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder) -> PoseTransformer:
+def build_network(settings: PoseSettings, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder) -> PoseTransformer:
     """The preset, fitted to the encoder's features and the labels' rest pose; the same weights for the same seed."""
     preset: PoseTransformerConfig = dataclasses.replace(
-        PRESETS[config.preset], audio_kind=encoder.kind, audio_dim=tracks.audio.shape[1], pose_dim=labels.poses.shape[1],
-        row_components=config.components,
+        NETWORKS[settings.network], audio_kind=encoder.kind, audio_dim=tracks.audio.shape[1], pose_dim=labels.poses.shape[1],
+        row_components=settings.components,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+        torch.manual_seed(settings.seed)
         network = PoseTransformer(preset)
     network.rest_pose.copy_(torch.from_numpy(labels.rest))
-    if config.components:
+    if settings.components:
         set_components(network, tracks.audio)
     else:
         mean, std = tracks.audio_stats
         network.audio_mean.copy_(torch.from_numpy(mean))
         network.audio_std.copy_(torch.from_numpy(std))
-    fit_forecast(network, tracks, config)
+    fit_forecast(network, tracks, settings)
     return network
 
 
@@ -148,13 +153,13 @@ def set_components(network: PoseTransformer, audio: np.ndarray) -> None:
 
 @torch.inference_mode()
 def fit_forecast(
-    network: PoseTransformer, tracks: PoseTracks, config: PoseTraining, num_frames: int = 60_000, ridge: float = 0.01
+    network: PoseTransformer, tracks: PoseTracks, settings: PoseSettings, num_frames: int = 60_000, ridge: float = 0.01
 ) -> None:
     """Fill the network's linear forecast by ridge regression on training crops, padded at the edges as in ``forward``."""
-    kernel, generator = network.config.forecast_kernel, torch.Generator().manual_seed(config.seed)
+    kernel, generator = network.config.forecast_kernel, torch.Generator().manual_seed(settings.seed)
     moments, count = 0.0, 0
     while count < num_frames:
-        batch = tracks.batch(32, config.num_frames, generator)
+        batch = tracks.batch(32, settings.num_frames, generator)
         audio = F.pad(network.listened(batch.audio), (0, 0, kernel // 2, kernel // 2))
         heard = audio.unfold(1, kernel, 1).flatten(2)  # B T A * kernel
         person = source_mean(batch.sources)[:, None].expand(-1, heard.shape[1], -1)
@@ -173,7 +178,7 @@ def fit_forecast(
 
 
 def training_notes(
-    config: PoseTraining, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder, material: Material
+    settings: PoseSettings, labels: PoseLabels, tracks: PoseTracks, encoder: AudioEncoder, material: Material
 ) -> dict:
     """What the checkpoint says of its training."""
     clips = labels.split("train")
@@ -182,8 +187,8 @@ def training_notes(
     return {
         "licence": material.licence,
         "data": f"{material.title}, {len(clips)} clips of {len(people)} people, and silence",
-        "steps": config.steps, "batch": config.batch, "frames": config.num_frames, "learning_rate": config.lr,
-        "seed": config.seed, "audio": encoder.kind, "minutes": round(len(tracks.poses) / 25 / 60, 1),
+        "steps": settings.steps, "batch": settings.batch, "frames": settings.num_frames, "learning_rate": settings.lr,
+        "seed": settings.seed, "audio": encoder.kind, "minutes": round(len(tracks.poses) / 25 / 60, 1),
         "pose_mean": found.mean(0).round(3).tolist(), "pose_std": found.std(0).round(3).tolist(),
     }  # fmt: skip
 
@@ -284,5 +289,5 @@ def silence_distance(
     for source in sources:
         features = encoder.encode(torch.from_numpy(quiet_tone(random, 2 * SAMPLE_RATE)))
         poses = sample_poses(network, features, source, settings).values
-        distances.append((poses - network.rest_pose).square().mean())
+        distances.append((poses - network.rest_pose.to(poses)).square().mean())
     return float(torch.stack(distances).mean().sqrt()) if distances else float("nan")

@@ -10,24 +10,38 @@ B batch, N rows at 50 per second, C components, D numbers of Whisper's layer, P 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..audio import AudioEncoder, to_mono_16k
+from ..audio import AudioEncoder, load_audio_encoder, to_mono_16k
 from ..audio.rates import features_at_pose_rate
 from ..media import load_audio
-from ..models.audio_encoder import ROW_SAMPLES, MelConvConfig, MelConvEncoder
+from ..models.audio_encoder import MEL_CONV_LARGE, MEL_CONV_MINI, ROW_SAMPLES, MelConvConfig, MelConvEncoder
 from ..types import SAMPLE_RATE, FlashLipsError, Progress
-from .audio import AudioBatch, AudioTrainConfig, Batches, Clip, Corpus, known_mse
+from .audio import (
+    AudioBatch,
+    AudioTrainConfig,
+    Batches,
+    Clip,
+    Corpus,
+    Teacher,
+    build_corpus,
+    known_mse,
+    read_corpus,
+    train_audio_encoder,
+)
 from .batches.material import Material
 from .batches.told import REACH, PoseTeacher, joined, told_tracks
 from .batches.tracks import PoseLabels, PoseTracks
 from .batches.voices import shifted_voice
+from .lip import labelled
+from .loop.settings import setting
 from .loop.trainer import TrainConfig, fit
+from .run import Run, named
 
 SOUNDS = (".opus", ".wav", ".flac", ".mp3", ".ogg", ".m4a")
 SPEECH = "speech"  # group of the corpus: voices without lips; also the folder of the data where they are looked for
@@ -36,6 +50,29 @@ PIECE_S, SHORTEST_S = 24, 0.5  # recordings are cut into pieces, the teacher hea
 SEMITONES = (1.5, 6.0)  # by which the second rendition's voice is moved, up or down
 SHARES = {"s1": 0.1, "people": 0.2, SPEECH: 0.7}  # of the crops
 FEWER = 0.4  # weight of the speaker with most clips in the pose teacher
+AUDIO_ENCODERS = {"mini": MEL_CONV_MINI, "large": MEL_CONV_LARGE}
+WHISPER_FILE = "whisper_tiny_encoder.fp16.safetensors"
+KIND = "flashlips-mel-conv-3"  # a pose model listens to one kind of features; trained again, they are others
+
+
+@dataclass(frozen=True)
+class AudioCorpusSettings:
+    """Let Whisper tiny hear the clips, and recordings in the data's folder 'speech'."""
+
+    voices: bool = setting(True, "hear each clip once more in another voice")
+
+
+@dataclass(frozen=True)
+class AudioEncoderSettings(TrainConfig):
+    """Distil Whisper tiny's encoder."""
+
+    network: str = setting("large", "large: into Whisper's components; mini: into features beside which motion is learnt")
+    steps: int = 4000
+    batch: int = setting(6, "crops per step")
+    lr: float = 2e-3
+    ema: float = 0.995
+    told: float = setting(0.5, "weight of the poses that the components tell (large)")
+    start: str | None = setting(None, "an audio encoder to go on from")
 
 
 # Corpus
@@ -140,7 +177,7 @@ def train_components(
     config: TrainConfig,
     network: MelConvConfig,
     audio: AudioTrainConfig,
-    told_weight: float = 0.5,
+    told_weight: float,
     start: MelConvEncoder | None = None,
     progress: Progress | None = None,
 ) -> MelConvEncoder:
@@ -157,3 +194,40 @@ def train_components(
     batches = Batches(corpus, audio, encoder.context, (teacher.mean, teacher.basis))
     weights = {"teacher": 1.0, "told": told_weight, **config.weights}
     return fit(distillation, batches, component_step, replace(config, weights=weights), progress=progress).encoder.cpu().eval()
+
+
+# The stages
+
+
+def corpus_file(run: Run) -> Path:
+    """Where the stage "audio-corpus" writes."""
+    return run.folder / "audio" / "corpus.npz"
+
+
+def audio_corpus(run: Run[AudioCorpusSettings]) -> Path:
+    """Let Whisper tiny hear the training clips and, beside them in ``data``, the recordings in the folder ``speech``."""
+    path, folder = corpus_file(run), run.data / SPEECH
+    if not path.is_file():
+        clips = list(spoken_clips(run.material)) + (list(recordings(folder)) if folder.is_dir() else [])
+        if not clips:
+            raise FlashLipsError(f"Nobody speaks in {run.data}; give videos with sound, or recordings in a folder '{SPEECH}'.")
+        teacher = Teacher(run.weights / WHISPER_FILE, layer=LAYER)
+        clips = with_other_voices(clips) if run.settings.voices else clips
+        path.parent.mkdir(parents=True, exist_ok=True)
+        build_corpus(clips, teacher, renditions=1, progress=run.progress).save(path)
+    return path
+
+
+def audio_encoder(run: Run[AudioEncoderSettings]) -> Path:
+    """Distil Whisper tiny's encoder: into features beside which motion is learnt (mini), or into its components (large)."""
+    settings, corpus = run.settings, read_corpus(corpus_file(run))
+    network, config = named("audio encoder", AUDIO_ENCODERS, settings.network), run.config("run_audio")
+    start = load_audio_encoder(settings.start).network if settings.start else None
+    if settings.network == "mini":
+        shares = {"s1": 0.30, "people": 0.22, SPEECH: 0.48}
+        audio = AudioTrainConfig(batch=settings.batch, crop_rows=140, shares=shares)
+        return run.save(train_audio_encoder(corpus, config, audio, network, start, run.progress), "audio-encoder")
+    audio = AudioTrainConfig(batch=settings.batch, crop_rows=160, shares=SHARES, components=network.dim)
+    teacher = fit_pose_teacher(corpus, PoseLabels.load(labelled(run)))
+    encoder = train_components(corpus, teacher, config, network, audio, settings.told, start, run.progress)
+    return run.save(encoder, "audio-encoder", kind=KIND, teacher="Whisper tiny's encoder, layer 2 (MIT, OpenAI)")

@@ -16,8 +16,9 @@ import numpy as np
 from ...dataset.store import IRISES, MOUTH_CORNERS, STORED_MARGIN, Clip, CropStore
 from ...face.crop import CENTRE_SIGMA_S, SIDE_SIGMA_S, local_linear
 from ...face.points import LANDMARKS
+from ...turned import Square, to_shares
 from ...types import Progress
-from .portraits import Square, cut_square, upright_square
+from .portraits import cut_bytes, upright_square
 
 FPS = 25  # of GRID; other clips' rates are near enough for a smoothing
 OF_99 = {number: place for place, number in enumerate(LANDMARKS)}
@@ -31,10 +32,10 @@ def aligned_squares(landmarks: np.ndarray, found: np.ndarray) -> list[Square]:
     for frame in np.flatnonzero(found):
         full[list(NEEDED)] = landmarks[frame, [OF_99[i] for i in NEEDED]]
         square = upright_square(full)
-        rows[frame] = *square.centre, square.side, np.sin(square.roll), np.cos(square.roll)
+        rows[frame] = square.x, square.y, square.side, np.sin(square.roll), np.cos(square.roll)
     moved = local_linear(rows, found, CENTRE_SIGMA_S * FPS)
     moved[:, 2] = local_linear(rows[:, 2:3], found, SIDE_SIGMA_S * FPS)[:, 0]
-    return [Square((float(x), float(y)), float(side), float(np.arctan2(s, c))) for x, y, side, s, c in moved]
+    return [Square(float(x), float(y), float(side), float(np.arctan2(s, c))) for x, y, side, s, c in moved]
 
 
 def wider(square: Square, margin: float = STORED_MARGIN) -> Square:
@@ -42,21 +43,19 @@ def wider(square: Square, margin: float = STORED_MARGIN) -> Square:
     return dataclasses.replace(square, side=square.side * margin)
 
 
-def build_aligned(
-    clips: list[Clip], folder: str | Path, size: int, every: int = 1, progress: Progress | None = None
-) -> CropStore:
-    """Cut every n-th frame with a face of all clips, in wide turned squares of ``size`` px."""
+def build_aligned(clips: list[Clip], folder: str | Path, size: int, progress: Progress | None = None) -> CropStore:
+    """Cut every frame with a face of all clips, in wide turned squares of ``size`` px."""
 
     def cut(clip: Clip) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         squares, crops, frames = aligned_squares(clip.landmarks, clip.found), [], []
         for index, picture in enumerate(_pictures(clip)):
-            if index % every == 0 and clip.found[index]:
-                crops.append(cut_square(picture, wider(squares[index]), size))
+            if clip.found[index]:
+                crops.append(cut_bytes(picture, wider(squares[index]), size))
                 frames.append(index)
-        landmarks = np.stack([squares[i].shares(clip.landmarks[i]) for i in frames])
-        return np.stack(crops), np.array(frames), landmarks
+        boxes = np.stack([squares[i].box for i in frames])
+        return np.stack(crops), np.array(frames), to_shares(clip.landmarks[frames], boxes)
 
-    total = sum(int(clip.found[::every].sum()) for clip in clips)
+    total = sum(int(clip.found.sum()) for clip in clips)
     return CropStore.write(clips, map(cut, clips), folder, total, size, progress)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...codec import CELL_PX, Codec
-from ...dataset.store import CROP_PX, STORED_MARGIN, CropStore, is_head
+from ...dataset.store import STORED_MARGIN, CropStore, is_head
 from ...models.lip_encoder import LipEncoder
 from ...pixels import from_bytes, to_bytes
 from ...types import FlashLipsError, Progress
@@ -103,9 +103,10 @@ def encode_looks(
     looks: int,
     frames: int,
     seed: int,
-    strength: float = 1.0,
+    *,
+    strength: float,
+    crop_px: int,
     is_still: bool = False,
-    crop_px: int = CROP_PX,
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
 ) -> None:

@@ -31,10 +31,10 @@ from . import labels
 
 log = logging.getLogger(__name__)
 
-MOUTHS, HEADS = "mouths", "crops_heads"  # stores in the run folder: everybody's mouths; rendered heads, where they were made
 _MARGIN = 0.1 * (MOUTH_REGION[2] - MOUTH_REGION[0])
 STORED_MOUTH = (MOUTH_REGION[0] - _MARGIN, MOUTH_REGION[1] - _MARGIN, MOUTH_REGION[2] + _MARGIN, MOUTH_REGION[3] + _MARGIN)
-STORED_PX = 116  # the mouth region itself is 96.7 px of it
+STORED_PX = 116  # side of a stored mouth; the mouth region itself is 96.7 px of it
+MOUTHS, HEADS = "mouths", "crops_heads"  # stores in the run folder: everybody's mouths; rendered heads, where they were made
 PEOPLE, FIRST, SET_FACES = "crops_people", "crops_s1", "crops_set"  # face stores: GRID's people, its speaker s1, a built set's
 UNSYNCED = ("s4", "s33", "s25", "uG")  # GRID's speakers whose sound and picture disagree, or it cannot be decided
 LABEL_FOLDERS = {"s1": "grid_s1", "grid_people": "grid_people"}  # first part of a GRID clip's id -> folder of the data

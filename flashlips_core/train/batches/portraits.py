@@ -16,31 +16,11 @@ from torch import Tensor
 from ...dataset.store import IRISES, MOUTH_CORNERS
 from ...face.crop import EYE_DISTANCE_WEIGHT, SIDE_PER_UNIT
 from ...pixels import from_bytes
+from ...turned import Square, to_shares, turned_cut
 from ...types import FlashLipsError
 
 MOUTH_PLACE = (0.5, 0.625)  # of the square: where ``face.crop.crop_box`` puts a frontal face's mouth
 HELD_OUT = 60  # people who are never learnt from
-BLUR_FROM = 1.5  # crops this many times smaller than the picture are averaged first, or edges would alias
-
-
-@dataclass(frozen=True)
-class Square:
-    """A turned square in a picture, in its pixels."""
-
-    centre: tuple[float, float]
-    side: float
-    roll: float  # radians, clockwise as pictures are seen
-
-    def to_pixels(self) -> np.ndarray:
-        """The similarity (2, 3) from shares of the square, [0, 1], to the picture's pixels."""
-        cos, sin = np.cos(self.roll) * self.side, np.sin(self.roll) * self.side
-        x, y = self.centre
-        return np.array([[cos, -sin, x - (cos - sin) / 2], [sin, cos, y - (sin + cos) / 2]])
-
-    def shares(self, points: np.ndarray) -> np.ndarray:
-        """Pixels (..., 2) of the picture as shares of the square."""
-        forth = self.to_pixels()
-        return (points - forth[:, 2]) @ np.linalg.inv(forth[:, :2]).T
 
 
 @dataclass(frozen=True)
@@ -61,25 +41,12 @@ def upright_square(landmarks: np.ndarray) -> Square:
     roll, side = float(np.arctan2(across[1], across[0])), float(SIDE_PER_UNIT * unit)
     down = np.array([-np.sin(roll), np.cos(roll)])
     centre = mouth - (MOUTH_PLACE[1] - 0.5) * side * down
-    return Square((float(centre[0]), float(centre[1])), side, roll)
+    return Square(float(centre[0]), float(centre[1]), side, roll)
 
 
-def cut_square(picture: np.ndarray, square: Square, size: int) -> np.ndarray:
-    """The square of a picture (H, W, 3) uint8, resized to (size, size, 3) uint8; beyond the picture its edge goes on."""
-    import cv2
-
-    matrix, shrink = square.to_pixels(), square.side / size
-    if shrink > BLUR_FROM:
-        height, width = picture.shape[:2]
-        small = (max(round(width / shrink), 1), max(round(height / shrink), 1))
-        picture = cv2.resize(picture, small, interpolation=cv2.INTER_AREA)
-        scale = np.array([[small[0] / width], [small[1] / height]])
-        matrix = matrix * scale
-    matrix = np.concatenate([matrix[:, :2] / size, matrix[:, 2:]], 1)
-    # From places of pixels' corners to those of their middles, on both sides
-    matrix[:, 2] += matrix[:, :2].sum(1) / 2 - 0.5
-    flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(picture, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+def cut_bytes(picture: np.ndarray, square: Square, size: int) -> np.ndarray:
+    """The square of a picture (H, W, 3) uint8, as (size, size, 3) uint8."""
+    return turned_cut(picture, square, size).round().clip(0, 255).astype(np.uint8)
 
 
 def read_picture(path: Path) -> np.ndarray:
@@ -125,5 +92,5 @@ def _kept_back(portraits: list[Portrait], count: int) -> set[str]:
 def crop_portrait(portrait: Portrait, size: int) -> tuple[Tensor, np.ndarray]:
     """A portrait as the editor sees it, (3, size, size) in [-1, 1], and its landmarks (L, 2) as shares of the crop."""
     square = upright_square(portrait.landmarks)
-    crop = cut_square(read_picture(portrait.path), square, size)
-    return from_bytes(torch.from_numpy(crop)), square.shares(portrait.landmarks)
+    crop = cut_bytes(read_picture(portrait.path), square, size)
+    return from_bytes(torch.from_numpy(crop)), to_shares(portrait.landmarks, square.box)

@@ -251,10 +251,10 @@ class PoseSounds:
         sound_of: SoundOf,
         encoder: AudioEncoder,
         cache: Path,
-        variants: int = 3,
-        seed: int = 0,
+        variants: int,
+        voice_shift: float,
+        seed: int,
         progress: Progress | None = None,
-        voice_shift: float = 6.0,
     ) -> PoseSounds:
         """Encode the training clips, ``variants`` times each with other silences, gains and noise, or read the cache.
 

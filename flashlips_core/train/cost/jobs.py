@@ -28,7 +28,7 @@ from ..finetune.codec import WEIGHTS as DECODER_WEIGHTS
 from ..finetune.codec import CodecTuning, DecoderBatch, decoder_step
 from ..finetune.editor import FineTuning, learning
 from ..loop.trainer import Step, TrainConfig
-from ..presets import settings_of
+from ..poses import FULL as FULL_POSES
 from . import flops
 
 CROPS_PX = (512, 256)
@@ -84,16 +84,16 @@ def editor_job(
     recompute: bool,
     batch: int | None = None,
 ) -> Job:
-    """Masked reconstruction or self-refinement (``plan.STEPS``) of the editor that ``make`` builds."""
-    options = settings_of("editor" if stage == flops.STEPS[0] else stage, "full")
-    samples = batch or options["batch_size"]
-    config = _config(options, device, recompute, paper.paper_weights())
+    """Masked reconstruction or self-refinement (``flops.STEPS``) of the editor that ``make`` builds."""
+    settings = paper.FULL_EDITOR if stage == flops.STEPS[0] else paper.FULL_REFINEMENT
+    samples = batch or settings.batch_size
+    config = replace(settings, weights=paper.paper_weights(), device=str(device), recompute=recompute)
 
     def build() -> tuple[nn.Module, Any, Step]:
         judge, reader = frozen()
         network = make()
         step = flops.editor_step(stage, replace(judge, recompute=recompute), reader, network)
-        return network, flops.pictures(samples, options["references"], crop_px), step
+        return network, flops.pictures(samples, settings.references, crop_px), step
 
     return Job(name, samples, config, build)
 
@@ -102,14 +102,13 @@ def pose_job(
     make: Callable[[], PoseTransformer], num_frames: int, device: torch.device, recompute: bool, batch: int | None = None
 ) -> Job:
     """Flow matching of the pose transformer that ``make`` builds."""
-    options = settings_of("poses", "full")
-    samples = batch or options["batch"]
+    samples, config = batch or FULL_POSES.batch, replace(FULL_POSES, device=str(device), recompute=recompute)
 
     def build() -> tuple[nn.Module, Any, Step]:
         network = make()
         return network, flops.windows(network, samples, num_frames), flops.pose_step
 
-    return Job(f"pose transformer, {num_frames} frames", samples, _config(options, device, recompute), build)
+    return Job(f"pose transformer, {num_frames} frames", samples, config, build)
 
 
 # ---- fine-tunings ----------------------------------------------------------------------------------------------------------
@@ -142,7 +141,7 @@ def finetune_jobs(device: torch.device, batch: int | None = None, is_fake: bool 
 def finetune_job(
     name: str, makers: Sequence[Callable[[], nn.Module]], crop_px: int, settings: FineTuning, device: torch.device
 ) -> Job:
-    """A step of ``finetune.fine_tune`` on a device, without the networks that it copies: these can stay in main memory.
+    """A step of ``finetune.editor.fine_tune`` on a device, without the networks that it copies: these can stay in main memory.
 
     Args:
         makers: of the editor, the codec and the lip encoder.
@@ -161,7 +160,7 @@ def finetune_job(
 
 
 def decoder_job(name: str, make: Callable[[], nn.Module], crop_px: int, size: int, device: torch.device) -> Job:
-    """A step of ``finetune_codec.tune_decoder``."""
+    """A step of ``finetune.codec.tune_decoder``."""
 
     def build() -> tuple[nn.Module, DecoderBatch, Step]:
         network = make().requires_grad_(False)
@@ -212,11 +211,3 @@ def _frozen_as_loaded() -> tuple[paper.PaperJudge, LipEncoder]:
     for network in (judge.codec, judge.perceptual, judge.identity, reader):
         _as_loaded(network)
     return judge, reader
-
-
-def _config(
-    options: dict[str, Any], device: torch.device, recompute: bool, weights: dict[str, float] | None = None
-) -> TrainConfig:
-    """The preset's settings of the loop; nothing is written, so there is no folder."""
-    fields = {name: value for name, value in options.items() if name in TrainConfig.__dataclass_fields__}
-    return TrainConfig(run_dir="", weights=weights or {}, **fields | {"device": str(device), "recompute": recompute})

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...codec import Codec
+from ...codec import CELL_PX, Codec, load_codec
+from ...loading import load_network, load_part
 from ...models.editor_transformer import TRANSFORMER_MINI, EditorTransformer
 from ...models.editor_unet import EditorUNet
 from ...models.masks import mouth_mask
 from ...types import FlashLipsError, Progress
 from ..batches.frames import EditorFrames, draw_references, draw_rows, near_lips, window_cells
+from ..looks import encoded_looks
 from ..loop.processes import on_device
+from ..loop.settings import setting
 from ..loop.trainer import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, fit, step_generator
+from ..run import Run, named
 from .pairs import LIPS_SHARE, NUM_SHOWN, UNREAD_SHARE, mini_config
 
 FRAMES_A_CLIP = 8  # share one clip's references, whose keys and values are most of a Transformer's work
@@ -34,6 +39,19 @@ STUDENTS: dict[str, Callable[[int], nn.Module]] = {
     "transformer-mini": lambda cells: EditorTransformer(replace(TRANSFORMER_MINI, window=mini_config(cells).window)),
     "unet-mini": lambda cells: EditorUNet(mini_config(cells)),
 }
+
+
+@dataclass(frozen=True)
+class DistilSettings(TrainConfig):
+    """Teach a second editor, smaller or with the other backbone, what the refined one does."""
+
+    network: str = setting("transformer-mini", "transformer-mini or unet-mini")
+    teacher: str | None = setting(None, "another editor than the run's")
+    start: str | None = setting(None, "a pupil to go on with")
+    steps: int = 6000
+    batch_size: int = setting(16, f"frames per step, a multiple of {FRAMES_A_CLIP}")
+    ema: float = 0.998
+    references: int = setting(4, "how many a clip has")
 
 
 @dataclass(frozen=True)
@@ -113,36 +131,41 @@ def twin_sheet(batch: ClipBatch, teacher: nn.Module, codec: Codec) -> Sheet:
 
 def distil_editor(
     teacher: nn.Module,
+    student: nn.Module,
     frames: EditorFrames,
     codec: Codec,
-    run_dir: str,
-    network: str = "transformer-mini",
-    steps: int = 6000,
-    batch_size: int = 16,
-    seed: int = 0,
-    lr: float = 1e-3,
-    ema: float = 0.998,
-    references: int = 4,
-    start: nn.Module | None = None,
+    settings: DistilSettings,
     progress: Progress | None = None,
-    **loop: object,
 ) -> nn.Module:
-    """Train one of ``STUDENTS``; ``loop`` are further settings of TrainConfig.
+    """Train ``student``, for crops of the frames' size.
 
     Args:
-        teacher: frozen, mask-free, for crops of the frames' size.
+        teacher: frozen, mask-free, for the same crops.
         codec: draws the sample sheets.
-        references: how many a clip has.
-        start: the weights to begin with; None: random ones.
-    Raises:
-        FlashLipsError: ``start`` is another network.
     """
-    student = STUDENTS[network](frames.latents.shape[-1]).to(memory_format=torch.channels_last)
-    if start is not None:
-        if type(start) is not type(student) or start.config != student.config:
-            raise FlashLipsError(f"The editor to start from is not a '{network}' for these looks; choose another start, or none.")
-        student.load_state_dict(start.state_dict())
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, ema=ema, **loop)
-    batches = clip_batches(frames, batch_size, references)
-    sheet = twin_sheet(batches(step_generator(seed, SHEET_BATCH)), teacher, codec)
+    batches = clip_batches(frames, settings.batch_size, settings.references)
+    sheet = twin_sheet(batches(step_generator(settings.seed, SHEET_BATCH)), teacher, codec)
+    student = student.to(memory_format=torch.channels_last)
     return fit(student, batches, distillation_step(teacher), settings, progress=progress, sheet=sheet)
+
+
+def distil(run: Run[DistilSettings]) -> Path:
+    """Teach another network what the refined editor does."""
+    settings, frames = run.settings, encoded_looks(run)
+    crop_px = CELL_PX * frames.latents.shape[-1]
+    teacher = load_part("editor", settings.teacher or run.folder, run.device)
+    if teacher.is_stage_1:
+        raise FlashLipsError("The teacher was trained on masked frames only (stage 1); choose a refined editor.")
+    if teacher.crop_px != crop_px:
+        raise FlashLipsError(f"The teacher edits crops of {teacher.crop_px} px, the looks have {crop_px}; encode them so.")
+    student = named("editor", STUDENTS, settings.network)(frames.latents.shape[-1])
+    if settings.start:
+        start = load_network("editor", settings.start)
+        if type(start) is not type(student) or start.config != student.config:
+            raise FlashLipsError(
+                f"The editor to start from is not a '{settings.network}' for these looks; choose another start, or none."
+            )
+        student.load_state_dict(start.state_dict())
+    codec = load_codec(run.own("codec"), run.device)
+    network = distil_editor(teacher.network, student, frames, codec, run.config("run_distil"), run.progress)
+    return run.save(network, "editor", "editor-distilled", crop_px=crop_px, codec=teacher.codec, teacher=teacher.name)

@@ -5,24 +5,29 @@ loss terms those that fit a CPU are used: latent L1 inside the mask, pixel L1 in
 term stands where the paper has VGG19 features. All of these are least for a blur where 12 numbers leave open how teeth and
 creases lie; a term for the amount of fine detail stands against that (ours, ``losses.texture_loss``).
 
-Ours: real frames of one clip are laid upon each other (``editor_data``), so that two of them are a pair that differs in the mouth
-alone. Such pairs supervise the mask-free editor from the start, beside the paper's masked reconstruction and its pseudo-pairs.
+Ours: real frames of one clip are laid upon each other (``batches.frames``), so that two of them are a pair that differs in the
+mouth alone. Such pairs supervise the mask-free editor from the start, beside the paper's masked reconstruction and its
+pseudo-pairs.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...codec import CELL_PX, Codec
+from ...codec import CELL_PX, Codec, load_codec
+from ...loading import STAGE_1, load_network
 from ...models.editor_unet import UNET_MINI, UNET_MINI_384, EditorUNet, EditorUNetConfig
 from ...models.lip_encoder import MOUTH_REGION, LipEncoder
 from ...models.masks import lower_face_mask, mouth_mask
-from ...types import Progress
+from ...pretrained import load_vgg
+from ...types import FlashLipsError, Progress
 from ..batches.frames import (
     EditorFrames,
     draw_references,
@@ -33,27 +38,17 @@ from ..batches.frames import (
     window_of,
     window_pixels,
 )
+from ..looks import encoded_looks
 from ..loop.processes import on_device
-from ..loop.trainer import (
-    SHEET_BATCH,
-    MakeBatch,
-    Sheet,
-    Step,
-    TrainConfig,
-    Validate,
-    fit,
-    frozen_copy,
-    one_by_one,
-    step_generator,
-)
+from ..loop.settings import setting
+from ..loop.trainer import SHEET_BATCH, MakeBatch, Sheet, Step, TrainConfig, fit, frozen_copy, one_by_one, step_generator
+from ..run import Run
 from .losses import PerceptualLoss, sharpness_loss, texture_loss
 
 WEIGHTS = {
     "latent": 1.0, "pixel": 3.0, "lips": 5.0, "sharpness": 12.0, "texture": 350.0,
     "readback": 0.3, "forth": 1.0, "perceptual": 0.2,
 }  # fmt: skip
-MASKED_SHARE = 0.25  # of a batch reconstructs masked frames; the rest edits a neighbour mask-free
-ALIKE_SHARE = 0.2  # of the neighbours have the frame's mouth already: an editor that always changes something blurs what fits
 NUM_REFERENCES = 6  # of a batch, four times out of five; else there is one
 UNREAD_SHARE = 0.15  # of the batches do not say what the references' lips do, as callers may not know
 BLUR_PX = 11  # averages a camera's noise away, leaves what moved
@@ -65,6 +60,38 @@ LIPS_SHARE = 0.75  # of the latent loss counts around the lips, where the motion
 LIPS_PART = (0.11, 0.21, 0.89, 0.74)  # of the pixel window, left, top, right, bottom: what VGG compares, lips and a little around
 NUM_SHOWN = 8  # columns of a sample sheet
 EDGE = 8  # pixels at the window's border, which lack the decoder's context
+
+
+@dataclass(frozen=True)
+class PairSettings(TrainConfig):
+    """What all training on pairs of encoded frames has."""
+
+    batch_size: int = setting(16, "pairs per step")
+    ema: float = 0.998
+    vgg_stages: int = setting(0, "of VGG, that are compared; 0: none, the fastest")
+    readback: float = setting(WEIGHTS["readback"], "weight of the lip encoder's verdict; more moves the lips further")
+    texture: float = setting(WEIGHTS["texture"], "weight of the amount of fine detail; 0 leaves it out")
+    references: int = setting(NUM_REFERENCES, "how many a batch has, four times out of five; else there is one")
+    # an editor that always changes something blurs what fits
+    alike: float = setting(0.2, "share of the neighbours whose mouth fits already")
+
+
+@dataclass(frozen=True)
+class EditorSettings(PairSettings):
+    """Stage 1: masked reconstruction, and mask-free edits of pairs of real frames."""
+
+    steps: int = 12_000
+    start: str | None = setting(None, "an editor to go on from")
+    masked: float = setting(0.25, "share of a batch whose lower face is hidden; the rest edits a neighbour mask-free")
+
+
+@dataclass(frozen=True)
+class RefinementSettings(PairSettings):
+    """Stage 1b: mask-free self-refinement."""
+
+    steps: int = 4000
+    lr: float = 5e-4
+    seed: int = 1
 
 
 @dataclass(frozen=True)
@@ -205,7 +232,7 @@ def _first(batch_size: int, share: float) -> Tensor:
     return (torch.arange(batch_size) < round(share * batch_size))[:, None, None, None]
 
 
-def reconstruction_step(judge: Judge, masked: float = MASKED_SHARE) -> Step:
+def reconstruction_step(judge: Judge, masked: float) -> Step:
     """Stage 1: a share of the batch redraws the hidden lower face of its own frame (Eqs. 1-3), the rest edits the neighbour."""
 
     def step(network: nn.Module, batch: EditorBatch, generator: torch.Generator) -> dict[str, Tensor]:
@@ -282,80 +309,79 @@ def mini_config(cells: int) -> EditorUNetConfig:
 
 
 def train_editor(
+    network: EditorUNet,
     frames: EditorFrames,
-    codec: Codec,
-    run_dir: str,
-    lip_encoder: LipEncoder | None = None,
-    perceptual: PerceptualLoss | None = None,
-    config: EditorUNetConfig | None = None,
-    steps: int = 12000,
-    batch_size: int = 16,
-    seed: int = 0,
-    lr: float = 1e-3,
-    ema: float = 0.998,
-    readback: float = WEIGHTS["readback"],
-    texture: float = WEIGHTS["texture"],
-    masked: float = MASKED_SHARE,
-    references: int = NUM_REFERENCES,
-    alike: float = ALIKE_SHARE,
-    start: EditorUNet | None = None,
-    validate: Validate | None = None,
+    judge: Judge,
+    settings: EditorSettings,
     progress: Progress | None = None,
-    **loop: object,
 ) -> EditorUNet:
-    """Stage 1, from random weights or from those of ``start``; ``loop`` are further settings of TrainConfig.
-
-    Args:
-        config: None is the small network for crops of this size.
-        readback: weight of the lip encoder's verdict; more moves the lips further.
-        texture: weight of the amount of fine detail; 0 leaves it out.
-        masked: share of a batch whose lower face is hidden.
-        references: how many a batch has, four times out of five.
-        alike: share of the neighbours whose mouth fits already.
-    """
-    network = EditorUNet(config or mini_config(frames.latents.shape[-1])).to(memory_format=torch.channels_last)
-    if start is not None:
-        network.start_from(start)
-    judge = Judge(codec, lip_encoder, perceptual, is_textured=texture > 0)
-    weights = WEIGHTS | {"readback": readback, "texture": texture}
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
-    batches = editor_batches(frames, batch_size, references, alike)
-    sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
-    return fit(network, batches, reconstruction_step(judge, masked), settings, validate, progress, sheet)
+    """Stage 1 of a network for crops of the frames' size."""
+    network = network.to(memory_format=torch.channels_last)
+    batches, config = _prepared(frames, settings)
+    step = reconstruction_step(_textured(judge, settings), settings.masked)
+    return fit(network, batches, step, config, progress=progress, sheet=_sheet(batches, judge, settings))
 
 
 def refine_editor(
     drawer: EditorUNet,
     frames: EditorFrames,
-    codec: Codec,
-    run_dir: str,
-    lip_encoder: LipEncoder | None = None,
-    perceptual: PerceptualLoss | None = None,
-    steps: int = 4000,
-    batch_size: int = 16,
-    seed: int = 1,
-    lr: float = 5e-4,
-    ema: float = 0.998,
-    readback: float = WEIGHTS["readback"],
-    texture: float = WEIGHTS["texture"],
-    references: int = NUM_REFERENCES,
-    alike: float = ALIKE_SHARE,
-    validate: Validate | None = None,
+    judge: Judge,
+    settings: RefinementSettings,
     progress: Progress | None = None,
-    **loop: object,
 ) -> EditorUNet:
-    """Stage 1b from the weights of stage 1, whose editor also draws the variants.
+    """Stage 1b from the weights of stage 1, whose editor also draws the variants."""
+    network, (batches, config) = copy.deepcopy(drawer).requires_grad_(True), _prepared(frames, settings)
+    step = refinement_step(_textured(judge, settings), frozen_copy(drawer))
+    return fit(network, batches, step, config, progress=progress, sheet=_sheet(batches, judge, settings))
 
-    Args:
-        readback: weight of the lip encoder's verdict; more moves the lips further.
-        texture: weight of the amount of fine detail; 0 leaves it out.
-        references: how many a batch has, four times out of five.
-        alike: share of the neighbours whose mouth fits already.
-    """
-    network, judge = copy.deepcopy(drawer).requires_grad_(True), Judge(codec, lip_encoder, perceptual, is_textured=texture > 0)
-    weights = WEIGHTS | {"readback": readback, "texture": texture}
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=weights, ema=ema, **loop)
-    batches = editor_batches(frames, batch_size, references, alike)
-    sheet = edit_sheet(batches(step_generator(seed, SHEET_BATCH)), codec)
-    step = refinement_step(judge, frozen_copy(drawer))
-    return fit(network, batches, step, settings, validate, progress, sheet)
+
+def _prepared(frames: EditorFrames, settings: PairSettings) -> tuple[MakeBatch, PairSettings]:
+    weights = WEIGHTS | {"readback": settings.readback, "texture": settings.texture}
+    batches = editor_batches(frames, settings.batch_size, settings.references, settings.alike)
+    return batches, replace(settings, weights=weights)
+
+
+def _textured(judge: Judge, settings: PairSettings) -> Judge:
+    return replace(judge, is_textured=settings.texture > 0)
+
+
+def _sheet(batches: MakeBatch, judge: Judge, settings: PairSettings) -> Sheet:
+    return edit_sheet(batches(step_generator(settings.seed, SHEET_BATCH)), judge.codec)
+
+
+# ---- the stages ------------------------------------------------------------------------------------------------------------
+
+
+def editor(run: Run[EditorSettings]) -> Path:
+    """Masked reconstruction and edits of pairs, by the small U-Net for the looks' crops."""
+    frames, judge = encoded_looks(run), judge_of(run)
+    network = EditorUNet(mini_config(frames.latents.shape[-1]))
+    if run.settings.start:
+        network.start_from(load_network("editor", run.settings.start))
+    trained = train_editor(network, frames, judge, run.config("run_editor"), run.progress)
+    return run.save(trained, STAGE_1, crop_px=CELL_PX * frames.latents.shape[-1])
+
+
+def refinement(run: Run[RefinementSettings]) -> Path:
+    """Mask-free self-refinement of the editor that the stage "editor" left."""
+    frames, drawer = encoded_looks(run), load_network("editor", stage_1(run), run.device)
+    trained = refine_editor(drawer, frames, judge_of(run), run.config("run_refinement"), run.progress)
+    return run.save(trained, "editor", crop_px=CELL_PX * frames.latents.shape[-1])
+
+
+def judge_of(run: Run[Any], codec: str | None = None, lip_encoder: str | None = None) -> Judge:
+    """What an editor is trained against: the run's codec and lip encoder, or those named, and as much of VGG as is set."""
+    stages = run.settings.vgg_stages
+    return Judge(
+        load_codec(run.own("codec", codec), run.device),
+        load_network("lip-encoder", lip_encoder or run.folder, run.device),
+        PerceptualLoss(load_vgg(run.weights, run.device, stages)) if stages else None,
+    )
+
+
+def stage_1(run: Run[Any]) -> Path:
+    """The editor that the stage "editor" left."""
+    path = run.folder / f"{STAGE_1}.safetensors"
+    if not path.is_file():
+        raise FlashLipsError(f"No {path.name} in {run.folder}; run the stage 'editor' first.")
+    return path

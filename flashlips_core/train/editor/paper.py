@@ -9,22 +9,31 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...codec import Codec
+from ... import checkpoint
+from ...codec import Codec, load_codec
+from ...dataset.store import CropStore
+from ...loading import STAGE_1, load_network
 from ...models.editor_transformer import TRANSFORMER_300M, EditorTransformer
 from ...models.editor_unet import UNET_250M, UNET_MINI, EditorUNet
-from ...models.lip_encoder import LipEncoder, LipTeacher, mouth_region
+from ...models.lip_encoder import LipEncoder, LipTeacher, LipTeacherConfig, mouth_region
 from ...models.masks import lower_face_mask
 from ...pretrained import load_identity, load_vgg
 from ...types import FlashLipsError, Progress
-from ..batches.pictures import PictureBatch
+from .. import lip
+from ..batches.pictures import PictureBatch, PictureSource, picture_batches
+from ..loop.settings import of_full_size, setting
 from ..loop.trainer import SHEET_BATCH, MakeBatch, Step, TrainConfig, fit, frozen_copy, one_by_one, step_generator
+from ..run import Run, named
 from .losses import PAPER_WEIGHTS, IdentityLoss, PerceptualLoss, l1, latent_mask, lips_l1
+from .pairs import stage_1
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +45,53 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 READBACK_LIMIT = 0.5  # ours: mean square, in deviations, between drawn and read-back poses above which a variant is dropped
 POSE_NOISE = 0.15  # ours: of the jointly trained teacher's poses, so that no detail can hide in them
 SPREAD_WEIGHT = 0.1  # ours: pulls the jointly trained teacher's numbers to mean 0, deviation 1
+
+
+@dataclass(frozen=True)
+class PaperSettings(TrainConfig):
+    """What the editor's stages of preset full have. 8 processes of 4 are the paper's batch of 32; fewer accumulate."""
+
+    lr: float = 1e-4  # AdamW, OneCycle from 1e-4 to 1e-8
+    ema: float = 0.9999  # ours
+    validate_every: int = 5000
+    batch_size: int = setting(4, "frames per step and process")
+    crop_px: int = setting(512, "side of the editor's crop")  # ours
+    # as at test time; ours in training, where the choice among them must be learnt
+    references: int = setting(4, "other frames of the clip, of each frame")
+    codec: str = setting("sdxl", "name, folder or file; any but sdxl is a stand-in")
+
+
+@dataclass(frozen=True)
+class PaperEditorSettings(PaperSettings):
+    """Stage 1: masked reconstruction."""
+
+    network: str = setting("unet-250m", "unet-250m or transformer-300m")
+    steps: int = 1_000_000
+    start: str | None = setting(None, "an editor to go on from")
+
+
+@dataclass(frozen=True)
+class PaperJointSettings(PaperSettings):
+    """Stage 1 with the lip teacher trained jointly (preset full), instead of lip-teacher and the first editor."""
+
+    network: str = setting("unet-250m", "unet-250m or transformer-300m")
+    steps: int = 800_000  # before the distillation
+    teacher: str | None = setting(None, "a lip teacher to go on from")
+
+
+@dataclass(frozen=True)
+class PaperRefinementSettings(PaperSettings):
+    """Stage 1b: mask-free self-refinement."""
+
+    steps: int = 200_000
+    lr: float = 1e-5  # ours
+
+
+P = TypeVar("P", bound=PaperSettings)
+
+FULL_EDITOR = of_full_size(PaperEditorSettings())
+FULL_JOINT = of_full_size(PaperJointSettings())
+FULL_REFINEMENT = of_full_size(PaperRefinementSettings())
 
 
 @dataclass(frozen=True)
@@ -216,9 +272,7 @@ def sheet_of(batch: PictureBatch, judge: PaperJudge, read: ReadPoses, is_masked:
 
 def build_editor(network: str) -> nn.Module:
     """An editor by its name, with fresh weights."""
-    if network not in NETWORKS:
-        raise FlashLipsError(f"No editor is called '{network}'; choose network={', '.join(NETWORKS)}.")
-    return NETWORKS[network]().to(memory_format=torch.channels_last)
+    return named("editor", NETWORKS, network)().to(memory_format=torch.channels_last)
 
 
 def train_masked(
@@ -255,3 +309,82 @@ def train_mask_free(
 def paper_weights() -> dict[str, float]:
     """The paper's weights of its six terms, and ours of the jointly trained teacher's pull."""
     return PAPER_WEIGHTS | {"spread": SPREAD_WEIGHT}
+
+
+# ---- the stages ------------------------------------------------------------------------------------------------------------
+
+
+def editor(run: Run[PaperEditorSettings]) -> Path:
+    """Masked reconstruction with all six losses; poses are the lip encoder's."""
+    settings, judge = run.settings, judge_of(run)
+    start = settings.start
+    network = load_network("editor", start).requires_grad_(True) if start else build_editor(settings.network)
+    read = read_by(load_network("lip-encoder", run.folder, run.device))
+    trained = train_masked(
+        network, _batches(run, PictureSource(_stores(run))), judge, read, _config(run, "run_editor"), run.progress
+    )
+    return _save(run, trained, STAGE_1, judge)
+
+
+def editor_joint(run: Run[PaperJointSettings]) -> Path:
+    """Also writes the teacher and its labels, for the stage "lip-encoder"."""
+    samples, clips = lip.mouth_samples(run)
+    teacher, judge = _start_teacher(run, samples), judge_of(run)
+    network = TaughtEditor(build_editor(run.settings.network), teacher)
+    features, stores = lip.speaker_features(clips), _stores(run)
+    batches = _batches(run, PictureSource(stores, [_expressions(store, features) for store in stores]))
+    trained = train_masked(network, batches, judge, read_by_teacher, _config(run, "run_editor_joint"), run.progress)
+    run.save(trained.teacher, "lip-teacher")
+    poses = lip.label_rows(trained.teacher.cpu(), samples, np.arange(len(samples.features)))
+    lip.save_labels(run, poses, samples, clips)
+    return _save(run, trained.editor, STAGE_1, judge)
+
+
+def refinement(run: Run[PaperRefinementSettings]) -> Path:
+    """Mask-free self-refinement with the same losses."""
+    judge, drawer = judge_of(run), load_network("editor", stage_1(run), run.device)
+    reader = load_network("lip-encoder", run.folder, run.device)
+    batches = _batches(run, PictureSource(_stores(run)))
+    trained = train_mask_free(drawer, batches, judge, reader, _config(run, "run_refinement"), run.progress)
+    return _save(run, trained, "editor", judge)
+
+
+def judge_of(run: Run[P]) -> PaperJudge:
+    """The judges, on the run's device."""
+    settings = run.settings
+    return load_judge(load_codec(settings.codec, run.device), run.weights, run.device, settings.recompute)
+
+
+def _config(run: Run[P], name: str) -> P:
+    return replace(run.config(name), weights=paper_weights())
+
+
+def _batches(run: Run[P], source: PictureSource) -> MakeBatch:
+    settings = run.settings
+    return picture_batches(source, settings.batch_size, settings.references, settings.crop_px)
+
+
+def _stores(run: Run[P]) -> list[CropStore]:
+    """Real faces only."""
+    return [run.material.faces(name, run.settings.crop_px) for name in run.material.face_stores]
+
+
+def _start_teacher(run: Run[PaperJointSettings], samples: lip.LipSamples) -> LipTeacher:
+    """The checkpoint that is named, or a teacher whose numbers are the expressions' principal components."""
+    if run.settings.teacher:
+        return checkpoint.load(run.settings.teacher, "lip-teacher", {"LipTeacher": _build_teacher}).requires_grad_(True)
+    rows = np.concatenate([samples.rows_of_clip[c] for clips in samples.clips_of_speaker.values() for c in clips])
+    return lip.start_teacher(samples.features[rows])
+
+
+def _build_teacher(config: dict[str, Any]) -> LipTeacher:
+    return LipTeacher(checkpoint.config_from_dict(LipTeacherConfig, config))
+
+
+def _expressions(store: CropStore, features: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Expression features (N, E) of a store's frames, from each clip's (see :func:`lip.speaker_features`)."""
+    return np.stack([features[str(store.clip_ids[c])][0][f] for c, f in zip(store.clip_of, store.frame_of, strict=True)])
+
+
+def _save(run: Run[P], network: nn.Module, role: str, judge: PaperJudge) -> Path:
+    return run.save(network, role, crop_px=run.settings.crop_px, judged_by=judge.names())

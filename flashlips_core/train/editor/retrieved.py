@@ -1,4 +1,4 @@
-"""Stage "retrieved": the editor learns on frames with a mouth of their clip laid over them (``retrieved_pairs``).
+"""Stages "starts" and "retrieved": the editor learns on frames with a mouth of their clip laid over them (``starts``).
 
 B batch, h w latent cells, H W the pixel window. Half of the batches are starts, half plain frames with quite another mouth, so
 that what the editor could do stays. It is judged by the picture that a dub shows: what the codec cannot draw stays where an edit
@@ -8,20 +8,36 @@ changes little (``composed``), and it is asked to change no more than it must.
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...codec import CELL_PX, Codec
-from ...models.lip_encoder import LipEncoder
+from ...codec import CELL_PX, load_codec
+from ...loading import load_network, load_part
 from ...models.masks import mouth_mask
-from ...types import Progress
+from ...types import FlashLipsError, Progress
 from ..batches.frames import lip_weights, near_lips, window_cells
-from ..loop.trainer import SHEET_BATCH, MakeBatch, Step, TrainConfig, Validate, fit, step_generator
-from .losses import PerceptualLoss, sharpness_loss, texture_loss
-from .pairs import LIPS_SHARE, EditorBatch, Judge, edit_sheet, editor_batches, mouths_of, pair_target, without_edge
-from .starts import ALIKE_SHARE, RetrievedFrames, retrieved_batches
+from ..loop.settings import setting
+from ..loop.trainer import SHEET_BATCH, MakeBatch, Step, fit, step_generator
+from ..prepare import FIRST, OPEN, PEOPLE, aligned_stores
+from ..run import Run
+from .losses import sharpness_loss, texture_loss
+from .pairs import (
+    LIPS_SHARE,
+    EditorBatch,
+    Judge,
+    PairSettings,
+    edit_sheet,
+    editor_batches,
+    judge_of,
+    mouths_of,
+    pair_target,
+    without_edge,
+)
+from .starts import RetrievedFrames, encode_retrieved, load_retrieved, retrieved_batches
 
 REDRAWN = (0.25, 0.8)  # mean |change| of a latent from which an edit begins to replace what was there, and does so fully
 WEIGHTS = {
@@ -29,7 +45,36 @@ WEIGHTS = {
     "readback": 0.3, "perceptual": 0.2,
 }  # fmt: skip
 DECODED_EVERY = 3  # of a batch one in so many is decoded, which costs more than its edit
-RETRIEVED_SHARE = 0.6  # of the batches, the rest are frames with another mouth, as before
+STARTS = {OPEN: (3, 14), PEOPLE: (1, 8), FIRST: (1, 8)}  # looks of each clip, frames of each look
+
+
+@dataclass(frozen=True)
+class StartsSettings:
+    """Encode frames over which another mouth of their clip was laid."""
+
+    codec: str | None = setting(None, "another codec than the run's")
+    lip_encoder: str | None = setting(None, "another lip encoder than the run's")
+    crop_px: int = setting(384, "side of the editor's crop, a multiple of 64")
+    strength: float = setting(0.5, "of the augmentation")
+    rounds: int = setting(1, "so many times as many looks of each clip")
+
+
+@dataclass(frozen=True)
+class RetrievedSettings(PairSettings):
+    """Teach the editor to start from such frames, and to change only what it must."""
+
+    steps: int = 1500
+    batch_size: int = 8
+    lr: float = 2e-4
+    ema: float = 0.995
+    seed: int = 4
+    start: str | None = setting(None, "another editor than the run's")
+    codec: str | None = setting(None, "another codec than the run's")
+    lip_encoder: str | None = setting(None, "another lip encoder than the run's")
+    readback: float = WEIGHTS["readback"]
+    texture: float = WEIGHTS["texture"]
+    references: int = 8
+    share: float = setting(0.6, "of the batches begin with a retrieved start, the rest with another mouth, as before")
 
 
 def mixed_batches(first: MakeBatch, second: MakeBatch, share: float) -> MakeBatch:
@@ -108,41 +153,52 @@ def _picture_losses(judge: Judge, z_hat: Tensor, batch: EditorBatch, target: Ten
 
 
 def train_retrieved(
-    editor: nn.Module,
-    retrieved: RetrievedFrames,
-    codec: Codec,
-    run_dir: str,
-    lip_encoder: LipEncoder | None = None,
-    perceptual: PerceptualLoss | None = None,
-    steps: int = 1500,
-    batch_size: int = 8,
-    seed: int = 4,
-    lr: float = 2e-4,
-    ema: float = 0.995,
-    references: int = 8,
-    alike: float = ALIKE_SHARE,
-    share: float = RETRIEVED_SHARE,
-    readback: float = WEIGHTS["readback"],
-    texture: float = WEIGHTS["texture"],
-    validate: Validate | None = None,
-    progress: Progress | None = None,
-    **loop: object,
+    editor: nn.Module, retrieved: RetrievedFrames, judge: Judge, settings: RetrievedSettings, progress: Progress | None = None
 ) -> nn.Module:
-    """Go on training a copy of ``editor``; ``loop`` are further settings of TrainConfig.
-
-    Args:
-        references: how many a batch has, four times out of five.
-        alike: share of the starts that are the frame itself.
-        share: of the batches that begin with a retrieved start.
-        readback: weight of the lip encoder's verdict; more moves the lips further.
-        texture: weight of the amount of fine detail.
-    """
+    """Go on training a copy of ``editor``."""
     network = copy.deepcopy(editor).requires_grad_(True).to(memory_format=torch.channels_last)
-    judge = Judge(codec, lip_encoder, perceptual)
-    settings = TrainConfig(
-        run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS | {"readback": readback, "texture": texture}, ema=ema, **loop
-    )
-    laid = retrieved_batches(retrieved, batch_size, references, alike)
-    batches = mixed_batches(laid, editor_batches(retrieved.frames, batch_size, references, alike), share)
-    sheet = edit_sheet(laid(step_generator(seed, SHEET_BATCH)), codec)
-    return fit(network, batches, retrieved_step(judge), settings, validate, progress, sheet)
+    config = replace(settings, weights=WEIGHTS | {"readback": settings.readback, "texture": settings.texture})
+    sizes = settings.batch_size, settings.references, settings.alike
+    laid = retrieved_batches(retrieved, *sizes)
+    batches = mixed_batches(laid, editor_batches(retrieved.frames, *sizes), settings.share)
+    sheet = edit_sheet(laid(step_generator(settings.seed, SHEET_BATCH)), judge.codec)
+    return fit(network, batches, retrieved_step(judge), config, progress=progress, sheet=sheet)
+
+
+# ---- the stages ------------------------------------------------------------------------------------------------------------
+
+
+def starts(run: Run[StartsSettings]) -> Path:
+    """Encode frames with other mouths of their clips laid over them, for the stage "retrieved"."""
+    settings = run.settings
+    codec = load_codec(run.own("codec", settings.codec))
+    reader = load_network("lip-encoder", settings.lip_encoder or run.folder)
+    for seed, (name, store) in enumerate(aligned_stores(run).items()):
+        out, (looks, frames) = run.folder / f"starts_{name}", STARTS[name]
+        if not (out / "frames.npz").is_file():
+            encode_retrieved(
+                store,
+                codec,
+                reader,
+                out,
+                looks * settings.rounds,
+                frames,
+                seed,
+                settings.strength,
+                settings.crop_px,
+                run.progress,
+            )
+    return run.folder
+
+
+def retrieved(run: Run[RetrievedSettings]) -> Path:
+    """The editor that is named, or the run's, learns what is left to do where an edit starts from a retrieved mouth."""
+    settings = run.settings
+    folders = sorted(path.parent for path in run.folder.glob("starts_*/frames.npz"))
+    if not folders:
+        raise FlashLipsError(f"No encoded starts under {run.folder}; run the stage 'starts' first.")
+    frames, part = load_retrieved(folders), load_part("editor", settings.start or run.folder)
+    judge = judge_of(run, settings.codec, settings.lip_encoder)
+    network = train_retrieved(part.network, frames, judge, run.config("run_retrieved"), run.progress)
+    crop_px = CELL_PX * frames.frames.latents.shape[-1]
+    return run.save(network, "editor", "editor-retrieved", crop_px=crop_px, codec=part.codec)

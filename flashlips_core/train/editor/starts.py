@@ -3,7 +3,7 @@
 N frames, K starts of each, G groups (one clip in one look), S crop side, h w latent cells, B batch. At inference the editor
 starts from the clip's own mouth that is nearest to the wanted one; what is left to do depends on how near it was. So mouths are
 drawn from the nearest ten of a clip, and sometimes from anywhere; they are laid a little beside their place, as landmarks would
-lay them, with their colours matched along the rim. The editor is judged by the picture that a dub shows: what the codec cannot
+lay them, with their colours matched as a dub does. The editor is judged by the picture that a dub shows: what the codec cannot
 draw stays where an edit changes little (``composed``).
 """
 
@@ -20,6 +20,7 @@ from ...codec import CELL_PX, Codec, encode_part
 from ...dataset.store import STORED_MARGIN, CropStore
 from ...models.lip_encoder import LipEncoder
 from ...pixels import to_bytes
+from ...retrieval import ellipse, laid_over, mouth_window
 from ...types import FlashLipsError, Progress
 from ..batches import augment
 from ..batches.frames import (
@@ -34,7 +35,7 @@ from ..batches.frames import (
     window_pixels,
 )
 from ..loop.trainer import MakeBatch
-from .pairs import NUM_REFERENCES, UNREAD_SHARE, EditorBatch
+from .pairs import UNREAD_SHARE, EditorBatch
 
 NUM_STARTS = 2  # of each frame
 NUM_STORED = 8  # references of each group
@@ -44,8 +45,6 @@ FAR_SHARE = 0.15  # of the starts come from anywhere in the clip
 APART = 2  # frames: a neighbour in time is nearer than any retrieval finds
 HEAD_WEIGHT = 1.0  # of the head's turn against the mouth's pose, both over their usual distance in the clip
 MISPLACED = {"shift": 0.015, "turn": 0.035, "scale": 0.02}  # at most: of the side, radians (2 degrees), share
-CENTRE, RADII, RIM = (0.5, 0.69), (0.245, 0.235), 0.3  # the soft ellipse that is laid over, as shares of the crop
-ALIKE_SHARE = 0.2  # of the starts are the frame itself: to be left as they are
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,13 @@ class RetrievedFrames:
     start_windows: Tensor  # (N, K, H, W, 3) uint8
 
 
-def ellipse(size: int) -> Tensor:
-    """The area that a mouth is laid over, 1 inside, falling smoothly to 0 at its rim. -> (1, 1, size, size)"""
-    ticks = (torch.arange(size) + 0.5) / size
-    radius = (((ticks[:, None] - CENTRE[1]) / RADII[1]).square() + ((ticks[None] - CENTRE[0]) / RADII[0]).square()).sqrt()
-    ramp = ((1 - radius) / RIM).clamp(0, 1)
-    return (ramp * ramp * (3 - 2 * ramp))[None, None]
-
-
 def lay_over(crops: Tensor, mouths: Tensor) -> Tensor:
-    """Crops with the mouths of others, (B, 3, S, S) each in [-1, 1]; colours are matched where the two meet."""
-    area = ellipse(crops.shape[-1])
-    rim = area * (1 - area)
-    shift = ((crops - mouths) * rim).sum((2, 3), keepdim=True) / rim.sum()
-    return torch.lerp(crops, (mouths + shift).clamp(-1, 1), area)
+    """Crops with the mouths of others, (B, 3, S, S) each in [-1, 1], laid and coloured as a dub lays them."""
+    rows, columns = mouth_window(crops.shape[-1])
+    area = ellipse(crops.shape[-1])[None, None, rows, columns].expand(len(crops), -1, -1, -1)
+    result = crops.clone()
+    result[..., rows, columns] = laid_over(crops[..., rows, columns], mouths[..., rows, columns], area)
+    return result
 
 
 def misplacement(count: int, generator: torch.Generator) -> Tensor:
@@ -108,7 +100,7 @@ def draw_starts(order: np.ndarray, rows: np.ndarray, generator: torch.Generator)
 @torch.inference_mode()
 def encode_retrieved(
     store: CropStore, codec: Codec, lip_encoder: LipEncoder, folder: str | Path, looks: int, frames: int, seed: int,
-    strength: float = 0.5, crop_px: int = 384, progress: Progress | None = None,
+    strength: float, crop_px: int, progress: Progress | None = None,
 ) -> None:  # fmt: skip
     """Draw ``looks`` looks of every clip of an aligned store, ``frames`` frames with their starts each, and save them encoded.
 
@@ -199,10 +191,8 @@ def load_retrieved(folders: list[str | Path]) -> RetrievedFrames:
     return RetrievedFrames(load_frames(folders), **parts)
 
 
-def retrieved_batches(
-    retrieved: RetrievedFrames, batch_size: int, num_references: int = NUM_REFERENCES, alike: float = ALIKE_SHARE
-) -> MakeBatch:
-    """Frames, each with one of its starts or with itself, and references of its own clip."""
+def retrieved_batches(retrieved: RetrievedFrames, batch_size: int, num_references: int, alike: float) -> MakeBatch:
+    """Frames, each with one of its starts or with itself (a share ``alike``), and references of its own clip."""
     frames = retrieved.frames
 
     def make(generator: torch.Generator) -> EditorBatch:

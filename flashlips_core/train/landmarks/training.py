@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +17,16 @@ from torch.nn import functional as F
 
 from ...face.landmarks import CENTRE_ABOVE_MOUTH_CM, SIDE_CM, square_around
 from ...face.points import EYES, LIPS, OVAL, mean_shape
+from ...loading import load_network
 from ...models.landmark_net import LANDMARKS_MINI, LandmarkNet, LandmarkNetConfig, start_at
 from ...pixels import from_bytes
 from ...types import NUM_LANDMARKS, FlashLipsError, Progress
+from ..loop.settings import setting
 from ..loop.trainer import MakeBatch, TrainConfig, fit
+from ..run import Run
+from .heads import prepare_heads
 from .measure import measure
-from .pictures import STILLS, TEST, TRAIN, FaceStore
+from .pictures import STILLS, TEST, TRAIN, FaceStore, prepare_faces
 from .views import View, background_view, face_view, wrong_view
 
 log = logging.getLogger(__name__)
@@ -38,6 +42,18 @@ BACKGROUND, WRONG = 0.08, 0.05  # shares of a batch
 SHARES = {"portraits": 0.36, "s1": 0.05, "people": 0.12, "open": 0.12, "heads": 0.35}
 EYE_SHARE = 9.0 / SIDE_CM  # distance of the mean head's outer eye corners over the square's side
 HARDLY_WRONG = 0.02  # of that distance: smaller errors weigh quadratically
+
+
+@dataclass(frozen=True)
+class LandmarkSettings(TrainConfig):
+    """A network that finds 99 landmarks in any rough box; needs portraits, people_open and synthetic beside GRID."""
+
+    steps: int = 8000
+    batch_size: int = setting(48, "crops per step")
+    lr: float = 3e-3
+    ema: float = 0.995
+    start: str | None = setting(None, "a landmark network to go on from")
+    save_every_s: float = 60.0
 
 
 @dataclass(frozen=True)
@@ -124,24 +140,33 @@ def landmark_step(network: LandmarkNet, batch: LandmarkBatch, generator: torch.G
 
 
 def train_landmarks(
+    network: LandmarkNet,
     stores: LandmarkStores,
-    run_dir: str,
     test: dict[str, FaceStore],
-    config: LandmarkNetConfig = LANDMARKS_MINI,
-    steps: int = 5000,
-    batch_size: int = 48,
-    lr: float = 3e-3,
-    start: LandmarkNet | None = None,
+    settings: LandmarkSettings,
     progress: Progress | None = None,
-    **loop: object,
 ) -> LandmarkNet:
-    """Train from scratch, or from ``start``; ``loop`` are further settings of TrainConfig."""
-    network = start or LandmarkNet(config)
-    if start is None:
-        face = mean_shape()[:, :2] * (1, -1) + (0, CENTRE_ABOVE_MOUTH_CM)
-        start_at(network, torch.from_numpy(face / SIDE_CM + 0.5).float())
+    """Train a network, and measure it on held-out faces by the way."""
     network = network.requires_grad_(True).to(memory_format=torch.channels_last)
-    settings = TrainConfig(run_dir, steps, lr=lr, weights={"face": 0.05}, **loop)
-    batches = landmark_batches(stores, batch_size, network.config.size)
+    batches = landmark_batches(stores, settings.batch_size, network.config.size)
+    config = replace(settings, weights={"face": 0.05})
     validate: Callable = lambda best, step: measure(best, test)  # noqa: E731
-    return fit(network, batches, landmark_step, settings, validate=validate, progress=progress).eval()
+    return fit(network, batches, landmark_step, config, validate=validate, progress=progress).eval()
+
+
+def fresh(config: LandmarkNetConfig = LANDMARKS_MINI) -> LandmarkNet:
+    """A network that sees the mean face in every crop, before it learns."""
+    network = LandmarkNet(config)
+    face = mean_shape()[:, :2] * (1, -1) + (0, CENTRE_ABOVE_MOUTH_CM)
+    start_at(network, torch.from_numpy(face / SIDE_CM + 0.5).float())
+    return network
+
+
+def landmarks(run: Run[LandmarkSettings]) -> Path:
+    """Make the stores of labelled faces and rendered heads that are missing, and train the landmark network on them."""
+    folder, start = run.folder / "landmarks", run.settings.start
+    folders = prepare_faces(run.data, run.weights, folder, run.progress) + prepare_heads(run.data, folder, run.progress)
+    network = load_network("landmarks", start) if start else fresh()
+    test = {name: FaceStore(folder / name) for name in TEST_STORES}
+    trained = train_landmarks(network, open_stores(folders), test, run.config("run_landmarks"), run.progress)
+    return run.save(trained, "landmarks", licence=LICENCE)

@@ -30,6 +30,7 @@ from .attentive import attentive
 from .logs import RunLog
 from .meter import Meter, peak_flops
 from .processes import join, on_device, size_of
+from .settings import setting
 
 log = logging.getLogger(__name__)
 
@@ -43,26 +44,32 @@ SHEET_BATCH = 2**32 - 1  # number of the batch that sample sheets show, which no
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, how fast, and where to. ``weights`` scale the losses that the step function returns."""
+    """How long, how fast, and where to: what every stage that trains has, and more of its own in a class below this one.
 
-    run_dir: str
-    steps: int
-    lr: float = 1e-3
-    schedule: str = "onecycle"  # "onecycle": warm up, then anneal to lr * 1e-4; "constant"
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
-    ema: float = 0.999  # decay of the averaged weights that are kept; 0 keeps the raw ones
-    accumulate: int = 1  # batches per optimiser step and process
-    clip: float = 1.0  # largest gradient norm
-    precision: str = "fp32"  # "bf16": convolutions and matrix products in bf16, weights and losses stay in fp32
-    recompute: bool = False  # gradient checkpointing: blocks keep no activations, but run twice
-    device: str | None = None  # None: where the network is, or each process's own card under a launcher
-    seed: int = 0
+    Args:
+        run_dir: folder of the run's state, logs and sheets.
+        weights: scale the losses that the step function returns.
+        device: None: where the network is, or each process's own card under a launcher. Stages name it, see ``run.Run``.
+    """
+
+    run_dir: str = ""
+    steps: int = setting(1000, "optimiser steps")
+    lr: float = setting(1e-3, "highest learning rate")
+    schedule: str = setting("onecycle", "onecycle: warm up, then anneal to 1e-4 of lr; or constant")
+    weight_decay: float = setting(0.01, "AdamW's")
+    betas: tuple[float, float] = setting((0.9, 0.99), "AdamW's")
+    ema: float = setting(0.999, "decay of the averaged weights that are kept; 0 keeps the raw ones")
+    accumulate: int = setting(1, "batches per optimiser step and process")
+    clip: float = setting(1.0, "largest gradient norm")
+    precision: str = setting("fp32", "bf16: convolutions and matrix products in bf16, weights and losses stay in fp32")
+    recompute: bool = setting(False, "gradient checkpointing: blocks keep no activations, but run twice")
+    device: str | None = setting(None, "where all of it computes (None: each process's own card, or the CPU)")
+    seed: int = setting(0, "another number, another order")
     weights: dict[str, float] = dataclasses.field(default_factory=dict)
-    log_every: int = 50
-    tensorboard: bool = False  # beside losses.csv
-    validate_every: int = 1000
-    save_every_s: float = 120.0
+    log_every: int = setting(50, "steps between rows of losses.csv")
+    tensorboard: bool = setting(False, "write TensorBoard's files too")
+    validate_every: int = setting(1000, "steps between measurements and sheets")
+    save_every_s: float = setting(120.0, "seconds between states from which a stopped run goes on")
 
     def __post_init__(self) -> None:
         for name, known in (("schedule", ("onecycle", "constant")), ("precision", ("fp32", "bf16"))):

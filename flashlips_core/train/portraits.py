@@ -15,19 +15,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..codec import CELL_PX, Codec
+from ..codec import CELL_PX, Codec, load_codec
 from ..dataset.store import STORED_MARGIN, CropStore
 from ..face.motion import padded_box
 from ..face.points import LIPS, in_mesh
 from ..measures import box_slices, detail, psnr, true_detail
 from ..models.codec_mini import MiniCodec
 from ..pixels import from_bytes, to_bytes
+from ..pretrained import load_vgg
 from ..types import Progress
 from .batches import augment
 from .batches.aligned import wider
-from .batches.portraits import MOUTH_PLACE, Portrait, cut_square, read_picture, upright_square
+from .batches.portraits import MOUTH_PLACE, Portrait, crop_portrait, cut_bytes, read_picture, read_portraits, upright_square
+from .codec import TEACHER
 from .editor.losses import PerceptualLoss, sharpness_loss
+from .loop.settings import setting
 from .loop.trainer import MakeBatch, Step, TrainConfig, Validate, fit
+from .prepare import aligned_stores
+from .run import Run
 
 WEIGHTS = {"pixel": 3.0, "squared": 6.0, "sharpness": 6.0, "missing": 3.0, "excess": 20.0, "perceptual": 0.15}
 TILE_PX = 160  # of which the border is not judged
@@ -38,8 +43,25 @@ SIZES = (192, 256, 320, 384, 384, 448)  # px of the crops that tiles are cut fro
 LARGEST = 1.15  # of a picture's own size: enlarging further would teach soft faces
 PORTRAIT_SHARE = 0.6  # of the crops, the rest are frames of videos
 STRENGTH = 0.5  # of the augmentation, see ``augment.draw_view``
+TILES = 4  # of each crop
+SHOWN = (16, 384)  # held-out portraits that are measured, and the side of their crops
 
 Crop = tuple[Tensor, np.ndarray]  # (3, S, S) in [-1, 1], and about where its mouth is (2,), as shares of it
+
+
+@dataclass(frozen=True)
+class PortraitsSettings(TrainConfig):
+    """Teach the codec's decoder sharp faces of many people, without a critic."""
+
+    steps: int = 2400
+    batch_size: int = setting(6, "tiles per step")
+    lr: float = 4e-4
+    ema: float = 0.995
+    seed: int = 3
+    start: str | None = setting(None, "another codec than the run's")
+    crops: int = setting(2400, f"crops that are drawn and encoded once, {TILES} tiles of each")
+    vgg_stages: int = setting(3, "of VGG, that are compared; 0: none, the fastest")
+    validate_every: int = 200
 
 
 @dataclass(frozen=True)
@@ -104,7 +126,7 @@ def draw_crops(portraits: list[Portrait], stores: list[CropStore]) -> Callable[[
             portrait = _pick(_pick(list(sets.values()), chances[1]), chances[2])
             square = upright_square(portrait.landmarks)
             size = _pick([s for s in SIZES if s <= LARGEST * square.side] or SIZES[:1], chances[3])
-            wide = cut_square(read_picture(portrait.path), wider(square), round(size * STORED_MARGIN))
+            wide = cut_bytes(read_picture(portrait.path), wider(square), round(size * STORED_MARGIN))
         else:
             store = _pick(stores, chances[1])
             clip = int(chances[2] * len(store.clip_ids))
@@ -134,20 +156,19 @@ def build_tiles(
     codec: Codec,
     path: Path,
     count: int,
-    tiles: int = 4,
-    seed: int = 0,
+    seed: int,
     progress: Progress | None = None,
 ) -> None:
-    """Encode ``count`` crops, drawn by ``crops``, and keep ``tiles`` tiles of each with their latents."""
+    """Encode ``count`` crops, drawn by ``crops``, and keep ``TILES`` tiles of each with their latents."""
     generator = torch.Generator().manual_seed(seed)
     pixels, latents = [], []
     for index in range(count):
         image, mouth = crops(generator)
         encoded = codec.encode(image[None].contiguous(memory_format=torch.channels_last))[0]
-        for _ in range(tiles):
+        for _ in range(TILES):
             top, left = _place(image.shape[-1], mouth, generator)
             cells = slice(top, top + TILE_PX // CELL_PX), slice(left, left + TILE_PX // CELL_PX)
-            latents.append(encoded[:, cells[0], cells[1]].half().numpy())
+            latents.append(encoded[:, cells[0], cells[1]].half().cpu().numpy())
             rows, columns = (slice(CELL_PX * s.start, CELL_PX * s.stop) for s in cells)
             pixels.append(to_bytes(image[:, rows, columns]))
         if progress is not None:
@@ -208,7 +229,7 @@ def decode_check(crops: list[Tensor], boxes: list[np.ndarray], codec: Codec) -> 
     def check(network: nn.Module, step: int) -> dict[str, float]:
         rows = []
         for latents, crop, box in zip(encoded, crops, boxes, strict=True):
-            drawn = network.decode(latents.clone())[0].clamp(-1, 1)
+            drawn = network.decode(latents.clone())[0].clamp(-1, 1).cpu()
             rows.append((
                 psnr(drawn, crop, box), detail(drawn, box) / detail(crop, box), true_detail(drawn, crop, box),
                 finest_power(drawn, box) / finest_power(crop, box),
@@ -222,19 +243,40 @@ def decode_check(crops: list[Tensor], boxes: list[np.ndarray], codec: Codec) -> 
 def train_portraits(
     codec: Codec,
     tiles: list[Path],
-    run_dir: str,
-    perceptual: PerceptualLoss | None = None,
-    steps: int = 2400,
-    batch_size: int = 8,
-    seed: int = 3,
-    lr: float = 3e-4,
-    ema: float = 0.995,
-    validate: Validate | None = None,
+    perceptual: PerceptualLoss | None,
+    validate: Validate | None,
+    settings: PortraitsSettings,
     progress: Progress | None = None,
-    **loop: object,
 ) -> MiniCodec:
-    """Go on training the decoder of ``codec`` on tiles that it encoded; ``loop`` are further settings of TrainConfig."""
+    """Go on training the decoder of ``codec`` on tiles that it encoded."""
     network = codec.network.requires_grad_(True).to(memory_format=torch.channels_last)
     network.encoder.requires_grad_(False)
-    settings = TrainConfig(run_dir, steps, lr=lr, seed=seed, weights=WEIGHTS, ema=ema, **loop)
-    return fit(network, tile_batches(tiles, batch_size), tile_step(perceptual), settings, validate, progress)
+    batches, config = tile_batches(tiles, settings.batch_size), replace(settings, weights=WEIGHTS)
+    return fit(network, batches, tile_step(perceptual), config, validate, progress)
+
+
+# ---- the stage -------------------------------------------------------------------------------------------------------------
+
+
+def portraits(run: Run[PortraitsSettings]) -> Path:
+    """Go on training a decoder on the data's folder ``portraits`` and the aligned clips."""
+    settings = run.settings
+    codec = load_codec(run.own("codec", settings.start), run.device)
+    learnt, held_out = read_portraits(run.data / "portraits")
+    tiles = run.folder / f"tiles_{settings.crops}_{settings.seed}.npz"
+    if not tiles.is_file():
+        stores = list(aligned_stores(run).values())
+        build_tiles(draw_crops(learnt, stores), codec, tiles, settings.crops, settings.seed, run.progress)
+    stages = settings.vgg_stages
+    perceptual = PerceptualLoss(load_vgg(run.weights, run.device, stages)) if stages else None
+    check = _check(held_out, codec)
+    network = train_portraits(codec, [tiles], perceptual, check, run.config("run_portraits"), run.progress)
+    return run.save(network, "codec", "codec-portraits", teacher=TEACHER)
+
+
+def _check(held_out: list[Portrait], codec: Codec) -> Validate | None:
+    """Numbers on the sharpest held-out portraits, whose names are in a set of large pictures."""
+    sharpest = sorted(held_out, key=lambda p: -abs(p.landmarks[454] - p.landmarks[234]).max())[: SHOWN[0]]
+    cut = [crop_portrait(portrait, SHOWN[1]) for portrait in sharpest]
+    crops = [crop for crop, _ in cut]
+    return decode_check(crops, mouth_boxes([points for _, points in cut], SHOWN[1]), codec) if crops else None
