@@ -1,7 +1,7 @@
 """Draw docs/layers.svg from the imports: ``python tests/draw_layers.py``.
 
-Each box is a file of the core's root, a folder, or a folder of ``train``; it stands one row above the highest that it imports.
-A line is drawn where no longer way leads down to the same box.
+Each box is a file of the core's root, a folder, or a folder of ``train`` without stages; it stands one row above the highest
+that it imports. A line is drawn where no longer way leads down to the same box.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CORE = ROOT / "flashlips_core"
+NO_STAGES = {"loop", "batches", "finetune", "cost"}  # of train; its other files and folders are stages, all of one level
 
 
 @cache
@@ -39,10 +40,9 @@ def imports(module: str) -> frozenset[str]:
 
 
 def folder_of(module: str) -> str:
-    """Where a module stands: a file of the root, a folder, or a folder of ``train``."""
+    """Where a module stands: a file of the root, a folder, or a folder of ``train`` that holds no stages."""
     parts = module.split(".")
-    is_deep = parts[0] == "train" and len(parts) > 1 and (CORE / "train" / parts[1]).is_dir()
-    return ".".join(parts[:2]) if is_deep else parts[0]
+    return ".".join(parts[:2]) if parts[0] == "train" and parts[1:2] and parts[1] in NO_STAGES else parts[0]
 
 
 @cache

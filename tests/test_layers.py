@@ -10,7 +10,7 @@ from draw_layers import PICTURE, picture
 from imports import CORE, ROOT, file_of, folder_of, folders, foreign_imports, imports, modules, ring
 
 # Lower may not import higher. Those of one level may import each other, but not in a ring. Every file of the root, every folder
-# and every folder of train stands on exactly one level.
+# and every folder of train without stages stands on exactly one level.
 LEVELS = [
     {"types", "pixels", "turned", "stream"},
     {"checks", "system", "downloads", "checkpoint", "compose", "measures", "sharpen"},
@@ -23,7 +23,6 @@ LEVELS = [
     {"images", "dataset", "heads", "batch"},
     {"train.loop"},
     {"train.batches"},
-    {"train.editor", "train.landmarks"},
     {"train"},
     {"train.finetune"},
     {"train.cost"},
