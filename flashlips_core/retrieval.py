@@ -36,6 +36,8 @@ OPENING_COST = 3.0  # per squared OPENING_UNIT of the lips' gap, which a viewer 
 OPENING_UNIT = 0.05  # of the eyes' distance: the deviation of the gap in speech on GRID
 HEAD_COST = 30.0  # per squared radian of yaw and pitch: 10 degrees cost as much as .9 deviations of every pose number
 RIM_COST = 0.3  # per RIM_UNITs of mean squared difference of the skin around: a hand, a microphone, a fold, another light
+COVER_COST, COVER_MOST = 0.4, 4.0  # per COVER_UNIT by which the eighth of that skin that differs most passes COVER_FREE; at most
+COVER_FREE, COVER_UNIT = 0.02, 0.006  # of [-1, 1], squared: a turned head differs everywhere a little, a hand in one place much
 RIM_FLOOR = 0.002  # of [-1, 1], squared: what noise and a fold make; the unit is this, and what good matches of the clip have
 BLUR_COST = 1.0  # of a mouth with half the usual fine detail
 SWITCH_COST = 0.35  # of leaving a mouth for another one
@@ -121,6 +123,7 @@ def misfit(shown: Faces, wanted: Faces) -> np.ndarray:
     cost += HEAD_COST * _squared_distance(wanted.heads, shown.heads)
     around = _squared_distance(wanted.rims, shown.rims)
     cost += RIM_COST * around / (RIM_FLOOR + np.median(np.quantile(around, 0.1, axis=1)))
+    cost += (COVER_COST * (_worst_part(wanted.rims, shown.rims) - COVER_FREE) / COVER_UNIT).clip(0, COVER_MOST)
     return cost + OPENING_COST * ((wanted.openings[:, None] - shown.openings) / OPENING_UNIT) ** 2
 
 
@@ -176,6 +179,23 @@ def _rim_projection() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     x, y = (part.ravel()[around] for part in np.meshgrid(ticks, ticks))
     basis, _ = np.linalg.qr(weight * np.stack([np.ones_like(x), x, y], -1))
     return weight, np.eye(len(weight)) - basis @ basis.T, around
+
+
+@lru_cache(maxsize=1)
+def _rim_parts() -> list[np.ndarray]:
+    """Which numbers of a rim belong to each eighth of the way around the mouth."""
+    _, _, around = _rim_projection()
+    y, x = ((place + 0.5) / RIM_PX - centre for place, centre in zip(np.divmod(around, RIM_PX), CENTRE[::-1], strict=True))
+    part = (np.arctan2(y, x) / (2 * np.pi) * 8 % 8).astype(int).clip(0, 7)
+    return [np.flatnonzero(np.tile(part, 3) == k) for k in range(8)]
+
+
+def _worst_part(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Mean squared difference in the eighth that differs most. (T, K), (N, K) -> (T, N)"""
+    worst = np.zeros((len(a), len(b)), np.float32)  # T may be an hour of frames: one eighth at a time
+    for part in _rim_parts():
+        np.maximum(worst, _squared_distance(a[:, part], b[:, part]) * (a.shape[1] / len(part)), out=worst)
+    return worst
 
 
 def _squared_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:

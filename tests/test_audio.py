@@ -195,7 +195,7 @@ def test_checkpoints_of_another_role_and_pickles_are_refused(tmp_path: Path) -> 
 )
 def test_the_bundled_encoder_streams_and_is_standardised() -> None:
     encoder = load_audio_encoder("bundled", device="cpu")
-    assert encoder.kind == "flashlips-mel-conv-2" and encoder.dim == 48
+    assert encoder.kind == "flashlips-mel-conv-3" and encoder.dim == 48
     assert_stream_equals_whole(encoder, noise(20_000))
 
 

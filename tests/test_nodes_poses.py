@@ -281,14 +281,14 @@ def test_an_encoder_of_comfyui_feeds_the_pose_model_that_listens_to_its_layer(en
     assert "say how loud" in engine.log.read_text(errors="replace")
     graph["model"]["inputs"]["name"] = "bundled"
     refusal = engine.run(graph, "poses").errors["poses"]
-    assert "listens to 'flashlips-mel-conv-2' (48 numbers a row)" in refusal and "states 0 to 2 of 48 numbers" in refusal
+    assert "listens to 'flashlips-mel-conv-3' (48 numbers a row)" in refusal and "states 0 to 2 of 48 numbers" in refusal
 
 
 @pytest.mark.comfy
 def test_features_of_another_encoder_are_refused_with_both_names(engine, graph) -> None:
     graph["encoder"]["inputs"]["name"] = "log-mel"
     refusal = engine.run(graph, "poses").errors["poses"]
-    assert "listens to 'flashlips-mel-conv-2', got 'log-mel'" in refusal
+    assert "listens to 'flashlips-mel-conv-3', got 'log-mel'" in refusal
 
 
 @pytest.mark.comfy

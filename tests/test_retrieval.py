@@ -143,6 +143,18 @@ def test_a_hand_beside_the_mouth_is_seen_in_the_rim() -> None:
     assert choose_path(mouths_of(noise(1).repeat(2, 1, 1, 1), shown), shown.rows(np.array([1, 1]))).tolist() == [1, 1]
 
 
+def test_a_hand_is_not_taken_along_for_lips_that_fit_a_little_better() -> None:
+    """In one place much: so it costs more than the same difference all around."""
+    small = torch.rand(3, RIM_PX, RIM_PX, generator=torch.Generator().manual_seed(0)) * 0.05
+    behind, other = small.clone(), small + 0.1 * torch.rand(3, RIM_PX, RIM_PX, generator=torch.Generator().manual_seed(1))
+    behind[:, 18:23, 3:9] += 0.6
+    rims = np.stack([rim_of(behind), rim_of(other)])
+    gaps = np.array([0.2, 0.1])  # the hand's frame has the wanted gap, the other lacks two deviations
+    shown = Faces(torch.zeros(2, 12), gaps, np.zeros((2, 2)), np.zeros(2, int), rims)
+    wanted = Faces(torch.zeros(1, 12), np.array([0.16]), np.zeros((1, 2)), np.zeros(1, int), rim_of(small)[None])
+    assert choose_path(mouths_of(noise(1).repeat(2, 1, 1, 1), shown), wanted).tolist() == [1]
+
+
 # ---- rims and needs --------------------------------------------------------------------------------------------------------
 
 
