@@ -36,8 +36,8 @@ OPENING_COST = 3.0  # per squared OPENING_UNIT of the lips' gap, which a viewer 
 OPENING_UNIT = 0.05  # of the eyes' distance: the deviation of the gap in speech on GRID
 HEAD_COST = 30.0  # per squared radian of yaw and pitch: 10 degrees cost as much as .9 deviations of every pose number
 RIM_COST = 0.3  # per RIM_UNITs of mean squared difference of the skin around: a hand, a microphone, a fold, another light
-COVER_COST, COVER_MOST = 0.4, 4.0  # per COVER_UNIT by which the eighth of that skin that differs most passes COVER_FREE; at most
-COVER_FREE, COVER_UNIT = 0.02, 0.006  # of [-1, 1], squared: a turned head differs everywhere a little, a hand in one place much
+COVER_UNIT, COVER_MOST = 0.01, 8.0  # of [-1, 1], squared, in the eighth of that skin that differs most; a unit costs 1, at most
+COVER_FREE = 0.045  # which costs nothing: a turned head differs everywhere a little, a hand before the chin in one place much
 RIM_FLOOR = 0.002  # of [-1, 1], squared: what noise and a fold make; the unit is this, and what good matches of the clip have
 BLUR_COST = 1.0  # of a mouth with half the usual fine detail
 SWITCH_COST = 0.35  # of leaving a mouth for another one
@@ -123,7 +123,7 @@ def misfit(shown: Faces, wanted: Faces) -> np.ndarray:
     cost += HEAD_COST * _squared_distance(wanted.heads, shown.heads)
     around = _squared_distance(wanted.rims, shown.rims)
     cost += RIM_COST * around / (RIM_FLOOR + np.median(np.quantile(around, 0.1, axis=1)))
-    cost += (COVER_COST * (_worst_part(wanted.rims, shown.rims) - COVER_FREE) / COVER_UNIT).clip(0, COVER_MOST)
+    cost += ((_worst_part(wanted.rims, shown.rims) - COVER_FREE) / COVER_UNIT).clip(0, COVER_MOST)
     return cost + OPENING_COST * ((wanted.openings[:, None] - shown.openings) / OPENING_UNIT) ** 2
 
 
