@@ -230,5 +230,5 @@ def test_crops_that_are_too_small_and_unknown_networks_are_refused():
         picture_batches(PictureSource([Store()]), 1, 1, 512)
     with pytest.raises(FlashLipsError, match="no clip of two frames"):
         picture_batches(PictureSource([Store(frames=1)]), 1, 1, PX)
-    with pytest.raises(FlashLipsError, match="unet-250m, transformer-300m"):
+    with pytest.raises(FlashLipsError, match="unet-250m or transformer-300m"):
         paper.build_editor("unet")

@@ -20,7 +20,7 @@ needs_mediapipe = pytest.mark.skipif(
 
 
 def toy_motion(count: int = 25) -> face_motion.FaceMotion:
-    """What a witness would see in a clip of ``test_pipeline``'s steady face."""
+    """What a witness would see in a clip of ``toy_dubs``'s steady face."""
     landmarks = np.tile(np.array([32.0, 24.0], np.float32), (count, 478, 1))
     angle = np.linspace(0, 2 * math.pi, len(face_motion.FACE_OVAL), endpoint=False)
     landmarks[:, face_motion.FACE_OVAL] += 14 * np.stack([np.sin(angle), -np.cos(angle)], 1)

@@ -153,7 +153,7 @@ def to_crops(jpegs: Sequence[bytes]) -> Tensor:
 
 
 class ShardCrops:
-    """The frames of one split by number, for ``train.editor_data.encode_looks``: what it reads of a ``data.CropStore``.
+    """The frames of one split by number, for ``train.batches.frames.encode_looks``: what it reads of a ``CropStore``.
 
     Only frames with landmarks, of samples with some. Pictures are read from the shards when they are asked for; tables are held.
 

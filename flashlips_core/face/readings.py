@@ -18,7 +18,7 @@ def box_around(landmarks: np.ndarray) -> np.ndarray:
 
 
 def lip_gap(landmarks: np.ndarray) -> np.ndarray:
-    """The gap in the middle of the lips over the irises' distance, as ``expression.mouth_opening``. (T, L, 2) -> (T,)"""
+    """The gap in the middle of the lips over the irises' distance, as ``face.expression.mouth_opening``. (T, L, 2) -> (T,)"""
     (above, below), (left, right) = MIDDLE_PAIR, IRISES
     gap = np.linalg.norm(landmarks[:, below] - landmarks[:, above], axis=-1)
     return gap / np.linalg.norm(landmarks[:, left] - landmarks[:, right], axis=-1).clip(min=1e-6)

@@ -1,6 +1,6 @@
 """Clips of moving faces, cut through turned squares that follow the head: eyes level, the mouth at its place.
 
-T frames, L landmarks. Stores are ``data.CropStore``s whose landmarks are shares of the turned square; crops are wider than the
+T frames, L landmarks. Stores are ``CropStore``s whose landmarks are shares of the turned square; crops are wider than the
 editor's by ``STORED_MARGIN``.
 """
 

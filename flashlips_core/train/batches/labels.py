@@ -1,6 +1,6 @@
 """Labels for training: MediaPipe's landmarks and blendshapes for folders of videos and for rendered heads.
 
-N frames, T frames of one clip. Files have the arrays that ``data.load_clips`` reads.
+N frames, T frames of one clip. Files have the arrays that ``dataset.store.load_clips`` reads.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ PEOPLE, FIRST, SET_FACES = "crops_people", "crops_s1", "crops_set"  # face store
 UNSYNCED = ("s4", "s33", "s25", "uG")  # GRID's speakers whose sound and picture disagree, or it cannot be decided
 LABEL_FOLDERS = {"s1": "grid_s1", "grid_people": "grid_people"}  # first part of a GRID clip's id -> folder of the data
 CUT_AT_ONCE = 32  # crops of a set that are in memory while mouths are cut
-IN_A_SET = "set/"  # before identities, so that none is taken for a rendered head's, see data.HEAD
+IN_A_SET = "set/"  # before identities, so that none is taken for a rendered head's, see dataset.store.HEAD
 
 
 class Material(Protocol):

@@ -37,7 +37,7 @@ class PictureSource:
     """Stored crops to draw from.
 
     Args:
-        stores: all cut at one size; that of ``data.CropStore``, or of a training set's shards.
+        stores: all cut at one size; that of ``dataset.store.CropStore``, or of a training set's shards.
         expressions: per store the expression features of its frames (N, E), for training that measures expressions.
     """
 

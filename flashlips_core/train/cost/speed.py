@@ -52,7 +52,7 @@ def measure(
 
     Args:
         device: None for the one that the product would choose.
-        jobs: None for all of ``plan_jobs``.
+        jobs: None for all of ``jobs``.
         batch: samples per step of those; None for their own.
         within_s: seconds after which no further job is started, for machines that are lent.
     """

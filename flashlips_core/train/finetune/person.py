@@ -1,6 +1,6 @@
 """One clip of one person as training frames for the editor; its last seconds are held out.
 
-N frames, K references. Unlike the looks of ``editor_data`` the frames are not augmented: it is this face, this light and this
+N frames, K references. Unlike the looks of ``batches.frames`` the frames are not augmented: it is this face, this light and this
 camera that the editor shall learn. The heads lie upon each other as well as the smoothed crops lay them.
 """
 
