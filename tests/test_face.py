@@ -106,7 +106,7 @@ def test_largest_left_right_and_index_choose_the_face() -> None:
     x = {w: centres(track_faces(frames, info, PatchDetector(), which=w).boxes)[0, 0] for w in ("largest", "left", "right", 0, 1)}
     assert all(abs(x[w] - 170) < 3 for w in ("largest", "right", 1))
     assert all(abs(x[w] - 60) < 3 for w in ("left", 0))
-    with pytest.raises(FlashLipsError, match="no face '2'"):
+    with pytest.raises(FlashLipsError, match="no face 2: it shows 2 faces, numbered 0 to 1 from the left"):
         track_faces(frames, info, PatchDetector(), which=2)
     with pytest.raises(FlashLipsError, match="Unknown face"):
         track_faces(frames, info, PatchDetector(), which="middle")

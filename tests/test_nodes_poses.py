@@ -276,9 +276,9 @@ def test_an_encoder_of_comfyui_feeds_the_pose_model_that_listens_to_its_layer(en
     graph["encoder"] = node("TestMake", code=f"{code}:core_encoder")
     graph["features"]["class_type"] = by
     graph["model"]["inputs"]["name"] = "tiny.safetensors"
-    encoded, poses = kept(engine, graph, "features", "poses")
-    assert "flashlips" not in encoded and len(poses.values) == 25
-    assert "say how loud" in engine.log.read_text(errors="replace")
+    run = engine.run(graph, ["features", "poses"])
+    assert "flashlips" not in run.outputs["features"][0] and len(run.outputs["poses"][0].values) == 25, run.errors
+    assert "do not say how loud the sound is" in run.said["poses"]
     graph["model"]["inputs"]["name"] = "bundled"
     refusal = engine.run(graph, "poses").errors["poses"]
     assert "listens to 'flashlips-mel-conv-3' (48 numbers a row)" in refusal and "states 0 to 2 of 48 numbers" in refusal
