@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DEMO, WORKFLOWS = ROOT / "flashlips_core" / "demo", ROOT / "workflows"
 FRAMES, RATE = 6, 25
 TEMPLATE = "1 Dub a video"
-PATIENCE_MS = 120_000
+PATIENCE_MS = 300_000
 READY = "window.app?.graph && !!window.LiteGraph?.registered_node_types?.FlashLipsLipSync"
 UNKNOWN = "app.graph._nodes.map(node => node.type).filter(type => !(type in LiteGraph.registered_node_types))"
 SET_PATHS = """files => {
