@@ -33,6 +33,7 @@ LAST = "opencv-python-headless=="
 OLDEST_PYTHON = (3, 11)  # numpy 2.4 and scipy 1.17 have no wheels below
 COMMANDS = {
     "demo": ["-m", "flashlips_core.demo"],
+    "check": ["-m", "ruff", "check"],
     "test": ["-m", "pytest"],
     "comfy": ["main.py"],
 }

@@ -99,7 +99,7 @@ def test_every_pin_is_an_exact_version_and_covers_what_the_library_asks_for():
 
 def test_a_run_without_a_command_shows_the_commands():
     shown = subprocess.run([sys.executable, ROOT / "dev.py"], capture_output=True, text=True, check=False)
-    assert shown.returncode == 2 and all(name in shown.stdout for name in ("demo", "test", "comfy"))
+    assert shown.returncode == 2 and all(name in shown.stdout for name in ("demo", "test", "check", "comfy"))
 
 
 def test_a_command_runs_in_the_environment_and_its_exit_code_is_passed_on(dev, monkeypatch):
@@ -114,6 +114,18 @@ def test_a_command_runs_in_the_environment_and_its_exit_code_is_passed_on(dev, m
     monkeypatch.setattr(dev, "run_to_the_end", run_to_the_end)
     assert dev.main(["test", "-k", "media"]) == 3
     assert seen["command"] == [str(dev.environment_python()), "-m", "pytest", "-k", "media"] and seen["folder"] == ROOT
+
+
+def test_a_check_runs_every_tool_and_one_that_complains_is_enough(dev, monkeypatch):
+    tools: list[str] = []
+
+    def run_to_the_end(command, folder, environment):
+        tools.append(" ".join(command[2:4]))
+        return int("format" in command)
+
+    monkeypatch.setattr(dev, "is_up_to_date", lambda: True)
+    monkeypatch.setattr(dev, "run_to_the_end", run_to_the_end)
+    assert dev.main(["check"]) == 1 and tools == ["ruff check", "ruff format", "pyrefly check"]
 
 
 def test_only_the_tests_need_every_comfyui(dev, monkeypatch):
