@@ -57,9 +57,13 @@ COMPARED = f"""async () => {{
     const after = picture();
     found.changed = before.filter((value, place) => Math.abs(value - after[place]) > 12).length;
     press(" ");
-    await new Promise(done => setTimeout(done, 1500));  // several times the clip: it loops
+    const apart = [];
+    for (let i = 0; i < 40; i++) {{  // several times the clip: it loops, and one may begin again a moment before the other
+        await new Promise(done => setTimeout(done, 50));
+        apart.push(Math.abs(player.videos[0].currentTime - player.videos[1].currentTime) * player.data.fps);
+    }}
     found.playing = player.playing;
-    found.apart = Math.abs(player.videos[0].currentTime - player.videos[1].currentTime) * player.data.fps;
+    found.apart = apart.sort((a, b) => a - b)[20];
     press(" ");
     return found;
 }}"""
@@ -155,7 +159,7 @@ def test_the_template_opens_runs_and_its_result_plays(version: str, renderer: st
     assert compared["frames"] == FRAMES and compared["view"] == "side"
     assert (compared["first"], compared["second"], compared["last"]) == ([0, 0], [1, 1], [FRAMES - 1] * 2)
     assert compared["changed"] > 20  # the mouth
-    assert compared["playing"] and compared["apart"] < 4  # or it would have jumped
+    assert compared["playing"] and compared["apart"] < 3  # frames, most of the time
     assert page.evaluate(DELETE_PLAYER) == {"players": 0, "heard": 0, "files": 0, "ended": True}
     assert not [text for text in page.said if "blob:" in text]  # a preview picture taken for the result
     assert not [problem for problem in page.problems if "flashlips" in problem.lower()]
