@@ -31,6 +31,13 @@ from flashlips_core.types import Frame
 NUM_FRAMES = 25
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is skipped where ../shared is absent is marked by that; ``shared`` stands only where a test looks for itself."""
+    for item in items:
+        if any("../shared" in mark.kwargs.get("reason", "") for mark in item.iter_markers("skipif")):
+            item.add_marker("shared")
+
+
 @dataclasses.dataclass(frozen=True)
 class ClipSpec:
     """How a synthetic clip is made."""

@@ -221,6 +221,7 @@ def test_image_sizes_that_do_not_divide_by_eight_are_refused():
         TinyCodec(tiny_network()).encode(torch.zeros(1, 3, 30, 32))
 
 
+@pytest.mark.shared
 def test_taesdxl_round_trip_of_a_real_face_is_about_30_db():
     clips = sorted((SHARED / "data/grid_s1/test").glob("*.mp4"))
     if not clips or not (SHARED / "weights").is_dir():

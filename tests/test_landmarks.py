@@ -260,6 +260,7 @@ def error_of(found: np.ndarray, true: np.ndarray) -> float:
     return float(np.linalg.norm(found - true, axis=-1).mean() / (9.0 / 21.0 * (square[2] - square[0])))
 
 
+@pytest.mark.shared
 @bundled
 @pytest.mark.parametrize("yaw", [-0.6, 0.0, 0.5])
 def test_the_bundled_network_finds_a_turned_heads_landmarks_from_a_rough_box(rendered, yaw):
@@ -269,11 +270,13 @@ def test_the_bundled_network_finds_a_turned_heads_landmarks_from_a_rough_box(ren
     assert error_of(found[0], true) < 0.07 and confidence[0] > 0.5
 
 
+@pytest.mark.shared
 @bundled
 def test_landmarks_of_a_still_face_hardly_tremble(rendered):
     assert jitter(FaceLandmarker(load_network("landmarks")), *rendered(0.1)) < 0.6
 
 
+@pytest.mark.shared
 @bundled
 @pytest.mark.parametrize(("yaw", "roll"), [(0.0, 0.0), (-1.0, 0.0), (0.9, 0.0), (0.1, -0.7)])
 def test_cascades_and_network_find_faces_that_turn_and_tilt(rendered, yaw, roll):

@@ -246,6 +246,7 @@ def test_a_pickle_with_code_is_refused(tmp_path):
         load_vgg(tmp_path)
 
 
+@pytest.mark.shared
 def test_dlib_stand_in_tells_real_people_apart():
     corners = {  # upper left of the 156 px editor crop in the first frame, by MediaPipe's points
         "s2/bbaf1n": (41, 76),
