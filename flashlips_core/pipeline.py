@@ -79,15 +79,17 @@ class LipSync(ClipSteps):
         started, clock = time.perf_counter(), clock or StageClock(self.device)
         settings = replace(settings, **changes)
         check_output(out, [source, audio], tuple(CONTAINERS))
-        if not isinstance(references, Look):  # which was made with these very parts
+        look = references if isinstance(references, Look) else None
+        if look is None:  # else it was made with these very parts
             self.check_ready(settings, needs_voice=False)
         clip = probe(source)
         check_track(track, clip)
         sound = None if audio is None else opened(audio)
         tell = stage or _nobody
-        if not isinstance(references, Look):
+        if look is None:
             tell("Choosing references", len(track))
-        look = self._look_at(source, track, references, settings, clock)
+            with clock("choose references"):
+                look = self.look(source, track, settings.num_references, given=references)
         plan = plan_for(clip, len(track), sound, settings)
         rows = plan_rows(plan, track, poses, clip)
         if look.mouths is not None and settings.is_retrieved:
@@ -157,14 +159,6 @@ class LipSync(ClipSteps):
         watching = {"progress": passes.third, "show": show, "stage": stage, "clock": clock}
         report = self.edit_video(video, track, poses, out, settings, audio=sound, references=look, **watching)
         return replace(report, total_s=time.perf_counter() - started)
-
-    def _look_at(
-        self, source: Source, track: FaceTrack, references: Sequence[int] | Look | None, settings: DubSettings, clock: StageClock
-    ) -> Look:
-        if isinstance(references, Look):
-            return references
-        with clock("choose references"):
-            return self.look(source, track, settings.num_references, given=references)
 
     def _frame_editor(
         self, look: Look, box_side: float, settings: DubSettings, clock: StageClock, waiting: Waiting, is_edited: bool

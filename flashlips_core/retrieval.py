@@ -121,9 +121,9 @@ def misfit(shown: Faces, wanted: Faces) -> np.ndarray:
     """How badly each of N mouths fits each of T frames, (T, N): lips, head, and what lies around."""
     cost = _squared_distance(wanted.poses.numpy(), shown.poses.numpy()) / shown.poses.shape[1]
     cost += HEAD_COST * _squared_distance(wanted.heads, shown.heads)
-    around = _squared_distance(wanted.rims, shown.rims)
+    around, worst = _rim_differences(wanted.rims, shown.rims)
     cost += RIM_COST * around / (RIM_FLOOR + np.median(np.quantile(around, 0.1, axis=1)))
-    cost += ((_worst_part(wanted.rims, shown.rims) - COVER_FREE) / COVER_UNIT).clip(0, COVER_MOST)
+    cost += ((worst - COVER_FREE) / COVER_UNIT).clip(0, COVER_MOST)
     return cost + OPENING_COST * ((wanted.openings[:, None] - shown.openings) / OPENING_UNIT) ** 2
 
 
@@ -190,12 +190,14 @@ def _rim_parts() -> list[np.ndarray]:
     return [np.flatnonzero(np.tile(part, 3) == k) for k in range(8)]
 
 
-def _worst_part(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Mean squared difference in the eighth that differs most. (T, K), (N, K) -> (T, N)"""
-    worst = np.zeros((len(a), len(b)), np.float32)  # T may be an hour of frames: one eighth at a time
+def _rim_differences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean squared difference all around, and in the eighth that differs most. (T, K), (N, K) -> (T, N) twice"""
+    around, worst = np.zeros((2, len(a), len(b)), np.float32)  # T may be an hour of frames: one eighth at a time
     for part in _rim_parts():
-        np.maximum(worst, _squared_distance(a[:, part], b[:, part]) * (a.shape[1] / len(part)), out=worst)
-    return worst
+        difference = _squared_distance(a[:, part], b[:, part])
+        around += difference
+        np.maximum(worst, difference * (a.shape[1] / len(part)), out=worst)
+    return around, worst
 
 
 def _squared_distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -330,8 +330,6 @@ class ClipSteps(Parts):
 
     def check_mode(self, mode: str) -> None:
         """Refuse a mode that does not suit the editor."""
-        if mode not in MODES:
-            raise FlashLipsError(f"Unknown mode '{mode}'; choose mask-free, or masked for a stage-1 editor.")
         if self.is_refined and mode == "masked":
             raise FlashLipsError(
                 "This editor was refined to see the mouth that it changes (stage 2); use mode 'mask-free', or a stage-1 editor."

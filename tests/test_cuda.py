@@ -17,7 +17,7 @@ from flashlips_core.train.batches.frames import encode_looks, load_frames
 from flashlips_core.train.editor.pairs import EditorSettings, Judge, train_editor
 from flashlips_core.train.loop.logs import read_rows
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA card")]
 DEVICES = ("cpu", "cuda")
 
 

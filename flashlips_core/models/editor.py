@@ -19,7 +19,7 @@ Ours: an editor has a window, the part of a crop that it reads and may change; w
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -55,7 +55,7 @@ class EditorContext:
 Context = TypeVar("Context", bound=EditorContext)
 
 
-class Editor(nn.Module, Generic[Context]):
+class Editor(nn.Module, ABC, Generic[Context]):
     """The contract: :meth:`prepare_references` once per clip, then the editor is called for any batch of its frames.
 
     A new backbone implements ``prepare_references`` and ``residual``, and is named in ``loading.NETWORKS``.
