@@ -275,6 +275,7 @@ class EditPoses(io.ComfyNode):
             description="Changes lip motion before it is applied: strength, smoothness, timing, a mix with another track, closed "
             "lips in silence, and edits of single ranges on a timeline. The sliders act first, in this order: mix, gain, "
             "smoothing, silence, offset; then the timeline's edits.",
+            has_intermediate_output=True,  # else ComfyUI does not send a cached track again, to a page that was reloaded
             inputs=[
                 Poses.Input("poses", tooltip="The track to edit."),
                 Poses.Input(

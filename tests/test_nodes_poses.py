@@ -399,6 +399,14 @@ def test_the_timeline_gets_the_track_after_the_sliders_and_before_the_operations
 
 
 @pytest.mark.comfy
+def test_a_cached_track_is_sent_to_the_timeline_again(engine, graph) -> None:
+    graph = edit(graph) | {"drawn": node("FlashLipsPreviewPoses", poses=["edited", 0])}
+    first, again = engine.run(graph), engine.run(graph)
+    assert first.is_success and again.is_success
+    assert "edited" in again.cached and again.ui["edited"] == first.ui["edited"]
+
+
+@pytest.mark.comfy
 def test_features_alone_give_the_timeline_speech_and_nothing_gives_curves(engine, graph) -> None:
     for inputs, has_sound in (({"features": ["features", 0]}, True), ({}, False)):
         run = engine.run(edit(graph, **inputs), "edited")
