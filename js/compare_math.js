@@ -3,7 +3,7 @@
 
 /** @typedef {{x: number, y: number, width: number, height: number}} Box */
 /** @typedef {{start: number, stop: number}} Range - frames, both shown */
-/** @typedef {"wipe" | "side" | "before" | "after"} View */
+/** @typedef {"wipe" | "side"} View */
 
 export const REACH = 14; // px from the wipe's line at which it can be taken
 

@@ -34,11 +34,7 @@ const STYLE = `
 .flashlips-timeline .fl-fields button { grid-column: 1 / 3; }
 .flashlips-timeline .fl-status { color: var(--descrip-text); overflow: hidden; text-overflow: ellipsis; white-space: nowrap; min-height: 1.3em; flex: none; }
 .flashlips-timeline .fl-status.fl-problem { color: var(--error-text, #f87171); white-space: normal; }
-@container (max-width: 470px) { .flashlips-timeline .fl-text { position: absolute; inset: 0; width: 100%; height: 100%; box-sizing: border-box; resize: none; padding: 6px;
-    font: var(--fl-font)/1.4 ui-monospace, monospace; color: var(--input-text); background: var(--comfy-input-bg);
-    border: 1px solid var(--border-color); border-radius: 5px; }
-.flashlips-timeline [hidden] { display: none; }
-.flashlips-timeline .fl-side { display: none; } }
+@container (max-width: 470px) { .flashlips-timeline .fl-side { display: none; } }
 `;
 
 /** Adds the style sheet once to the page. */

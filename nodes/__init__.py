@@ -1,4 +1,4 @@
-"""The nodes: each is a schema and one call into the core; only the two bridges touch ComfyUI's inside."""
+"""The nodes: each is a schema and one call into the core; only the two bridges and progress.py touch ComfyUI's inside."""
 
 from __future__ import annotations
 

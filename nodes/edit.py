@@ -56,7 +56,6 @@ class LipSync(io.ComfyNode):
                 "wav2lip",
                 "latentsync",
                 "musetalk",
-                "latentsync",
                 "flashlips",
             ],  # fmt: skip
             inputs=[
