@@ -65,7 +65,7 @@ def fitted(picture_s: float | Fraction, voice_s: float | Fraction, result_s: flo
 
 
 def tracked(present: Sequence[bool], scenes: int, fps: float | Fraction) -> str:
-    """What a track holds: "104 frames, 2 without the face (from 3.20 s), 2 scenes"."""
+    """What a track holds: "104 frames, 2 without the face (the first at 3.20 s), left as they are, 2 scenes"."""
     absent = [index for index, is_there in enumerate(present) if not is_there]
     parts = [count(len(present), "frame")]
     if len(absent) == len(present):
